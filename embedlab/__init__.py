@@ -1,0 +1,1 @@
+"""embedlab: compute-optimal training of text-embedding models from decoder-only language models."""

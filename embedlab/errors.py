@@ -1,0 +1,44 @@
+"""The errors a user can cause, so that each can be caught, told apart, and shown without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EmbedLabError(Exception):
+    """Base of every error that a user can cause.
+
+    The message says what was received, what was expected, and what to do.
+    """
+
+
+class ConfigError(EmbedLabError):
+    """An option or a combination of options that cannot work."""
+
+
+class DataError(EmbedLabError):
+    """A file, a row or a text that cannot be used."""
+
+
+class PluginError(EmbedLabError):
+    """A fine-tuning method that cannot be loaded or breaks the interface."""
+
+
+class RecordError(EmbedLabError):
+    """A run record that cannot be read, written or compared."""
+
+
+class TrainingError(EmbedLabError):
+    """A training run that cannot go on (a loss that is not finite, say)."""
+
+
+def suggestion(received: str, known: Iterable[str]) -> str:
+    """Returns ``" Did you mean 'x'?"`` for the known name nearest to ``received``, or the empty string.
+
+    >>> suggestion("lora", ["FullFineTuning", "LoRA"])
+    " Did you mean 'LoRA'?"
+    """
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(received.lower(), names, n=1, cutoff=0.5)
+    return f" Did you mean '{names[close[0]]}'?" if close else ""
