@@ -1,0 +1,89 @@
+"""Learning rate as a function of a run's progress, so that steps and FLOP budgets share one schedule.
+
+Progress is the share of the run that is done, in [0, 1]: steps taken over steps planned, or FLOPs spent over
+the budget. A schedule has no state, so there is nothing to lose on resume.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+from embedlab.errors import ConfigError
+
+
+class Schedule(ABC):
+    """A factor on the peak learning rate for every progress in [0, 1]."""
+
+    @abstractmethod
+    def factor(self, progress: float) -> float:
+        """The factor in [0, 1] at ``progress`` in [0, 1]."""
+
+
+def _check_share(name: str, value: float) -> float:
+    if not 0 <= value < 1:
+        raise ConfigError(f"{name} is a share of the run and must lie in [0, 1), got {value}.")
+    return value
+
+
+class WarmupCosine(Schedule):
+    """Linear warm-up, then a cosine down to the end (Loshchilov & Hutter 2017, arXiv:1608.03983).
+
+    Args:
+        warmup: share of the run spent warming up.
+        final: factor at the end of the run.
+    """
+
+    def __init__(self, *, warmup: float = 0.1, final: float = 0.0) -> None:
+        self.warmup = _check_share("schedule.warmup", warmup)
+        self.final = final
+
+    def factor(self, progress: float) -> float:
+        """The factor at ``progress``."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        position = (min(progress, 1.0) - self.warmup) / (1 - self.warmup)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * position))
+
+
+class Constant(Schedule):
+    """Linear warm-up, then the peak until the end.
+
+    Args:
+        warmup: share of the run spent warming up.
+    """
+
+    def __init__(self, *, warmup: float = 0.0) -> None:
+        self.warmup = _check_share("schedule.warmup", warmup)
+
+    def factor(self, progress: float) -> float:
+        """The factor at ``progress``."""
+        return progress / self.warmup if progress < self.warmup else 1.0
+
+
+class WarmupStableDecay(Schedule):
+    """Linear warm-up, the peak, then a decay over the last part (Hu et al. 2024, arXiv:2404.06395).
+
+    The decay follows 1 - sqrt(share of the decay that is done) (Hägele et al. 2024, arXiv:2405.18392).
+
+    Args:
+        warmup: share of the run spent warming up.
+        decay: share of the run, at its end, spent decaying.
+        final: factor at the end of the run.
+    """
+
+    def __init__(self, *, warmup: float = 0.1, decay: float = 0.2, final: float = 0.0) -> None:
+        self.warmup = _check_share("schedule.warmup", warmup)
+        self.decay = _check_share("schedule.decay", decay)
+        self.final = final
+        if warmup + decay > 1:
+            raise ConfigError(
+                f"schedule.warmup and schedule.decay are shares of one run, got {warmup} + {decay} > 1. Lower one."
+            )
+
+    def factor(self, progress: float) -> float:
+        """The factor at ``progress``."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        decayed = (min(progress, 1.0) - (1 - self.decay)) / self.decay if self.decay else 0.0
+        return 1.0 if decayed <= 0 else self.final + (1 - self.final) * (1 - math.sqrt(decayed))
