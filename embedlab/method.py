@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from embedlab.errors import PluginError
+from embedlab.errors import ConfigError, PluginError
 
 # Peak learning rates of Pythia's pre-training by non-embedding parameters (Biderman et al. 2023,
 # arXiv:2304.01373, table 1 for the sizes; the rates as in Ziarko et al. 2024, arXiv:2406.04165).
@@ -82,18 +82,36 @@ class FineTuningMethod(ABC):
         return model
 
 
+def prepare_backbone(method: FineTuningMethod, backbone: PreTrainedModel) -> nn.Module:
+    """The backbone as ``method`` prepares it, checked: the one way from a backbone to what is trained.
+
+    Raises:
+        ConfigError: if the method does not fit the backbone, or leaves nothing trainable.
+        PluginError: if the method returns no module.
+    """
+    name = type(method).__name__
+    model = method.prepare(backbone)
+    if not isinstance(model, nn.Module):
+        raise PluginError(
+            f"{name}.prepare returned {model!r}. Expected the torch.nn.Module that is called in place of the backbone."
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            f"{name} leaves nothing trainable in {type(backbone).__name__}. Choose other options or another "
+            "method: `embedlab methods` lists them."
+        )
+    return model
+
+
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """The decoder's blocks in order: the longest ``ModuleList`` of modules of one class.
+    """The decoder's blocks in order: the ``ModuleList`` that holds the most weights.
+
+    A list inside a block (experts, say) can be longer than the list of blocks, but never holds more.
 
     Raises:
         PluginError: if the model has no such list.
     """
-    lists = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList) and len(module) and len({type(block) for block in module}) == 1
-    ]
-    # A list inside a block (experts, say) can be longer than the list of blocks, but never holds more weights.
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     if not lists:
         raise PluginError(
             f"{type(model).__name__} has no list of decoder blocks. Expected a decoder-only transformer whose "
@@ -131,5 +149,24 @@ def pretraining_peak_learning_rate(backbone: PreTrainedModel) -> float:
     for (small, high), (large, low) in zip(_PYTHIA_PEAKS, _PYTHIA_PEAKS[1:], strict=False):
         if size <= large:
             position = math.log(size / small) / math.log(large / small)
-            return math.exp((1 - position) * math.log(high) + position * math.log(low))
+            return float(high ** (1 - position) * low**position)
     return _PYTHIA_PEAKS[-1][1]
+
+
+def prepare_backbone(method: FineTuningMethod, backbone: PreTrainedModel) -> nn.Module:
+    """Lets a method prepare a backbone, and checks what comes back.
+
+    Raises:
+        PluginError: if the method returns no module.
+        ConfigError: if nothing is left to train.
+    """
+    model = method.prepare(backbone)
+    name = type(method).__name__
+    if not isinstance(model, nn.Module):
+        raise PluginError(f"{name}.prepare returned a {type(model).__name__}. Expected a torch.nn.Module.")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            f"{name} leaves nothing to train in a {type(backbone).__name__}. Change its options or choose another "
+            "method; `embedlab methods` lists them."
+        )
+    return model

@@ -1,0 +1,200 @@
+"""Any chunking and recompute policy gives the gradient of one unchunked forward, for every method."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from embedlab.chunking import Chunk, cut_chunks, pad_chunk
+from embedlab.encoder import Encoder
+from embedlab.method import FineTuningMethod, prepare_backbone
+from embedlab.registry import discover
+from embedlab.replay import ChunkedGradient, Recompute
+from embedlab.testing.backbones import FAMILIES, tiny_backbone
+
+METHODS = sorted(discover())
+POLICIES = [*get_args(Recompute), "partly"]
+
+
+def make_encoder(
+    family: str, method: str, *, dtype: torch.dtype = torch.float64, **overrides: object
+) -> Encoder:
+    torch.manual_seed(0)
+    entry = discover()[method]
+    assert entry.cls is not None
+    instance: FineTuningMethod = entry.cls()
+    backbone = tiny_backbone(family, **overrides)
+    if method == "BiasTuning" and not any("bias" in name for name, _ in backbone.named_parameters()):
+        pytest.skip("no biases in this family")
+    encoder = Encoder(prepare_backbone(instance, backbone), "mean").to(dtype)
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:  # fresh adapters have no gradient in A
+            nn.init.normal_(parameter, std=0.1)
+    return encoder.train()
+
+
+def make_texts(num_texts: int = 13) -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(3, 100, size=length) for length in generator.integers(1, 20, size=num_texts)]
+
+
+def chunks_of(texts: list[np.ndarray], max_tokens: int) -> list[Chunk]:
+    lengths = np.array([len(text) for text in texts])
+    return [
+        pad_chunk([texts[row] for row in rows], rows, pad_token_id=0)
+        for rows in cut_chunks(lengths, max_tokens=max_tokens)
+    ]
+
+
+def loss_of(embeddings_UD: Tensor) -> Tensor:
+    """Couples all embeddings, as a contrastive loss does."""
+    return torch.logsumexp(5 * embeddings_UD @ embeddings_UD.roll(1, 0).T, dim=1).sum()
+
+
+def gradients(encoder: Encoder) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+    encoder.zero_grad()
+    return found
+
+
+def reference(encoder: Encoder, texts: list[np.ndarray]) -> dict[str, Tensor]:
+    whole = pad_chunk(texts, np.arange(len(texts)), pad_token_id=0)
+    loss_of(encoder(whole)).backward()
+    return gradients(encoder)
+
+
+def chunked(encoder: Encoder, chunks: list[Chunk], engine: ChunkedGradient) -> tuple[dict[str, Tensor], int]:
+    batch = engine.encode(chunks)
+    replayed = batch.num_replayed_tokens
+    embeddings_UD = batch.embeddings_UD.clone().requires_grad_()
+    loss_of(embeddings_UD).backward()
+    assert embeddings_UD.grad is not None
+    for surrogate in engine.surrogates(batch, embeddings_UD.grad):
+        surrogate.backward()
+    return gradients(encoder), replayed
+
+
+def make_engine(encoder: Encoder, policy: str) -> ChunkedGradient:
+    frozen = encoder.frozen_blocks()
+    parameters = list(encoder.parameters())
+    if policy == "partly":
+        return ChunkedGradient(encoder, parameters, frozen_blocks=frozen, memory_bytes=600_000)
+    return ChunkedGradient(encoder, parameters, recompute=policy, frozen_blocks=frozen)  # type: ignore[arg-type]
+
+
+def assert_same_gradients(received: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert received.keys() == expected.keys()
+    scale = torch.stack([g.norm() for g in expected.values()]).norm()
+    error = torch.stack([(received[name] - g).norm() for name, g in expected.items()]).norm()
+    assert scale > 0
+    assert error / scale <= tolerance
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunked_gradient_is_exact_for_every_family(family: str, method: str, policy: str) -> None:
+    # transformers' eager attention takes its softmax in float32, where the masks of float64 are infinite.
+    eager = tiny_backbone(family).config._attn_implementation == "eager"
+    encoder = make_encoder(family, method, dtype=torch.float32 if eager else torch.float64)
+    texts = make_texts()
+    expected = reference(encoder, texts)
+    received, _ = chunked(encoder, chunks_of(texts, max_tokens=40), make_engine(encoder, policy))
+    # transformers computes RMS norms in float32 whatever the model's dtype: there the model itself rounds.
+    rounds = any("RMSNorm" in type(module).__name__ for module in encoder.modules())
+    assert_same_gradients(received, expected, 1e-5 if eager else 1e-7 if rounds else 1e-10)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 25, 1000])
+@pytest.mark.parametrize("method", METHODS)
+def test_chunked_gradient_is_exact_in_float32_for_any_chunk_size(method: str, max_tokens: int) -> None:
+    encoder = make_encoder("gpt_neox", method, dtype=torch.float32)
+    texts = make_texts()
+    expected = reference(encoder, texts)
+    received, _ = chunked(encoder, chunks_of(texts, max_tokens), make_engine(encoder, "always"))
+    assert_same_gradients(received, expected, 1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_replay_draws_the_same_dropout(method: str) -> None:
+    encoder = make_encoder("gpt2", method, dropout=0.3)
+    chunks = chunks_of(make_texts(), max_tokens=40)
+    results = {}
+    for policy in ("never", "always"):
+        torch.manual_seed(1)
+        results[policy], _ = chunked(encoder, chunks, make_engine(encoder, policy))
+    assert_same_gradients(results["always"], results["never"], 1e-12)
+    torch.manual_seed(2)
+    other, _ = chunked(encoder, chunks, make_engine(encoder, "never"))
+    with pytest.raises(AssertionError):
+        assert_same_gradients(other, results["never"], 1e-3)
+
+
+def test_a_replay_leaves_the_random_numbers_after_it_as_they_were() -> None:
+    encoder = make_encoder("gpt2", "FullFineTuning", dropout=0.3)
+    chunks = chunks_of(make_texts(), max_tokens=40)
+    after = []
+    for policy in ("never", "always"):
+        torch.manual_seed(1)
+        chunked(encoder, chunks, make_engine(encoder, policy))
+        after.append(torch.rand(3))
+    assert torch.equal(after[0], after[1])
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    encoder = make_encoder("gpt_neox", "FullFineTuning")
+    texts = make_texts()
+    expected = reference(encoder, texts)
+    encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    for policy in POLICIES:
+        received, _ = chunked(encoder, chunks_of(texts, max_tokens=40), make_engine(encoder, policy))
+        assert_same_gradients(received, expected, 1e-10)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_does_not_lose_gradients_in_a_replay(method: str) -> None:
+    encoder = make_encoder("gpt_neox", method, dtype=torch.float32)
+    chunks = chunks_of(make_texts(), max_tokens=40)
+    results = []
+    for policy in ("never", "always"):
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(chunked(encoder, chunks, make_engine(encoder, policy))[0])
+    assert_same_gradients(results[1], results[0], 1e-2)
+
+
+def test_memory_decides_how_many_chunks_are_replayed() -> None:
+    encoder = make_encoder("gpt_neox", "FullFineTuning")
+    chunks = chunks_of(make_texts(60), max_tokens=40)
+    parameters = list(encoder.parameters())
+    replayed = [
+        chunked(encoder, chunks, ChunkedGradient(encoder, parameters, memory_bytes=memory))[1]
+        for memory in (1, 2_000_000, 4_000_000, 10**12)
+    ]
+    assert replayed[0] > replayed[1] > replayed[2] > replayed[3] == 0
+    longest = chunks[0].num_padded_tokens  # has a graph whatever the memory
+    assert replayed[0] == sum(chunk.num_padded_tokens for chunk in chunks) - longest
+
+
+def test_the_frozen_prefix_is_what_no_gradient_flows_through() -> None:
+    encoder = make_encoder("gpt_neox", "BlockFreezing")
+    blocks = list(encoder.backbone.layers)
+    assert encoder.frozen_blocks() == blocks[: len(blocks) // 2]
+    assert make_encoder("gpt_neox", "FullFineTuning").frozen_blocks() == []
+    assert make_encoder("gpt_neox", "LoRA").frozen_blocks() == []
+
+
+def test_a_replay_does_not_compute_frozen_blocks_again() -> None:
+    encoder = make_encoder("gpt_neox", "BlockFreezing")
+    calls = {"frozen": 0, "trained": 0}
+    blocks = list(encoder.backbone.layers)
+    for name, block in (("frozen", blocks[0]), ("trained", blocks[-1])):
+        block.mlp.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls[name] + 1))
+    engine = make_engine(encoder, "always")
+    calls.update(frozen=0, trained=0)
+    chunks = chunks_of(make_texts(), max_tokens=40)
+    chunked(encoder, chunks, engine)
+    assert calls == {"frozen": len(chunks), "trained": 2 * len(chunks)}
