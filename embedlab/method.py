@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -146,27 +147,8 @@ def pretraining_peak_learning_rate(backbone: PreTrainedModel) -> float:
     size = num_nonembedding_parameters(backbone)
     if size <= _PYTHIA_PEAKS[0][0]:
         return _PYTHIA_PEAKS[0][1]
-    for (small, high), (large, low) in zip(_PYTHIA_PEAKS, _PYTHIA_PEAKS[1:], strict=False):
+    for (small, high), (large, low) in pairwise(_PYTHIA_PEAKS):
         if size <= large:
             position = math.log(size / small) / math.log(large / small)
             return float(high ** (1 - position) * low**position)
     return _PYTHIA_PEAKS[-1][1]
-
-
-def prepare_backbone(method: FineTuningMethod, backbone: PreTrainedModel) -> nn.Module:
-    """Lets a method prepare a backbone, and checks what comes back.
-
-    Raises:
-        PluginError: if the method returns no module.
-        ConfigError: if nothing is left to train.
-    """
-    model = method.prepare(backbone)
-    name = type(method).__name__
-    if not isinstance(model, nn.Module):
-        raise PluginError(f"{name}.prepare returned a {type(model).__name__}. Expected a torch.nn.Module.")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(
-            f"{name} leaves nothing to train in a {type(backbone).__name__}. Change its options or choose another "
-            "method; `embedlab methods` lists them."
-        )
-    return model
