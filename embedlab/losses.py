@@ -1,0 +1,377 @@
+"""Contrastive losses with their gradient in closed form, so that no graph over similarities bounds the batch.
+
+A loss declares which blocks of scores share a softmax (see ``SymmetricInfoNCE``). How scores are computed,
+masked, normalised and differentiated, in chunks of rows and over ranks, stands here once for all of them.
+
+Axes in names: U unique texts of a rank's batch, P pairs of a rank, N hard negatives of a rank, X the pool
+(queries, positives and hard negatives of all ranks), R anchors of a chunk, M candidates, D dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from embedlab.errors import ConfigError, DataError, PluginError
+
+MAX_INVERSE_TEMPERATURE = 100.0
+"""A learnable inverse temperature goes no higher, as in CLIP (Radford et al. 2021, arXiv:2103.00020)."""
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Which of this rank's unique texts form its pairs.
+
+    Attributes:
+        queries_P: row of each pair's query, int64.
+        positives_P: row of each pair's positive, int64.
+        negatives_N: rows of the hard negatives of all pairs, int64; their number may differ between ranks.
+        text_hashes_U: equal exactly where two texts are identical, also across ranks, int64.
+    """
+
+    queries_P: Tensor
+    positives_P: Tensor
+    negatives_N: Tensor
+    text_hashes_U: Tensor
+
+    def stacked(self) -> Tensor:
+        """Rows of the queries, then of the positives, then of the hard negatives."""
+        return torch.cat([self.queries_P, self.positives_P, self.negatives_N])
+
+
+@dataclass(frozen=True)
+class LossGradient:
+    """A loss over the batches of all ranks and its gradient; nothing in it needs another reduction.
+
+    Attributes:
+        loss: mean over the pairs of all ranks, zero-dim, the same on every rank.
+        embeddings_UD: gradient with respect to this rank's embeddings, what other ranks' anchors contribute
+            included; float32, or float64 for float64 embeddings.
+        log_scale: derivative with respect to the log inverse temperature, zero-dim, the same on every rank.
+        num_candidates: negatives an anchor was contrasted with once masked, mean over anchors and terms.
+    """
+
+    loss: Tensor
+    embeddings_UD: Tensor
+    log_scale: Tensor
+    num_candidates: float
+
+
+class Block(NamedTuple):
+    """Scores of this rank's anchors, one a pair, against candidates of all ranks.
+
+    Attributes:
+        anchors: which text of a pair is contrasted.
+        candidates: with what; ``documents`` are the positives and the hard negatives.
+    """
+
+    anchors: Literal["queries", "positives"]
+    candidates: Literal["queries", "positives", "documents"]
+
+    @property
+    def holds_positive(self) -> bool:
+        """Whether the pair's own score is in the block; in a block of one side the anchor itself is there."""
+        return (self.anchors == "queries") != (self.candidates == "queries")
+
+
+Term = tuple[Block, ...]
+"""Blocks whose scores, for each pair, share one softmax."""
+
+
+class ContrastiveLoss(nn.Module, ABC):
+    """Cross-entropy of each pair's own score in a softmax over candidates, averaged over terms and pairs.
+
+    A score is the cosine of two texts over the temperature. A new loss is a subclass that states ``terms``.
+
+    Computed in float32 (float64 for float64 embeddings) whatever autocast says; on a GPU the matrix products
+    follow ``torch.set_float32_matmul_precision``.
+
+    Args:
+        temperature: divides the cosines; 0.025 as in Ziarko et al. 2024, arXiv:2406.04165.
+        learnable_temperature: train its logarithm, from ``temperature`` on; it goes no lower than 0.01.
+        mask_identical: leave out candidates known to be no negatives: identical to the anchor or to its
+            partner in the pair, or partner of a text that is identical to the anchor.
+        false_negative_margin: leave out candidates whose cosine exceeds that of the pair by more than this;
+            0.1 in Zhang et al. 2025, arXiv:2506.05176. May be negative. None leaves out none.
+        rows_per_chunk: anchors whose scores are in memory at a time.
+    """
+
+    log_scale: Tensor
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.025,
+        learnable_temperature: bool = False,
+        mask_identical: bool = True,
+        false_negative_margin: float | None = None,
+        rows_per_chunk: int = 1024,
+    ) -> None:
+        super().__init__()
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise ConfigError(
+                f"temperature must be a number above 0, got {temperature}. Usual values lie between 0.01 and "
+                "0.1; leave it out for 0.025."
+            )
+        if learnable_temperature and 1 / temperature > MAX_INVERSE_TEMPERATURE:
+            raise ConfigError(
+                f"A learnable temperature goes no lower than {1 / MAX_INVERSE_TEMPERATURE}, got temperature="
+                f"{temperature} to start from. Raise it, or set learnable_temperature to false."
+            )
+        if false_negative_margin is not None and not math.isfinite(false_negative_margin):
+            raise ConfigError(
+                "false_negative_margin must be a difference of cosines, 0.1 for instance, got "
+                f"{false_negative_margin}. Leave it out to mask nothing by score."
+            )
+        if rows_per_chunk < 1:
+            raise ConfigError(f"rows_per_chunk must be at least 1, got {rows_per_chunk}.")
+        for term in self.terms:
+            if not any(block.holds_positive for block in term):
+                raise PluginError(
+                    f"{type(self).__name__} has the term {term}, whose softmax does not hold the pair's own "
+                    "score. Each term needs a block across sides, Block('queries', 'documents') for instance."
+                )
+        self.mask_identical = mask_identical
+        self.false_negative_margin = false_negative_margin
+        self.rows_per_chunk = rows_per_chunk
+        log_scale = -math.log(temperature)
+        if learnable_temperature:
+            self.log_scale = nn.Parameter(torch.tensor(log_scale))
+        else:  # no buffer, since casting the module to bfloat16 would round it
+            self.log_scale = torch.tensor(log_scale, dtype=torch.float64)
+
+    @property
+    @abstractmethod
+    def terms(self) -> tuple[Term, ...]:
+        """The softmaxes; a subclass states them as a class attribute."""
+
+    @torch.no_grad()
+    def gradient(
+        self, embeddings_UD: Tensor, rows: PairRows, *, group: dist.ProcessGroup | None = None
+    ) -> LossGradient:
+        """The loss over the batches of all ranks, and its gradient.
+
+        Args:
+            embeddings_UD: unit-norm embeddings of this rank's unique texts. The gradient is with respect to
+                them as they are, not to what was scaled to unit norm.
+            rows: this rank's pairs, as many as on every other rank.
+            group: the ranks that share the batch; None for this process alone.
+
+        Raises:
+            DataError: if there is one pair over all ranks and no hard negative.
+        """
+        with torch.autocast(embeddings_UD.device.type, enabled=False):
+            return self._gradient(embeddings_UD, rows, group)
+
+    def _gradient(self, embeddings_UD: Tensor, rows: PairRows, group: dist.ProcessGroup | None) -> LossGradient:
+        embeddings_UD = embeddings_UD.to(torch.promote_types(embeddings_UD.dtype, torch.float32))
+        pool = _gather(embeddings_UD, rows, group)
+        if len(pool.embeddings_XD) == 2:
+            raise DataError(
+                "A batch of one pair without hard negatives has nothing to contrast with; got 1 pair over "
+                "all ranks. Use a batch of at least 2 pairs, or give the pair hard negatives."
+            )
+        if self.log_scale.requires_grad:
+            self.log_scale.clamp_(max=math.log(MAX_INVERSE_TEMPERATURE))
+        scale = self.log_scale.exp().to(embeddings_UD)
+
+        gradient_XD = torch.zeros_like(pool.embeddings_XD)
+        sums = embeddings_UD.new_zeros(3)
+        for term in self.terms:
+            for start in range(0, pool.num_local, self.rows_per_chunk):
+                pairs = range(start, min(start + self.rows_per_chunk, pool.num_local))
+                sums += self._accumulate(term, pool, pairs, scale, gradient_XD)
+        if group is not None:
+            dist.all_reduce(sums, group=group)
+            dist.all_reduce(gradient_XD, group=group)
+        loss, derivative, num_candidates = (sums / (len(self.terms) * pool.num_pairs)).unbind()
+        own_gradient = gradient_XD[pool.own] * (scale / (len(self.terms) * pool.num_pairs))
+        return LossGradient(
+            loss=loss,
+            embeddings_UD=torch.zeros_like(embeddings_UD).index_add_(0, rows.stacked(), own_gradient),
+            log_scale=derivative * scale,
+            num_candidates=float(num_candidates),
+        )
+
+    def _accumulate(self, term: Term, pool: _Pool, pairs: range, scale: Tensor, gradient_XD: Tensor) -> Tensor:
+        """Adds one chunk's share of the gradient; returns its loss, derivative and number of negatives.
+
+        With p the softmax of a pair's scores s = scale <a, c>, and y one at the pair's own score and zero
+        elsewhere, the loss changes with s by W = p - y. Its gradient is thus scale W C in the anchors A and
+        scale W^T A in the candidates C; in log scale it is sum(W s) = scale <A, W C>, which needs no scores.
+        The factor ``scale`` and the division by the number of pairs and terms are left to the caller.
+        """
+        anchors = [pool.embeddings_XD[pool.local(block.anchors, pairs)] for block in term]
+        candidates = [pool.embeddings_XD[pool.side(block.candidates)] for block in term]
+        widths = [len(candidates_MD) for candidates_MD in candidates]
+        row_R = torch.arange(len(pairs), device=scale.device)
+        diagonal_R = row_R + (pool.first_pair + pairs.start)  # the column of the pair itself in each block
+
+        scores_RM = gradient_XD.new_empty(len(pairs), sum(widths))
+        num_negatives = gradient_XD.new_zeros(())
+        for block, anchors_RD, candidates_MD, scores in zip(
+            term, anchors, candidates, torch.split(scores_RM, widths, dim=1), strict=True
+        ):
+            torch.mm(anchors_RD * scale, candidates_MD.T, out=scores)
+            num_negatives += len(pairs) * (len(candidates_MD) - 1)
+            excluded_RM = self._false_negatives(block, pool, pairs, scores, scale)
+            if excluded_RM is not None:
+                excluded_RM[row_R, diagonal_R] = False
+                scores.masked_fill_(excluded_RM, -math.inf)
+                num_negatives -= excluded_RM.sum()
+            if not block.holds_positive:
+                scores[row_R, diagonal_R] = -math.inf
+
+        weights_RM = torch.log_softmax(scores_RM, dim=1)
+        position = [block.holds_positive for block in term].index(True)
+        own_score_R = (row_R, diagonal_R + sum(widths[:position]))
+        loss = -weights_RM[own_score_R].sum()
+        weights_RM.exp_()
+        weights_RM[own_score_R] -= 1
+
+        derivative = torch.zeros_like(loss)
+        for block, anchors_RD, candidates_MD, weights in zip(
+            term, anchors, candidates, torch.split(weights_RM, widths, dim=1), strict=True
+        ):
+            gradient_RD = weights @ candidates_MD
+            derivative += (gradient_RD * anchors_RD).sum()
+            gradient_XD[pool.local(block.anchors, pairs)] += gradient_RD
+            gradient_XD[pool.side(block.candidates)].addmm_(weights.T, anchors_RD)
+        return torch.stack([loss, derivative, num_negatives])
+
+    def _false_negatives(
+        self, block: Block, pool: _Pool, pairs: range, scores_RM: Tensor, scale: Tensor
+    ) -> Tensor | None:
+        """Which candidates are left out, None for none; the pair itself (the diagonal) is not looked at."""
+        excluded_RM: Tensor | None = None
+        if self.mask_identical and pool.repeats_texts:
+            texts_M = pool.text_hashes_X[pool.side(block.candidates)]
+            anchor_R1 = pool.text_hashes_X[pool.local(block.anchors, pairs), None]
+            partner_R1 = pool.text_hashes_X[pool.local(_partner(block.anchors), pairs), None]
+            excluded_RM = (texts_M == anchor_R1).logical_or_(texts_M == partner_R1)
+            # The columns of the pairs come first; the hard negatives after them are nobody's partner.
+            partners_M = pool.text_hashes_X[pool.side(_partner(block.candidates))]
+            excluded_RM[:, : pool.num_pairs].logical_or_(partners_M == anchor_R1)
+        if self.false_negative_margin is not None:
+            queries_RD = pool.embeddings_XD[pool.local("queries", pairs)]
+            positives_RD = pool.embeddings_XD[pool.local("positives", pairs)]
+            cosine_R1 = (queries_RD * positives_RD).sum(dim=1, keepdim=True)
+            exceeds_RM = scores_RM > (cosine_R1 + self.false_negative_margin) * scale
+            excluded_RM = exceeds_RM if excluded_RM is None else excluded_RM.logical_or_(exceeds_RM)
+        return excluded_RM
+
+
+class InfoNCE(ContrastiveLoss):
+    """Each query's positive among all positives and hard negatives.
+
+    Source: van den Oord et al. 2018, arXiv:1807.03748, eq. 4, with the other pairs of the batch as negatives.
+    """
+
+    terms = ((Block("queries", "documents"),),)
+
+
+class SymmetricInfoNCE(ContrastiveLoss):
+    """The mean of InfoNCE and its mirror image: each positive's query among all queries.
+
+    Source: Radford et al. 2021, arXiv:2103.00020, and Ziarko et al. 2024, arXiv:2406.04165, neither of which
+    has hard negatives. Here they take part from queries to documents only: being documents, they are no
+    candidates for a positive, and there is no query for them to find.
+    """
+
+    terms = ((Block("queries", "documents"),), (Block("positives", "queries"),))
+
+
+class AllPairsInfoNCE(ContrastiveLoss):
+    """One softmax over the scores of a query and of its positive with all other texts.
+
+    Source: GTE, Li et al. 2023, arXiv:2308.03281. As there, the pair's own score is in the softmax twice,
+    once from each side, so the loss stays above log 2. Hard negatives take part from queries to documents
+    only: they were chosen for being near a query, which says nothing of how far from its positive they
+    should be.
+    """
+
+    terms = (
+        (
+            Block("queries", "documents"),
+            Block("queries", "queries"),
+            Block("positives", "queries"),
+            Block("positives", "positives"),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Texts of all ranks: queries, then positives, then hard negatives, each in the order of the ranks."""
+
+    embeddings_XD: Tensor
+    text_hashes_X: Tensor
+    repeats_texts: bool
+    num_pairs: int  # of all ranks
+    num_local: int  # of this rank
+    first_pair: int  # this rank's first among those of all ranks
+    own: Tensor  # rows of this rank's texts
+
+    def side(self, name: str) -> slice:
+        """Rows of one side of the pairs of all ranks."""
+        start = 0 if name == "queries" else self.num_pairs
+        return slice(start, len(self.embeddings_XD) if name == "documents" else start + self.num_pairs)
+
+    def local(self, name: str, pairs: range) -> slice:
+        """Rows of one side of some of this rank's pairs."""
+        start = self.side(name).start + self.first_pair
+        return slice(start + pairs.start, start + pairs.stop)
+
+
+def _gather(embeddings_UD: Tensor, rows: PairRows, group: dist.ProcessGroup | None) -> _Pool:
+    device = embeddings_UD.device
+    rank = 0 if group is None else dist.get_rank(group)
+    num_local, num_negatives = len(rows.queries_P), len(rows.negatives_N)
+    assert num_local == len(rows.positives_P) > 0
+    sizes = _all_gather(torch.tensor([num_local, num_negatives], device=device), group).tolist()
+    assert all(pairs == num_local for pairs, _ in sizes), f"unequal numbers of pairs over ranks: {sizes}"
+    counts = [negatives for _, negatives in sizes]
+    longest = max(counts)
+
+    def pooled(local: Tensor) -> Tensor:
+        padding = local.new_zeros(longest - num_negatives, *local.shape[1:])
+        gathered = _all_gather(torch.cat([local, padding]), group)
+        queries, positives, negatives = torch.split(gathered, [num_local, num_local, longest], dim=1)
+        unpadded = [part[:count] for part, count in zip(negatives, counts, strict=True)]
+        return torch.cat([queries.flatten(0, 1), positives.flatten(0, 1), *unpadded])
+
+    num_pairs = num_local * len(sizes)
+    first_pair = num_local * rank
+    own_P = torch.arange(first_pair, first_pair + num_local, device=device)
+    own_N = torch.arange(num_negatives, device=device) + (2 * num_pairs + sum(counts[:rank]))
+    text_hashes_X = pooled(rows.text_hashes_U[rows.stacked()])
+    sorted_X = text_hashes_X.sort().values
+    return _Pool(
+        embeddings_XD=pooled(embeddings_UD[rows.stacked()]),
+        text_hashes_X=text_hashes_X,
+        repeats_texts=bool((sorted_X[1:] == sorted_X[:-1]).any()),
+        num_pairs=num_pairs,
+        num_local=num_local,
+        first_pair=first_pair,
+        own=torch.cat([own_P, own_P + num_pairs, own_N]),
+    )
+
+
+def _all_gather(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The tensors of all ranks, which have one shape, along a new first axis."""
+    if group is None:
+        return local[None]
+    gathered = local.new_empty(dist.get_world_size(group), *local.shape)
+    dist.all_gather(list(gathered.unbind()), local, group=group)
+    return gathered
+
+
+def _partner(side: str) -> str:
+    """The side on which a text's partner in the pair stands."""
+    return "positives" if side == "queries" else "queries"
