@@ -1,0 +1,250 @@
+"""Turns sources into batches: tokenise once, split by key, sample, collate in workers, and evaluate beside it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from embedlab.backbone import BackboneConfig, load_config, load_tokenizer, max_positions
+from embedlab.chunking import Chunk
+from embedlab.data.cache import cache_folder
+from embedlab.data.collate import EpochSteps, PairBatch, TrainingBatches
+from embedlab.data.evaluation import RetrievalFiles, StsFile, TextFile
+from embedlab.data.sampler import BatchPlan
+from embedlab.data.sources import PairSource, counts_of
+from embedlab.data.tasks import EvaluationTask, HeldOutPairs, TextRows
+from embedlab.data.tokenised import TokenisedPairs, tokenise_pairs
+from embedlab.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class _ResumableLoader(DataLoader[PairBatch]):
+    """Tells Lightning that this loader goes on where a checkpoint left off: its sampler asks the trainer."""
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing: the position is the trainer's step."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Nothing to load."""
+
+
+class PairDataModule(LightningDataModule):
+    """Training pairs and evaluation sets.
+
+    Args:
+        backbone: whose tokenizer and positions count; the command line takes it from the model.
+        train: sources of pairs.
+        batch_size: pairs a step over all ranks: each query sees the other pairs' documents as negatives.
+        max_length: tokens of a text, at most; longer texts are cut there, and counted.
+        validation_fraction: share of the pairs, by key, held out for validation.
+        test_fraction: share of the pairs, by key, held out for ``embedlab test``.
+        retrieval: retrieval sets to watch (corpus, queries, relevance).
+        sts: sentence-similarity files to watch.
+        predict: texts that ``embedlab predict`` encodes.
+        tokens_per_chunk: padded tokens a forward pass, at most; lower it if a single chunk does not fit.
+        max_padding: padding tokens a real token, at most.
+        num_workers: processes that prepare batches; 0 prepares them in the main process.
+        cache: folder of the tokenised cache; by default the user's cache folder.
+        seed: of the batches.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        train: list[PairSource] | None = None,
+        batch_size: int = 256,
+        max_length: int = 128,
+        validation_fraction: float = 0.0,
+        test_fraction: float = 0.0,
+        retrieval: list[RetrievalFiles] | None = None,
+        sts: list[StsFile] | None = None,
+        predict: TextFile | None = None,
+        tokens_per_chunk: int = 16384,
+        max_padding: float = 0.05,
+        num_workers: int = 1,
+        cache: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.sources = train or []
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.validation_fraction = validation_fraction
+        self.test_fraction = test_fraction
+        self.retrieval = retrieval or []
+        self.sts = sts or []
+        self.predict = predict
+        self.tokens_per_chunk = tokens_per_chunk
+        self.max_padding = max_padding
+        self.num_workers = num_workers
+        self.cache = Path(cache) if cache else cache_folder() / "tokenised"
+        self.seed = seed
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._tokenised: list[TokenisedPairs] | None = None
+        self._tasks: dict[str, list[EvaluationTask]] = {}
+        self._plan: BatchPlan | None = None
+        self._check()
+
+    def _check(self) -> None:
+        for name, value in (("batch_size", self.batch_size), ("max_length", self.max_length)):
+            if value < 1:
+                raise ConfigError(f"data.{name} must be at least 1, got {value}.")
+        if self.tokens_per_chunk < self.max_length:
+            raise ConfigError(
+                f"data.tokens_per_chunk is {self.tokens_per_chunk}, less than one text of data.max_length "
+                f"{self.max_length}. Raise it to {self.max_length} or more."
+            )
+        for name, share in (("validation_fraction", self.validation_fraction), ("test_fraction", self.test_fraction)):
+            if not 0 <= share < 1:
+                raise ConfigError(f"data.{name} is a share of the pairs and must lie in [0, 1), got {share}.")
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ConfigError("data.validation_fraction and data.test_fraction leave no pairs to train on.")
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's tokenizer."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.backbone)
+            positions = max_positions(load_config(self.backbone))
+            if positions is not None and self.max_length > positions:
+                raise ConfigError(
+                    f"data.max_length is {self.max_length}, and '{self.backbone.path}' has positions for {positions} "
+                    f"tokens. Set data.max_length to {positions} or less; longer texts are cut there, and counted."
+                )
+        return self._tokenizer
+
+    # Lightning's hooks
+
+    def prepare_data(self) -> None:
+        """Reads and tokenises everything once, in one process a machine."""
+        self._stores()
+        self.evaluation_tasks("validation")
+
+    def setup(self, stage: str) -> None:
+        """Opens what is tokenised, and plans the batches of training."""
+        if stage == "fit":
+            self._plan_training()
+
+    def train_dataloader(self) -> DataLoader[PairBatch]:
+        """Batches of this rank, from the trainer's current step on."""
+        assert self._plan is not None and self.trainer is not None
+        batches = TrainingBatches(
+            self._plan,
+            self._stores(),
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            max_tokens_per_chunk=self.tokens_per_chunk,
+            max_padding=self.max_padding,
+            pad_token_id=self._pad_token_id,
+        )
+        steps = EpochSteps(self._plan.steps_per_epoch, lambda: self.trainer.global_step)  # type: ignore[union-attr]
+        return _ResumableLoader(
+            batches,
+            batch_size=None,
+            sampler=steps,
+            num_workers=self.num_workers,
+            prefetch_factor=4 if self.num_workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> list[DataLoader[Chunk]]:
+        """A loader of chunks for each evaluation task."""
+        return self._evaluation_loaders("validation")
+
+    def test_dataloader(self) -> list[DataLoader[Chunk]]:
+        """A loader of chunks for each evaluation task of the test split."""
+        return self._evaluation_loaders("test")
+
+    def predict_dataloader(self) -> DataLoader[Chunk]:
+        """Chunks of the texts to encode.
+
+        Raises:
+            ConfigError: if no file of texts is named.
+        """
+        return self._loader(self._texts_to_predict())
+
+    @property
+    def num_predicted_texts(self) -> int:
+        """How many texts ``embedlab predict`` encodes."""
+        return self._texts_to_predict().num_rows
+
+    # Parts
+
+    def evaluation_tasks(self, split: Literal["validation", "test"]) -> list[EvaluationTask]:
+        """Held-out pairs of this split, and the retrieval and similarity sets."""
+        if split not in self._tasks:
+            tasks: list[EvaluationTask] = []
+            fraction = self.validation_fraction if split == "validation" else self.test_fraction
+            if fraction:
+                tasks += [HeldOutPairs(store, self._split(store, split)) for store in self._stores()]
+            sets: list[RetrievalFiles | StsFile] = [*self.retrieval, *self.sts]
+            for files in sets:
+                tasks.append(files.task(self.tokenizer, max_length=self.max_length, cache_dir=self.cache))
+            self._tasks[split] = tasks
+        return self._tasks[split]
+
+    def _texts_to_predict(self) -> TextRows:
+        if self.predict is None:
+            raise ConfigError("data.predict names no texts to encode. Set data.predict.path to a file of texts.")
+        return self.predict.task(self.tokenizer, max_length=self.max_length, cache_dir=self.cache)
+
+    def _stores(self) -> list[TokenisedPairs]:
+        if self._tokenised is None:
+            self._tokenised = [
+                tokenise_pairs(source, self.tokenizer, max_length=self.max_length, cache_dir=self.cache)
+                for source in self.sources
+            ]
+        return self._tokenised
+
+    def _plan_training(self) -> None:
+        if not self.sources:
+            raise ConfigError("data.train names no source of pairs. Add one, for example [{path: pairs.jsonl}].")
+        stores = self._stores()
+        train = [self._split(store, "train") for store in stores]
+        self._plan = BatchPlan(stores, train, batch_size=self.batch_size, seed=self.seed)
+        for store, rows, left_out in zip(stores, train, self._plan.num_left_out(), strict=True):
+            log.info(
+                "%s: %d pairs to train on, %d held out, %d rows skipped (%s), %d texts cut at %d tokens; "
+                "an epoch leaves out %d pairs that fill no batch.",
+                store.name,
+                len(rows),
+                len(store) - len(rows),
+                sum(store.skipped.values()),
+                counts_of(store.skipped) or "none",
+                store.texts.num_truncated,
+                self.max_length,
+                left_out,
+            )
+
+    def _evaluation_loaders(self, split: Literal["validation", "test"]) -> list[DataLoader[Chunk]]:
+        return [self._loader(task) for task in self.evaluation_tasks(split)]
+
+    def _loader(self, texts: TextRows) -> DataLoader[Chunk]:
+        assert self.trainer is not None
+        chunks = texts.chunks(
+            max_tokens=self.tokens_per_chunk,
+            max_padding=self.max_padding,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            pad_token_id=self._pad_token_id,
+        )
+        return DataLoader(chunks, batch_size=None, num_workers=0, pin_memory=torch.cuda.is_available())
+
+    @property
+    def _pad_token_id(self) -> int:
+        pad_token_id = self.tokenizer.pad_token_id
+        assert isinstance(pad_token_id, int)
+        return pad_token_id
+
+    def _split(self, store: TokenisedPairs, split: Literal["train", "validation", "test"]) -> np.ndarray:
+        return store.subset(split, validation_fraction=self.validation_fraction, test_fraction=self.test_fraction)

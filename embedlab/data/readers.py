@@ -1,0 +1,159 @@
+"""Finds out what a path in the configuration means: a file, a saved or hub dataset, the standard library."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, is_offline_mode
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from embedlab.data import standard_library
+from embedlab.data.files import FORMATS, FileRows, format_of
+from embedlab.data.rows import RejectedRow, Row, RowSource, missing_column
+from embedlab.errors import DataError, suggestion
+
+STANDARD_LIBRARY = "python-stdlib"
+"""The path that names the pairs mined from the running interpreter's standard library."""
+
+_EXPECTED = (
+    "Expected a .jsonl (.ndjson, or .json with one object a line), .csv or .tsv file, each also with .gz, or "
+    "a .parquet file; a folder of such files; a glob such as 'data/*.jsonl'; a folder that "
+    "datasets.Dataset.save_to_disk wrote; or the id of a dataset on the Hugging Face hub."
+)
+_HUB_TIMEOUT_SECONDS = 10
+
+
+def open_rows(path: str, *, hub_config: str | None = None, hub_split: str = "train") -> RowSource:
+    """What stands behind a path.
+
+    Args:
+        path: file, folder, glob, folder of a saved dataset, id of a hub dataset, or ``python-stdlib``.
+        hub_config: configuration of a hub dataset.
+        hub_split: split of a hub dataset, or of a saved one that has splits.
+
+    Raises:
+        DataError: if it is nothing that can be read.
+    """
+    if path == STANDARD_LIBRARY:
+        return _StandardLibraryRows()
+    local = Path(path).expanduser()
+    if local.is_dir():
+        if any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            return _saved_dataset(local, hub_split)
+        files = sorted(file for file in local.iterdir() if file.is_file() and format_of(file) in FORMATS)
+        if not files:
+            raise DataError(f"Folder '{path}' holds no file that can be read. {_EXPECTED}")
+        return FileRows(files)
+    if local.is_file():
+        return FileRows([local])
+    if any(character in path for character in "*?["):
+        root = Path(local.anchor)
+        files = sorted(file for file in root.glob(str(local.relative_to(root))) if file.is_file())
+        if not files:
+            raise DataError(f"No file matches '{path}' (looked from {Path.cwd()}). {_EXPECTED}")
+        return FileRows(files)
+    if _can_be_a_hub_id(path):
+        return _hub_dataset(path, hub_config, hub_split)
+    raise DataError(f"There is no file or folder '{path}': {_nearest(local)} {_EXPECTED}")
+
+
+@dataclass(frozen=True)
+class _StandardLibraryRows(RowSource):
+    """Columns ``query``, ``positive`` and ``module``."""
+
+    def rows(self, columns: Sequence[str]) -> Iterator[tuple[str, Row | RejectedRow]]:
+        for number, (query, positive, module) in enumerate(standard_library.pairs(), start=1):
+            place = f"{STANDARD_LIBRARY}: pair {number} ({module})"
+            yield place, {"query": query, "positive": positive, "module": module}
+
+    def fingerprint(self) -> str:
+        return standard_library.fingerprint()
+
+
+@dataclass(frozen=True)
+class _DatasetRows(RowSource):
+    """The rows of a ``datasets.Dataset``."""
+
+    name: str
+    dataset: Any
+
+    def rows(self, columns: Sequence[str]) -> Iterator[tuple[str, Row | RejectedRow]]:
+        for column in columns:
+            if column not in self.dataset.column_names:
+                raise DataError(missing_column(f"Dataset '{self.name}'", column, self.dataset.column_names))
+        if len(self.dataset) == 0:
+            raise DataError(f"Dataset '{self.name}' has no rows. Expected at least one: try another split.")
+        for number, row in enumerate(self.dataset.select_columns(list(dict.fromkeys(columns)))):
+            yield f"{self.name}: row {number}", row
+
+    def fingerprint(self) -> str:
+        files = FileRows([Path(file["filename"]) for file in self.dataset.cache_files])
+        return hashlib.sha256(f"{files.fingerprint()} {len(self.dataset)}".encode()).hexdigest()
+
+
+def _nearest(path: Path) -> str:
+    """Where the path stops existing, and what is there that it may have meant."""
+    path = path.absolute()
+    while not path.parent.is_dir():
+        path = path.parent
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir())
+    except OSError:
+        names = []
+    return f"'{path.parent}' has no '{path.name}'.{suggestion(path.name, names)}"
+
+
+def _can_be_a_hub_id(path: str) -> bool:
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
+    return not looks_local and format_of(Path(path)) not in FORMATS
+
+
+def _saved_dataset(folder: Path, split: str) -> _DatasetRows:
+    import datasets  # half a second that most runs need not wait for
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # Arrow, JSON and file errors alike: not what save_to_disk wrote
+        raise DataError(f"'{folder}' is no whole saved dataset: {error}. Write it again.") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            there = ", ".join(map(repr, loaded))
+            raise DataError(
+                f"Saved dataset '{folder}' has no split '{split}'. Set hub_split to one of: {there}."
+            )
+        loaded = loaded[split]
+    return _DatasetRows(str(folder), loaded)
+
+
+def _hub_dataset(name: str, config: str | None, split: str) -> _DatasetRows:
+    not_local = f"'{name}' is no file or folder ({_nearest(Path(name))})"
+    offline = is_offline_mode()
+    if not offline:
+        # Asked once and quickly: without a network, load_dataset retries for most of a minute.
+        try:
+            HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_SECONDS)
+        except RepositoryNotFoundError as error:
+            raise DataError(
+                f"{not_local}, and the Hugging Face hub has no dataset of that name that you may read. For a "
+                f"gated one log in with `hf auth login`. {_EXPECTED}"
+            ) from error
+        except Exception as error:  # the hub's client changes its network errors' classes
+            raise DataError(
+                f"{not_local}, and the Hugging Face hub cannot be reached ({error}). Give a local path or connect "
+                "to the network; if the dataset was downloaded before, set HF_HUB_OFFLINE=1 to use that copy."
+            ) from error
+    import datasets  # half a second that most runs need not wait for
+
+    try:
+        return _DatasetRows(name, datasets.load_dataset(name, config, split=split))
+    except Exception as error:  # wrong configuration or split, or no copy: the message names what there is
+        remedy = (
+            "Unset HF_HUB_OFFLINE to download it" if offline else "Check the id, hub_config and hub_split"
+        )
+        raise DataError(
+            f"{not_local}, and could not be loaded as a dataset of the Hugging Face hub: {error} {remedy}."
+        ) from error

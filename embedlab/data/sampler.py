@@ -1,0 +1,278 @@
+"""Which pairs each training step takes: a pure function of (seed, step), so that a resumed run has nothing to restore.
+
+Axes in names: N pairs of a source, S sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from embedlab.data.tokenised import TokenisedPairs
+from embedlab.errors import ConfigError, DataError
+
+_EPOCHS_KEPT = 2
+# A permutation that makes fewer full batches than an epoch has is replaced by another one, this often.
+_ATTEMPTS = 4
+
+_Value = TypeVar("_Value")
+
+
+class BatchPlan:
+    """The batches of a training run over one or several sources.
+
+    A batch comes from one source, and no text (query, positive or hard negative) is in two of its pairs, so that
+    no pair is another's false negative. Pairs that find no place in an epoch, because their texts are in every
+    batch already or too few are left to fill one, are left out of that epoch; the next one draws another order.
+
+    An epoch is as many steps as the sources have full batches. Without weights it takes each source's batches once;
+    with weights it shares its steps out by them (largest remainder), and each source goes through epochs of its own.
+
+    The plan is the same in every process, rank and world size (for one version of NumPy).
+
+    Args:
+        stores: the sources.
+        pairs: the pairs of each source to train on.
+        batch_size: pairs a batch, over all ranks.
+        seed: of all orders.
+
+    Attributes:
+        batch_size: as given.
+        steps_per_epoch: the same for every epoch.
+
+    Raises:
+        ConfigError: if a batch has no negatives, or some sources have a weight and others none, or one so small that
+            its source is never seen.
+        DataError: if a source cannot fill a single batch.
+    """
+
+    def __init__(
+        self, stores: Sequence[TokenisedPairs], pairs: Sequence[np.ndarray], *, batch_size: int, seed: int
+    ) -> None:
+        if batch_size == 1:
+            _require_negatives(stores, pairs)
+        self.batch_size = batch_size
+        self._seed = seed
+        self._orders = [
+            _SourceOrder(store, rows, batch_size=batch_size, seed=seed, number=number)
+            for number, (store, rows) in enumerate(zip(stores, pairs, strict=True))
+        ]
+        batches_S = np.array([order.num_batches for order in self._orders])
+        self.steps_per_epoch = int(batches_S.sum())
+        self._steps_S = _shares(stores, batches_S)
+        self._schedules: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def batch(self, step: int) -> tuple[int, np.ndarray]:
+        """The source of a global step's batch, and its pairs: rows in that source, int64, (batch_size,)."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        sources, turns = _remembered(self._schedules, epoch, self._schedule)
+        source = int(sources[position])
+        turn = epoch * int(self._steps_S[source]) + int(turns[position])
+        return source, self._orders[source].batch(turn)
+
+    def num_left_out(self) -> list[int]:
+        """Pairs of each source that an epoch of it leaves out."""
+        return [order.num_left_out for order in self._orders]
+
+    def _schedule(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Each step's source, and how many steps of the epoch before it have the same."""
+        sources = np.repeat(np.arange(len(self._steps_S)), self._steps_S)
+        sources = _generator(self._seed, 0, epoch).permutation(sources)
+        turns = np.empty_like(sources)
+        for source, steps in enumerate(self._steps_S):
+            turns[sources == source] = np.arange(steps)
+        return sources, turns
+
+
+def rows_of_rank(rows: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """A rank's part of a batch: the ranks' parts, one after the other, are the batch.
+
+    Args:
+        rows: of the whole batch.
+        rank: which part.
+        world_size: number of equal parts.
+
+    Raises:
+        ConfigError: if the batch cannot be cut into equal parts.
+
+    >>> rows_of_rank(np.array([4, 9, 2, 7]), rank=1, world_size=2)
+    array([2, 7])
+    """
+    per_rank, rest = divmod(len(rows), world_size)
+    if rest:
+        nearest = max(1, round(len(rows) / world_size)) * world_size
+        raise ConfigError(
+            f"data.batch_size {len(rows)} cannot be shared out equally over {world_size} processes. It is the batch "
+            f"over all of them: set it to a multiple of {world_size}, {nearest} for instance."
+        )
+    return rows[rank * per_rank : (rank + 1) * per_rank]
+
+
+class _SourceOrder:
+    """The batches of one source, epoch after epoch of its own."""
+
+    def __init__(self, store: TokenisedPairs, pairs: np.ndarray, *, batch_size: int, seed: int, number: int) -> None:
+        self._pairs = pairs
+        self._batch_size = batch_size
+        self._seed = seed
+        self._number = number
+        self._offsets, self._texts = _texts_of_several_pairs(store, pairs)
+        # Where texts recur, orders differ in how many batches they fill. What two of them reach, most do.
+        probes = [self._deal(self._order(epoch, 0)) for epoch in range(_EPOCHS_KEPT)]
+        self.num_batches = min(map(len, probes))
+        self._epochs = {epoch: batches[: self.num_batches] for epoch, batches in enumerate(probes)}
+        if self.num_batches == 0:
+            raise DataError(self._why_no_batch(store.name))
+        self.num_left_out = len(pairs) - self.num_batches * batch_size
+
+    def batch(self, turn: int) -> np.ndarray:
+        """The pairs of this source's batch number ``turn``, counted over all epochs."""
+        epoch, position = divmod(turn, self.num_batches)
+        batches = _remembered(self._epochs, epoch, self._batches)
+        pairs: np.ndarray = self._pairs[batches[position]]
+        return pairs
+
+    def _batches(self, epoch: int) -> np.ndarray:
+        for attempt in range(_ATTEMPTS):
+            batches = self._deal(self._order(epoch, attempt))
+            if len(batches) >= self.num_batches:
+                return batches[: self.num_batches]
+        # Epoch 0 is known to fill them, and in another sequence its batches serve again.
+        batches = self._deal(self._order(0, 0))[: self.num_batches]
+        return _generator(self._seed, self._number + 1, epoch).permutation(batches)
+
+    def _order(self, epoch: int, attempt: int) -> np.ndarray:
+        return _generator(self._seed, self._number + 1, epoch, attempt).permutation(len(self._pairs))
+
+    def _deal(self, order: np.ndarray) -> np.ndarray:
+        """The full batches (batch, pair) that pairs in this order make."""
+        size = self._batch_size
+        if not len(self._texts):
+            num_batches = len(order) // size
+            return order[: num_batches * size].reshape(num_batches, size)
+        batch_of = self._assign(order, size)
+        is_full = np.append(np.bincount(batch_of, minlength=len(order) // size + 1)[:-1] == size, False)
+        by_batch = np.argsort(batch_of, kind="stable")
+        batches: np.ndarray = order[by_batch[is_full[batch_of[by_batch]]]].reshape(-1, size)
+        return batches
+
+    def _assign(self, order: np.ndarray, size: int) -> np.ndarray:
+        """Gives each pair in this order the first batch with room that comes after all with a text of its own.
+
+        It looks at each pair once: the batches of a text only move on, so its last one tells where it may be next.
+
+        Returns:
+            The number of each pair's batch, or that after the last for a pair that is left out.
+        """
+        num_batches = len(order) // size
+        offsets, texts = self._offsets.tolist(), self._texts.tolist()
+        last_batch = [-1] * (max(texts) + 1)
+        num_pairs = [0] * num_batches
+        with_room = list(range(num_batches + 1))  # where to look: the batch itself or, if it is full, one further on
+        batch_of = []
+        first = 0
+        for pair in order.tolist():
+            own = texts[offsets[pair] : offsets[pair + 1]]
+            batch = first
+            for text in own:
+                if last_batch[text] >= batch:
+                    batch = last_batch[text] + 1
+            while with_room[batch] != batch:
+                with_room[batch] = batch = with_room[with_room[batch]]
+            batch_of.append(batch)
+            if batch == num_batches:
+                continue
+            for text in own:
+                last_batch[text] = batch
+            num_pairs[batch] += 1
+            if num_pairs[batch] == size:
+                with_room[batch] = batch + 1
+                while with_room[first] != first:
+                    first = with_room[first]
+        return np.array(batch_of)
+
+    def _why_no_batch(self, name: str) -> str:
+        num_pairs = len(self._pairs)
+        if num_pairs == 0:
+            return (
+                f"Source '{name}' has no pairs to train on. Lower data.validation_fraction and data.test_fraction, or "
+                "set a split_key with more different values."
+            )
+        fitting = num_pairs
+        if len(self._texts):
+            fitting = int((self._assign(np.arange(num_pairs), num_pairs) == 0).sum())
+        return (
+            f"Source '{name}' fills no batch of {self._batch_size}: of its {num_pairs} pairs to train on, {fitting} "
+            f"have no text in common. Set data.batch_size to {fitting} or less, or give more pairs."
+        )
+
+
+def _texts_of_several_pairs(store: TokenisedPairs, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The texts that are in more than one of the pairs, by pair.
+
+    Returns:
+        Offsets into the second array for each pair, and the end; numbers of texts.
+    """
+    counts = store.negative_offsets[pairs + 1] - store.negative_offsets[pairs]
+    numbers = np.arange(len(pairs))
+    text = np.concatenate([store.queries_N[pairs], store.positives_N[pairs], store.negatives_of(pairs)])
+    pair = np.concatenate([numbers, numbers, np.repeat(numbers, counts)])
+    counts = np.bincount(text)
+    recurs = counts[text] > 1
+    number_of_text = np.cumsum(counts > 1) - 1
+    base = int((counts > 1).sum()) or 1
+    key = np.sort(pair[recurs] * base + number_of_text[text[recurs]])
+    key = key[np.diff(key, prepend=-1) > 0]  # a text that is in one pair twice is no obstacle to that pair
+    pair, text = np.divmod(key, base)
+    recurs = np.bincount(text)[text] > 1
+    return np.searchsorted(pair[recurs], np.arange(len(pairs) + 1)), text[recurs]
+
+
+def _shares(stores: Sequence[TokenisedPairs], batches_S: np.ndarray) -> np.ndarray:
+    """Steps of an epoch that each source gets."""
+    weights = [store.source.weight for store in stores]
+    if all(weight is None for weight in weights):
+        return batches_S
+    for store, weight in zip(stores, weights, strict=True):
+        if weight is None or not (weight > 0 and np.isfinite(weight)):
+            raise ConfigError(
+                f"The weight of source '{store.name}' is {weight}, and other sources have weights. Expected a number "
+                "above 0 for each source, or none for any."
+            )
+    total = int(batches_S.sum())
+    exact = np.array(weights, dtype=np.float64) / sum(filter(None, weights)) * total
+    steps = np.floor(exact).astype(np.int64)
+    steps[np.argsort(steps - exact, kind="stable")[: total - int(steps.sum())]] += 1
+    for store, weight, share in zip(stores, weights, steps, strict=True):
+        if share == 0:
+            raise ConfigError(
+                f"The weight {weight} of source '{store.name}' is none of the {total} steps of an epoch. Raise it or "
+                "leave the source out."
+            )
+    return steps
+
+
+def _require_negatives(stores: Sequence[TokenisedPairs], pairs: Sequence[np.ndarray]) -> None:
+    for store, rows in zip(stores, pairs, strict=True):
+        counts = store.negative_offsets[rows + 1] - store.negative_offsets[rows]
+        if not counts.all():
+            raise ConfigError(
+                f"data.batch_size is 1, and {int((counts == 0).sum())} pairs of source '{store.name}' have no hard "
+                "negatives: there is nothing to contrast a query with. Set data.batch_size to 2 or more."
+            )
+
+
+def _generator(*words: int) -> np.random.Generator:
+    """Random numbers that are a function of these words; padded, because trailing zeros would not count."""
+    return np.random.default_rng(np.random.SeedSequence([*words, len(words)]))
+
+
+def _remembered(memory: dict[int, _Value], epoch: int, make: Callable[[int], _Value]) -> _Value:
+    """The value of an epoch, of which the latest few are kept."""
+    if epoch not in memory:
+        memory[epoch] = make(epoch)
+        while len(memory) > _EPOCHS_KEPT:
+            del memory[next(iter(memory))]
+    return memory[epoch]
