@@ -1,1 +1,37 @@
-"""embedlab: compute-optimal training of text-embedding models from decoder-only language models."""
+"""embedlab: compute-optimal training of text-embedding models from decoder-only language models.
+
+The public names are imported when they are first used, so that what needs no torch does not wait for it.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "embedlab.backbone": ["BackboneConfig"],
+    "embedlab.data.datamodule": ["PairDataModule"],
+    "embedlab.data.sources": ["PairSource"],
+    "embedlab.encoder": ["Encoder"],
+    "embedlab.errors": [
+        "ConfigError",
+        "DataError",
+        "EmbedLabError",
+        "PluginError",
+        "RecordError",
+        "TrainingError",
+    ],
+    "embedlab.losses": ["AllPairsInfoNCE", "ContrastiveLoss", "InfoNCE", "SymmetricInfoNCE"],
+    "embedlab.method": ["FineTuningMethod"],
+    "embedlab.module": ["EmbeddingModule", "OptimizerConfig"],
+    "embedlab.schedule": ["Constant", "Schedule", "WarmupCosine", "WarmupStableDecay"],
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'embedlab' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

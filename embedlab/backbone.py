@@ -38,7 +38,8 @@ class BackboneConfig:
         revision: branch, tag or commit on the hub.
         dtype: of the weights. Half precision here trains in half precision; for mixed precision leave float32
             and set ``trainer.precision: bf16-mixed``.
-        attention: implementation of attention; ``flash_attention_2`` needs the package and a GPU.
+        attention: implementation of attention; ``auto`` is SDPA where the model has it, ``flash_attention_2`` needs
+            the package and a GPU.
         attention_direction: ``bidirectional`` lets every token see the whole text, as in an encoder.
         gradient_checkpointing: recompute activations block by block during the backward pass.
         random_weights: the same architecture from fresh random weights: the control for "does pre-training help?".
@@ -48,7 +49,7 @@ class BackboneConfig:
     path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     attention_direction: Literal["causal", "bidirectional"] = "causal"
     gradient_checkpointing: bool = False
     random_weights: bool = False
@@ -104,15 +105,16 @@ def load_backbone(backbone: BackboneConfig, extra: Mapping[str, Any] | None = No
     """
     config = load_config(backbone)
     dtype = getattr(torch, backbone.dtype)
+    attention = None if backbone.attention == "auto" else backbone.attention
     if backbone.random_weights:
         if extra:
             raise ConfigError(
-                f"backbone.random_weights cannot be combined with a method that loads weights its own way: {dict(extra)}."
+                f"backbone.random_weights does not go with a method that loads weights in its own way, {dict(extra)}."
             )
         model: PreTrainedModel = AutoModel.from_config(
             config,
             dtype=dtype,
-            attn_implementation=backbone.attention,
+            attn_implementation=attention,
             trust_remote_code=backbone.trust_remote_code,
         )
     else:
@@ -121,13 +123,16 @@ def load_backbone(backbone: BackboneConfig, extra: Mapping[str, Any] | None = No
                 **where,
                 config=config,
                 dtype=dtype,
-                attn_implementation=backbone.attention,
+                attn_implementation=attention,
                 use_safetensors=True,
                 **(extra or {}),
             )
     config.use_cache = False  # keys and values are never read again
     if backbone.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers makes the embeddings' output require a gradient with it, for the reentrant kind's sake;
+        # gradients would flow through blocks that a method has frozen.
+        model.disable_input_require_grads()
     model.eval()
     return model
 
@@ -181,8 +186,6 @@ def _hub_has(path: str, revision: str | None) -> bool:
             "with `hf auth login`; a folder must exist."
         ) from error
     except Exception as error:  # the hub's client changes its network errors' classes with its HTTP library
-        logging.getLogger(__name__).warning(
-            "The Hugging Face hub did not answer (%s): using its local cache.", error
-        )
+        logging.getLogger(__name__).warning("The Hugging Face hub did not answer (%s): using its local cache.", error)
         return False
     return True

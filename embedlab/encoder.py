@@ -33,6 +33,11 @@ class Encoder(nn.Module):
         pooled_BD = pool(output.last_hidden_state, chunk.attention_mask_BL, self.pooling)
         return normalize(pooled_BD, dim=-1)
 
+    def dimension(self) -> int:
+        """Of an embedding: that of the last hidden states, which is not every decoder's hidden size."""
+        with torch.no_grad():
+            return self._encode_two_tokens().shape[1]
+
     def frozen_blocks(self) -> list[nn.Module]:
         """The leading decoder blocks through which no gradient flows back.
 
@@ -47,13 +52,20 @@ class Encoder(nn.Module):
             needs_gradient.append(hidden.requires_grad)
 
         handles = [block.register_forward_hook(observe) for block in blocks]
-        device = next(self.backbone.parameters()).device
-        tokens = torch.zeros(1, 2, dtype=torch.int64, device=device)
         try:
-            with torch.enable_grad(), torch.random.fork_rng():
-                self.backbone(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+            with torch.enable_grad():
+                self._encode_two_tokens()
         finally:
             for handle in handles:
                 handle.remove()
         frozen = needs_gradient.index(True) if True in needs_gradient else len(blocks)
         return blocks[:frozen]
+
+    def _encode_two_tokens(self) -> Tensor:
+        device = next(self.backbone.parameters()).device
+        tokens_BL = torch.zeros(1, 2, dtype=torch.int64, device=device)
+        with torch.random.fork_rng(devices=[]):
+            embeddings_BD: Tensor = self(
+                Chunk(tokens_BL, torch.ones_like(tokens_BL), torch.zeros(1, dtype=torch.int64))
+            )
+        return embeddings_BD

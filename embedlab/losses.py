@@ -24,7 +24,7 @@ MAX_INVERSE_TEMPERATURE = 100.0
 """A learnable inverse temperature goes no higher, as in CLIP (Radford et al. 2021, arXiv:2103.00020)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class PairRows:
     """Which of this rank's unique texts form its pairs.
 

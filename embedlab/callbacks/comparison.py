@@ -1,0 +1,94 @@
+"""The run's result beside what it has to beat, so that the reader can judge it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from embedlab.errors import TrainingError
+from embedlab.evaluate import bm25_metrics
+from embedlab.module import EmbeddingModule
+
+METRICS = ("mrr@10", "ndcg@10", "recall@1", "recall@10")
+BEFORE, CONTROL, AFTER, BM25 = "backbone before training", "same training from random weights", "after training", "BM25"
+
+
+class ComparisonTable(Callback):
+    """Prints retrieval before and after training and by BM25, and writes it to ``results.json`` in the run's folder.
+
+    Args:
+        bm25: add the row of BM25 on the same queries and documents.
+        random_weights: train the same architecture from random weights in the same way afterwards, and add its row:
+            what pre-training is worth here. Costs the training a second time.
+    """
+
+    def __init__(self, *, bm25: bool = True, random_weights: bool = False) -> None:
+        self.bm25 = bm25
+        self.random_weights = random_weights
+        self.before: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The evaluation before training, which a resumed run cannot repeat."""
+        return {"before": self.before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the evaluation before training."""
+        self.before = state_dict["before"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the evaluation before training."""
+        assert isinstance(pl_module, EmbeddingModule)
+        if trainer.sanity_checking:
+            self.before = dict(pl_module.evaluation)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints and writes the table."""
+        assert isinstance(pl_module, EmbeddingModule)
+        if not trainer.is_global_zero:
+            return
+        rows = {BEFORE: self.before}
+        if self.random_weights:
+            rows[CONTROL] = self._train_control(trainer)
+        rows[AFTER] = pl_module.evaluation
+        tasks = {task.name: task.retrieval for task in pl_module.tasks if task.retrieval is not None}
+        if self.bm25:
+            rows[BM25] = {
+                f"validation/{task}/{name}": value
+                for task, sets in tasks.items()
+                for name, value in bm25_metrics(sets.query_strings(), sets.document_strings(), sets.relevance).items()
+            }
+        for task, sets in tasks.items():
+            table = Table(
+                title=f"{task}: {len(sets.query_strings())} queries, {len(sets.document_strings())} documents"
+            )
+            table.add_column("")
+            for name in METRICS:
+                table.add_column(name.replace("mrr", "MRR").replace("ndcg", "nDCG"), justify="right")
+            for row, values in rows.items():
+                cells = (values.get(f"validation/{task}/{name}") for name in METRICS)
+                table.add_row(row, *("–" if value is None else f"{value:.3f}" for value in cells))
+            Console().print(table)
+        path = Path(trainer.default_root_dir) / "results.json"
+        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+    def _train_control(self, trainer: Trainer) -> dict[str, float]:
+        """Trains from random weights in a process of its own, with this run's configuration."""
+        run = Path(trainer.default_root_dir)
+        output = run / "random-weights"
+        command = [sys.executable, "-m", "embedlab", "fit", "--config", str(run / "config.yaml")]
+        command += ["--output", str(output), "--model.backbone.random_weights", "true", "--trainer.callbacks", "null"]
+        print(f"Training the control from random weights in {output}.", flush=True)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise TrainingError(f"Training the control from random weights failed:\n{result.stderr.strip()}")
+        saved = torch.load(output / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
+        evaluation: dict[str, float] = saved["evaluation"]
+        return evaluation

@@ -1,0 +1,399 @@
+"""Pre-trains a small suite of language models from raw text: backbones for where there is no hub.
+
+The models are GPT-NeoX as in Pythia (Biderman et al. 2023, arXiv:2304.01373): rotary positions on a quarter of
+each head, attention and MLP in parallel, separate embedding and unembedding. All rungs of a ladder share one
+tokenizer and one stream of tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from embedlab.data.cache import build_once, cache_folder
+from embedlab.data.packed import ConsecutiveStarts, SequenceStarts, TextSource, pack_text, text_fingerprint
+from embedlab.data.readers import STANDARD_LIBRARY
+from embedlab.errors import ConfigError, DataError, TrainingError, suggestion
+from embedlab.language_model import CausalLanguageModel
+from embedlab.method import num_nonembedding_parameters
+
+_FORMAT = 1  # raised whenever the same settings come to give other models
+_MAX_VALIDATION_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """The shape of one model.
+
+    Args:
+        name: of its folder.
+        width: of the hidden states; the MLP is four times as wide.
+        blocks: attention and MLP.
+        heads: of attention; each needs a multiple of eight dimensions.
+    """
+
+    name: str
+    width: int
+    blocks: int
+    heads: int
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name != Path(self.name).name or self.name.startswith("."):
+            raise ConfigError(f"A rung's name is that of its folder, got '{self.name}'.")
+        if self.blocks < 1 or self.heads < 1 or self.width < 1 or self.width % (8 * self.heads):
+            raise ConfigError(
+                f"Rung '{self.name}' cannot have width={self.width}, blocks={self.blocks}, heads={self.heads}. Each "
+                "must be at least 1, and the width a multiple of 8 for each head (a quarter of it is rotated in pairs)."
+            )
+
+    @property
+    def default_learning_rate(self) -> float:
+        """The peak learning rate if none is set, in inverse proportion to the width."""
+        return 0.384 / self.width
+
+
+RUNGS = (
+    Rung(name="r0", width=64, blocks=3, heads=2),
+    Rung(name="r1", width=128, blocks=4, heads=4),
+    Rung(name="r2", width=192, blocks=6, heads=6),
+    Rung(name="r3", width=256, blocks=8, heads=8),
+    Rung(name="r4", width=384, blocks=9, heads=6),
+    Rung(name="r5", width=576, blocks=10, heads=9),
+)
+"""The default ladder: 0.15, 0.79, 2.7, 6.3, 16 and 40 million parameters without the embeddings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What all rungs of a ladder have in common, and where and how it runs."""
+
+    text: tuple[TextSource, ...] = (TextSource(path=STANDARD_LIBRARY, validation_fraction=0.15),)
+    tokens: int = 4_000_000
+    vocabulary: int = 4096
+    context: int = 128
+    batch_tokens: int = 2048
+    learning_rate: float | None = None
+    seed: int = 0
+    accelerator: str = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    compile: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.context < 2:
+            raise ConfigError(f"context must be at least 2 tokens, got {self.context}.")
+        if self.batch_tokens < self.context:
+            raise ConfigError(
+                f"batch_tokens is {self.batch_tokens}, less than one sequence of context={self.context}. Raise it to "
+                f"{self.context} or more."
+            )
+        if self.tokens < self.batch_tokens:
+            raise ConfigError(
+                f"tokens is {self.tokens}, less than one step of batch_tokens={self.batch_tokens}. Raise tokens or "
+                "lower batch_tokens."
+            )
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ConfigError(f"learning_rate must be above 0, got {self.learning_rate}. Leave it out for the default.")
+
+    @property
+    def sequences(self) -> int:
+        """Sequences a step."""
+        return self.batch_tokens // self.context
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.tokens // (self.sequences * self.context)
+
+    def identity(self) -> dict[str, Any]:
+        """All that the models depend on, as JSON has it: of the text its content, not its name."""
+        names = ("tokens", "vocabulary", "context", "batch_tokens", "learning_rate", "seed")
+        text = [text_fingerprint(source) for source in self.text]
+        return {"format": _FORMAT, "text": text} | {name: getattr(self, name) for name in names}
+
+
+_DEFAULT = _Settings()
+
+
+def pretrain(
+    *,
+    text: list[TextSource] | None = None,
+    rungs: list[str | Rung] | None = None,
+    tokens: int = _DEFAULT.tokens,
+    vocabulary: int = _DEFAULT.vocabulary,
+    context: int = _DEFAULT.context,
+    batch_tokens: int = _DEFAULT.batch_tokens,
+    learning_rate: float | None = None,
+    output: Path | None = None,
+    accelerator: str = "auto",
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto",
+    compile: bool | None = None,
+    seed: int = 0,
+) -> None:
+    """Pre-trains a ladder of language models on raw text.
+
+    Rungs that stand in the output folder already, with the same settings, are left as they are.
+
+    Args:
+        text: what to read; by default the standard library of the running Python.
+        rungs: names of the default ladder's rungs, or shapes of your own; by default r0, of 0.15 million
+            parameters without its embeddings.
+        tokens: that each rung is trained on; the text is repeated if it is shorter.
+        vocabulary: tokens of the tokenizer that is trained on the text.
+        context: tokens of a sequence.
+        batch_tokens: tokens a step.
+        learning_rate: at its peak; by default in inverse proportion to the width, 6e-3 for r0.
+        output: folder for the ladder; by default one in the user's cache folder.
+        accelerator: as in Lightning: auto, cpu, gpu, ….
+        precision: auto is bfloat16 on a GPU that has it, else float32.
+        compile: the model before training; by default on a GPU.
+        seed: of the first weights and the order of the text.
+
+    Raises:
+        ConfigError: if the options cannot be, or the output folder holds something else.
+        DataError: if the text cannot be read or is too short.
+        TrainingError: if a model's loss is no longer finite.
+    """
+    settings = _Settings(
+        text=_DEFAULT.text if text is None else tuple(text),
+        tokens=tokens,
+        vocabulary=vocabulary,
+        context=context,
+        batch_tokens=batch_tokens,
+        learning_rate=learning_rate,
+        seed=seed,
+        accelerator=accelerator,
+        precision=precision,
+        compile=compile,
+    )
+    chosen = [rung if isinstance(rung, Rung) else _named(rung) for rung in rungs or ["r0"]]
+    if len({rung.name for rung in chosen}) < len(chosen):
+        raise ConfigError(f"rungs has a name twice: {', '.join(rung.name for rung in chosen)}.")
+    for folder in _make(settings, chosen, output):
+        facts = json.loads((folder / "pretraining.json").read_text())
+        print(
+            f"{folder}: {facts['nonembedding_parameters']:,} parameters without embeddings, "
+            f"{facts['tokens']:,} tokens, validation loss {facts['validation_loss']:.3f} nats per token"
+        )
+
+
+def ensure_rung(name: str) -> Path:
+    """The folder of a rung of the default ladder in the user's cache, pre-trained now if it is not there.
+
+    The ladder is named after all that it depends on, the Python version's standard library among it. The
+    process's random state is left as it was.
+
+    Raises:
+        ConfigError: if there is no such rung.
+        DataError: if the standard library's sources are missing, or the cache cannot be written.
+    """
+    return _make(_DEFAULT, [_named(name)], None)[0]
+
+
+def _named(name: str) -> Rung:
+    known = {rung.name: rung for rung in RUNGS}
+    if name not in known:
+        raise ConfigError(f"There is no rung '{name}'. Rungs: {', '.join(known)}.{suggestion(name, known)}")
+    return known[name]
+
+
+def _make(settings: _Settings, rungs: Sequence[Rung], output: Path | None) -> list[Path]:
+    identity = settings.identity()
+    if output is None:
+        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        output = cache_folder() / "ladders" / key
+    _claim(output, identity)
+    for rung in rungs:
+        folder = build_once(
+            output / rung.name, partial(_pretrain_rung, settings=settings, rung=rung, identity=identity)
+        )
+        there = json.loads((folder / "pretraining.json").read_text())["rung"]
+        if there != asdict(rung):
+            raise ConfigError(
+                f"{folder} holds a model of another shape: {there}, wanted {asdict(rung)}. Rename the rung."
+            )
+    return [output / rung.name for rung in rungs]
+
+
+def _claim(output: Path, identity: dict[str, Any]) -> None:
+    """Marks the folder as this ladder's, or finds that it is."""
+    mark = output / "ladder.json"
+    if mark.is_file():
+        there = json.loads(mark.read_text())
+        if differing := [name for name in identity if there.get(name) != identity[name]]:
+            listed = ", ".join(f"{name} {there.get(name)} there, {identity[name]} now" for name in differing)
+            raise ConfigError(
+                f"{output} holds a ladder made with other settings ({listed}). Choose another folder with output."
+            )
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output} exists and is no ladder. Choose a new or empty folder with output.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        partial_mark = mark.with_name(f"{mark.name}.{os.getpid()}")
+        partial_mark.write_text(json.dumps(identity, indent=1) + "\n")
+        partial_mark.replace(mark)
+    except OSError as error:
+        raise DataError(f"{output} could not be written: {error.strerror or error}. Choose another place.") from error
+
+
+def _pretrain_rung(folder: Path, *, settings: _Settings, rung: Rung, identity: dict[str, Any]) -> None:
+    text = pack_text(settings.text, vocabulary=settings.vocabulary, cache_dir=cache_folder() / "packed")
+    num_train, num_validation = len(text.tokens("train")), len(text.tokens("validation"))
+    if num_train <= settings.batch_tokens + settings.context or num_validation <= settings.context:
+        raise DataError(
+            f"The text has {num_train} tokens to train on and {num_validation} to validate with: too few for a step of "
+            f"batch_tokens={settings.batch_tokens} and a sequence of context={settings.context}. Give more text or "
+            "lower them."
+        )
+    on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    bfloat16 = on_gpu and torch.cuda.is_bf16_supported()
+    learning_rate = settings.learning_rate or rung.default_learning_rate
+    with isolate_rng():
+        torch.manual_seed(settings.seed)
+        model = GPTNeoXForCausalLM(_model_config(settings, rung, learning_rate))
+        if on_gpu if settings.compile is None else settings.compile:
+            model.base_model.compile(dynamic=False)
+        module = CausalLanguageModel(
+            model, text, context=settings.context, learning_rate=learning_rate, steps=settings.steps
+        )
+        trainer = Trainer(
+            accelerator=settings.accelerator,
+            devices=1,
+            precision=("bf16-mixed" if bfloat16 else "32-true") if settings.precision == "auto" else settings.precision,
+            max_epochs=1,
+            gradient_clip_val=1.0,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[_Progress(rung.name, settings.sequences * settings.context)],
+            # One process makes a ladder, also where it is a rank of a run that waits for it.
+            plugins=[LightningEnvironment()],
+        )
+        starts = SequenceStarts(num_train, settings.context, settings.sequences, settings.steps, settings.seed)
+        held_out = ConsecutiveStarts(min(num_validation, _MAX_VALIDATION_TOKENS), settings.context, settings.sequences)
+        started = time.perf_counter()
+        trainer.fit(module, starts, held_out)
+        seconds = time.perf_counter() - started
+    validation_loss = float(trainer.callback_metrics["validation_loss"])
+    _require_finite(validation_loss, rung.name)
+    transformers_logging.disable_progress_bar()  # that of saving one file
+    model.save_pretrained(folder)
+    transformers_logging.enable_progress_bar()
+    tokenizer = text.tokenizer()
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
+    facts = {
+        "rung": asdict(rung),
+        "nonembedding_parameters": num_nonembedding_parameters(model),
+        "parameters": model.num_parameters(),
+        "tokens": settings.steps * settings.sequences * settings.context,
+        "unique_tokens": num_train,
+        "peak_learning_rate": learning_rate,
+        "validation_loss": validation_loss,
+        "validation_loss_unit": "nats per token",
+        "seconds": round(seconds, 1),
+        "precision": trainer.precision,
+        "device": torch.cuda.get_device_name()
+        if on_gpu
+        else f"{trainer.strategy.root_device.type} {platform.machine()}",
+        "versions": {name: version(name) for name in ("embedlab", "torch", "transformers", "lightning", "tokenizers")},
+        "settings": identity,
+    }
+    (folder / "pretraining.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _model_config(settings: _Settings, rung: Rung, learning_rate: float) -> GPTNeoXConfig:
+    config = GPTNeoXConfig(
+        vocab_size=settings.vocabulary,
+        hidden_size=rung.width,
+        intermediate_size=4 * rung.width,
+        num_hidden_layers=rung.blocks,
+        num_attention_heads=rung.heads,
+        max_position_embeddings=4 * settings.context,  # rotary: nothing to learn for a position
+        tie_word_embeddings=False,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    config.pretraining_peak_learning_rate = learning_rate  # fine-tuning derives its own from it
+    return config
+
+
+def _require_finite(loss: float, name: str) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(f"The loss of rung {name} is {loss}. Lower learning_rate; nothing was saved.")
+
+
+class _Progress(Callback):
+    """Shows loss, throughput and time left: a bar on a terminal, else a line now and then.
+
+    The loss is read once in a while only, because reading it waits for the device.
+    """
+
+    def __init__(self, name: str, tokens_per_step: int) -> None:
+        self._name = name
+        self._tokens_per_step = tokens_per_step
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("pre-training {task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:.0f} %  loss {task.fields[loss]}  {task.fields[rate]} tokens/s "),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(name, total=None, loss="", rate="")
+        self._every_seconds = 1.0 if console.is_terminal else 15.0
+        self._shown_at = 0.0
+        self._shown_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._shown_at = time.perf_counter()
+        self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Shows where it stands if it is time."""
+        step, total, now = batch_idx + 1, int(trainer.num_training_batches), time.perf_counter()
+        if now - self._shown_at < self._every_seconds and step < total:
+            return
+        loss = float(outputs["loss"])
+        _require_finite(loss, self._name)
+        rate = (step - self._shown_step) * self._tokens_per_step / (now - self._shown_at)
+        self._bar.update(self._task, completed=step, total=total, loss=f"{loss:.3f}", rate=f"{rate:,.0f}")
+        if self._bar.disable:
+            left = timedelta(seconds=round((total - step) * self._tokens_per_step / rate))
+            line = f"pre-training {self._name}: step {step}/{total}  loss {loss:.3f}  {rate:,.0f} tokens/s  left {left}"
+            print(line, file=sys.stderr, flush=True)
+        self._shown_at, self._shown_step = now, step
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Takes the bar away, also after an error."""
+        self._bar.stop()

@@ -1,0 +1,307 @@
+"""Wires backbone, method, pooling, loss and schedule into the training step; the logic stands in those parts.
+
+Where a text enters: ``PairBatch`` from ``embedlab.data``. Where an embedding leaves: ``Encoder``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from embedlab.backbone import BackboneConfig, load_backbone
+from embedlab.chunking import Chunk
+from embedlab.data.collate import PairBatch
+from embedlab.data.tasks import EvaluationTask
+from embedlab.encoder import Encoder
+from embedlab.errors import ConfigError, TrainingError
+from embedlab.losses import ContrastiveLoss, LossGradient, SymmetricInfoNCE
+from embedlab.method import FineTuningMethod, prepare_backbone
+from embedlab.metrics import EmbeddingTable
+from embedlab.pooling import PoolingMode
+from embedlab.replay import ChunkedGradient, Recompute
+from embedlab.schedule import Schedule, WarmupCosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
+
+    Args:
+        learning_rate: peak; by default the method's own for this backbone.
+        weight_decay: on matrices; vectors (norms, biases) have none.
+        betas: decay rates of the moments.
+        eps: added to the denominator.
+        clip: the largest norm of the whole gradient; None does not clip.
+        states: ``8bit`` keeps the moments in 8 bits through bitsandbytes (Dettmers et al. 2022, arXiv:2110.02861).
+    """
+
+    learning_rate: float | None = None
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float | None = 1.0
+    states: Literal["32bit", "8bit"] = "32bit"
+
+
+class EmbeddingModule(LightningModule):
+    """A text-embedding model in training.
+
+    Args:
+        backbone: which pre-trained decoder, and how it is loaded.
+        method: what of the backbone is trained, and how.
+        loss: the contrastive loss.
+        pooling: how the hidden states of a text's tokens become one vector.
+        optimizer: AdamW and its options.
+        schedule: the learning rate over the run.
+        recompute: keep the graph of every chunk (``never``), of none (``always``), or while memory lasts (``auto``).
+        seed: of dropout and of the method's fresh weights.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        method: FineTuningMethod,
+        loss: ContrastiveLoss | None = None,
+        pooling: PoolingMode = "mean",
+        optimizer: OptimizerConfig | None = None,
+        schedule: Schedule | None = None,
+        recompute: Recompute = "auto",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False  # a step back-propagates once for every chunk
+        self.strict_loading = False  # a checkpoint holds what training changes, and nothing else
+        self.backbone_config = backbone
+        self.method = method
+        self.loss = loss or SymmetricInfoNCE()
+        self.pooling: PoolingMode = pooling
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.schedule = schedule or WarmupCosine()
+        self.recompute: Recompute = recompute
+        self.seed = seed
+        self.encoder: Encoder | None = None
+        self.learning_rate = 0.0
+        self.run_config: dict[str, Any] = {}  # how to build this module again; the command line fills it in
+        self.evaluation: dict[str, float] = {}  # the newest results of validation or test
+        self._split: Literal["validation", "test"] = "validation"
+        self.tasks: Sequence[EvaluationTask] = ()
+        self._tables: list[EmbeddingTable] = []
+
+    # Building
+
+    def configure_model(self) -> None:
+        """Loads the backbone and lets the method prepare it, once."""
+        if self.encoder is not None:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)  # the same fresh weights on every rank, and after a resume
+            backbone = load_backbone(self.backbone_config, self.method.backbone_kwargs())
+            rate = self.optimizer_config.learning_rate
+            self.learning_rate = self.method.default_learning_rate(backbone) if rate is None else rate
+            self.encoder = Encoder(prepare_backbone(self.method, backbone), self.pooling)
+
+    def setup(self, stage: str) -> None:
+        """Takes the evaluation tasks of this stage from the data module."""
+        if stage in ("fit", "validate", "test"):
+            self._split = "test" if stage == "test" else "validation"
+            self.tasks = self.trainer.datamodule.evaluation_tasks(self._split)  # type: ignore[attr-defined]
+
+    def configure_optimizers(self) -> Optimizer:
+        """AdamW over the method's parameter groups, and the temperature if that is learnt."""
+        options = self.optimizer_config
+        groups = self.method.parameter_groups(self._encoder.backbone)
+        loss_parameters = list(self.loss.parameters())
+        if loss_parameters:
+            groups.append({"params": loss_parameters, "weight_decay": 0.0})
+        kind: type[Optimizer] = torch.optim.AdamW
+        if options.states == "8bit":
+            from bitsandbytes.optim.adamw import AdamW8bit  # a slow import that few need
+
+            kind = AdamW8bit
+        return kind(
+            groups,
+            lr=self.learning_rate,
+            betas=options.betas,
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+        )  # type: ignore[call-arg]
+
+    @property
+    def _encoder(self) -> Encoder:
+        assert self.encoder is not None, "configure_model has run"
+        return self.encoder
+
+    # Training
+
+    def on_fit_start(self) -> None:
+        """Sets training mode and looks for the blocks that a replay can skip."""
+        if self.trainer.precision == "16-mixed":
+            raise ConfigError(
+                "trainer.precision '16-mixed' scales the loss, which a chunked gradient does not support. "
+                "Use 'bf16-mixed' or '32-true'."
+            )
+        self.train()
+        self._gradient = ChunkedGradient(
+            self._encoder,
+            list(self._encoder.parameters()),
+            recompute=self.recompute,
+            frozen_blocks=self._encoder.frozen_blocks(),
+        )
+
+    def progress(self) -> float:
+        """The share of the run that is done after half of the coming step.
+
+        Half, so that neither the first step (warm-up) nor the last (decay) is spent on a rate of zero.
+        """
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ConfigError(
+                "The run has no end, so its learning rate has no schedule: set trainer.max_epochs or trainer.max_steps."
+            )
+        return (self.trainer.global_step + 0.5) / total
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """One optimiser step with the exact gradient of the whole batch over all ranks."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        self._seed_step()
+        encoded = self._gradient.encode(batch.chunks)
+        replayed = encoded.num_replayed_tokens
+        result = self.loss.gradient(encoded.embeddings_UD, batch.rows, group=self._group())
+        self._require_finite(result.loss, "loss", batch)
+        self._backward(encoded, result, len(batch.chunks))
+        norm = torch.nn.utils.clip_grad_norm_(
+            [p for group in optimizer.param_groups for p in group["params"]],
+            float("inf") if self.optimizer_config.clip is None else self.optimizer_config.clip,
+        )
+        self._require_finite(norm, "gradient norm", batch)
+        factor = self.schedule.factor(self.progress())
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate * group.get("lr_scale", 1.0) * factor
+        optimizer.step()
+        optimizer.zero_grad()
+        self.log_dict(
+            {
+                "train/gradient_norm": norm,
+                "train/negatives": float(result.num_candidates),
+                "train/temperature": torch.exp(-self.loss.log_scale.detach()),
+                "train/replayed_tokens": float(replayed),
+            }
+        )
+        self.log("train/loss", result.loss, prog_bar=True)
+        self.log("train/learning_rate", self.learning_rate * factor, prog_bar=True)
+
+    def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
+        """Asks for a last validation when the planned steps are done."""
+        if self.trainer.global_step >= self.trainer.estimated_stepping_batches:
+            self.trainer.should_stop = True
+
+    def _backward(self, encoded: Any, result: LossGradient, num_chunks: int) -> None:
+        # Every rank's chunks give their part of the global gradient, which is the sum over ranks; the
+        # strategy averages over ranks, hence the factor. The temperature's gradient is complete on each.
+        gradient_UD = result.embeddings_UD * self.trainer.world_size
+        for number, surrogate in enumerate(self._gradient.surrogates(encoded, gradient_UD), start=1):
+            last = number == num_chunks
+            if last and self.loss.log_scale.requires_grad:
+                surrogate = surrogate + self.loss.log_scale * result.log_scale
+            with nullcontext() if last else self._without_synchronisation():
+                self.manual_backward(surrogate)
+
+    def _without_synchronisation(self) -> AbstractContextManager[None]:
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    def _group(self) -> torch.distributed.ProcessGroup | None:
+        return torch.distributed.group.WORLD if self.trainer.world_size > 1 else None
+
+    def _seed_step(self) -> None:
+        """Random numbers are a function of (seed, step, rank): a resumed run has nothing to restore."""
+        words = [self.seed, self.trainer.global_step, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+    def _require_finite(self, value: Tensor, name: str, batch: PairBatch) -> None:
+        if bool(torch.isfinite(value)):
+            return
+        raise TrainingError(
+            f"The {name} is {value.item()} at step {self.trainer.global_step} (epoch {self.trainer.current_epoch}, "
+            f"source '{batch.source}', pairs {list(batch.pair_rows[:8])} and {max(0, len(batch.pair_rows) - 8)} more). "
+            "The weights of the step before are kept as they were and the last checkpoint stands. Lower "
+            "optimizer.learning_rate, lengthen the warm-up, or look at those pairs."
+        )
+
+    # Evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        """Empties the tables of embeddings, one a task."""
+        self._tables = [EmbeddingTable(task.num_rows).to(self.device) for task in self.tasks]
+
+    def validation_step(self, chunk: Chunk, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Encodes one chunk of one task's texts."""
+        self._tables[dataloader_idx].update(chunk.rows_B, self._encoder(chunk))
+
+    def on_validation_epoch_end(self) -> None:
+        """Computes and logs every task's metrics over the embeddings of all ranks."""
+        self.evaluation = {}
+        for task, table in zip(self.tasks, self._tables, strict=True):
+            for name, value in task.metrics(table.compute()).items():
+                self.evaluation[f"{self._split}/{task.name}/{name}"] = value
+        self._tables = []
+        if self.trainer.sanity_checking:  # Lightning logs nothing then: this is the evaluation before training
+            for logger in self.trainer.loggers:
+                logger.log_metrics(self.evaluation, step=0)
+        else:
+            self.log_dict(self.evaluation, rank_zero_only=True)
+
+    def on_test_epoch_start(self) -> None:
+        """As for validation."""
+        self.on_validation_epoch_start()
+
+    def test_step(self, chunk: Chunk, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As for validation."""
+        self.validation_step(chunk, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As for validation."""
+        self.on_validation_epoch_end()
+
+    def predict_step(self, chunk: Chunk, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
+        """Rows and unit-norm embeddings of one chunk's texts."""
+        return chunk.rows_B, self._encoder(chunk)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what training changes: the rest is the backbone, which is there already."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in self._trained_names()}
+        checkpoint["run_config"] = self.run_config
+        checkpoint["evaluation"] = self.evaluation
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another method or backbone.
+
+        Raises:
+            ConfigError: if the trained parameters' names or shapes differ.
+        """
+        own = self.state_dict()
+        expected = {name: own[name].shape for name in self._trained_names()}
+        received = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+        if expected != received:
+            differing = sorted(expected.items() ^ received.items())[:3]
+            raise ConfigError(
+                f"The checkpoint holds {len(received)} trained tensors, this configuration trains {len(expected)}; "
+                f"they differ in {[name for name, _ in differing]}. Use the configuration that the checkpoint was "
+                "trained with: config.yaml in its run folder."
+            )
+
+    def _trained_names(self) -> list[str]:
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]

@@ -1,0 +1,114 @@
+"""Small real runs of the command line, for the tests that need one."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+
+from embedlab.cli import main
+from embedlab.testing.backbones import save_tiny_backbone
+
+WORDS = [a + b for a in ("ba", "co", "di", "fu", "ge") for b in ("la", "mi", "no", "ru", "ta", "ve")]
+
+
+def write_pairs(path: Path, num_pairs: int = 60, *, seed: int = 0) -> Path:
+    """Pairs whose documents hold the words of their queries among others, all texts different."""
+    generator = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(num_pairs):
+            words = generator.sample(WORDS, 4)
+            others = generator.choices(WORDS, k=generator.randint(2, 12))
+            row = {
+                "query": " ".join(words),
+                "positive": " ".join([*others, *words, str(number)]),
+                "key": number // 2,
+            }
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def write_config(
+    folder: Path,
+    *,
+    family: str = "gpt_neox",
+    dropout: float = 0.0,
+    method: object = "FullFineTuning",
+    loss: object = "SymmetricInfoNCE",
+    **data: object,
+) -> Path:
+    """A configuration of 12 steps an epoch of 5 pairs a step, on a tiny backbone, without validation."""
+    backbone = save_tiny_backbone(folder / "backbone", family, dropout=dropout)
+    config = {
+        "output": str(folder / "run"),
+        "seed_everything": 1,
+        "model": {
+            "backbone": {"path": str(backbone)},
+            "method": method,
+            "loss": loss,
+            "optimizer": {"learning_rate": 1e-2},
+        },
+        "data": {
+            "train": [{"path": str(write_pairs(folder / "pairs.jsonl"))}],
+            "batch_size": 5,
+            "max_length": 32,
+            "tokens_per_chunk": 64,
+            "num_workers": 0,
+            "cache": str(folder / "cache"),
+            **data,
+        },
+        "trainer": {
+            "max_epochs": 2,
+            "accelerator": "cpu",
+            "devices": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def fit(config: Path, *options: str) -> None:
+    """``embedlab fit`` in this process."""
+    main(["fit", "--config", str(config), *options])
+
+
+def start_fit(config: Path, *options: str) -> subprocess.Popen[str]:
+    """``embedlab fit`` in a process of its own."""
+    command = [sys.executable, "-m", "embedlab", "fit", "--config", str(config), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def trained_weights(run: Path) -> dict[str, torch.Tensor]:
+    """What a run's last checkpoint holds of the model."""
+    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def assert_same_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    """Same names, same bits."""
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def error_of(capsys: object, arguments: Sequence[str]) -> str:
+    """Runs a command that must fail with exit status 2, and returns what it printed on standard error."""
+    try:
+        main(list(arguments))
+    except SystemExit as stop:
+        assert stop.code == 2
+    else:
+        raise AssertionError(f"embedlab {' '.join(arguments)} succeeded")
+    captured: str = capsys.readouterr().err  # type: ignore[attr-defined]
+    _, found, printed = captured.rpartition("embedlab: ")
+    assert found, captured
+    assert "Traceback" not in printed and "usage:" not in printed
+    return printed

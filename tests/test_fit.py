@@ -1,0 +1,155 @@
+"""Training through the command line: learns, resumes bit for bit, and is the same however the batch is cut."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import assert_same_bits, fit, start_fit, trained_weights, write_config, write_pairs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from embedlab.registry import discover
+
+METHODS = sorted(discover())
+
+
+def steps_of(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, weights_only=True)["global_step"])
+
+
+def assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, method: str) -> None:
+    config = write_config(tmp_path, method=method)
+    fit(config, "--output", str(tmp_path / "undisturbed"))
+    killed = tmp_path / "killed"
+    process = start_fit(config, "--output", str(killed), "--checkpoint.every_n_steps", "1")
+    checkpoint = killed / "checkpoints" / "last.ckpt"
+    while not checkpoint.exists() or steps_of(checkpoint) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    at_kill = steps_of(checkpoint)
+    assert at_kill < 24 and at_kill % 12 != 0, "killed in mid-epoch"
+    fit(config, "--output", str(killed), "--ckpt_path", "last")
+    assert_same_bits(trained_weights(killed), trained_weights(tmp_path / "undisturbed"))
+
+
+def test_a_resumed_run_draws_the_same_dropout_and_keeps_the_temperature(tmp_path: Path) -> None:
+    loss = {"class_path": "InfoNCE", "init_args": {"learnable_temperature": True, "temperature": 0.05}}
+    config = write_config(tmp_path, family="gpt2", dropout=0.2, loss=loss)
+    fit(config, "--output", str(tmp_path / "undisturbed"))
+    stopped = str(tmp_path / "stopped")
+    fit(config, "--output", stopped, "--checkpoint.every_n_steps", "7", "--trainer.limit_train_batches", "12")
+    whole = trained_weights(tmp_path / "undisturbed")
+    assert_same_bits(trained_weights(tmp_path / "stopped"), whole)
+    assert whole["loss.log_scale"].item() != pytest.approx(torch.tensor(20.0).log().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [["--model.recompute=always"], ["--model.recompute=never"]])
+def test_the_recompute_policy_does_not_change_a_bit(tmp_path: Path, options: list[str]) -> None:
+    config = write_config(tmp_path, family="gpt2", dropout=0.2)
+    fit(config, "--output", str(tmp_path / "auto"))
+    fit(config, "--output", str(tmp_path / "other"), *options)
+    assert_same_bits(trained_weights(tmp_path / "other"), trained_weights(tmp_path / "auto"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_size_of_chunks_does_not_change_the_model(tmp_path: Path, method: str) -> None:
+    config = write_config(tmp_path, method=method)
+    for name, tokens in (("small", "32"), ("large", "4096")):
+        options = ["--data.tokens_per_chunk", tokens, "--trainer.precision", "64-true", "--trainer.max_steps", "6"]
+        fit(config, "--output", str(tmp_path / name), *options)
+    assert_close(trained_weights(tmp_path / "small"), trained_weights(tmp_path / "large"), 1e-7)
+
+
+def test_two_ranks_train_the_model_of_one(tmp_path: Path) -> None:
+    loss = {"class_path": "SymmetricInfoNCE", "init_args": {"learnable_temperature": True}}
+    config = write_config(tmp_path, loss=loss, batch_size=6, validation_fraction=0.3)
+    options = ["--trainer.precision", "64-true", "--trainer.max_steps", "5"]
+    fit(config, "--output", str(tmp_path / "one"), *options)
+    two = start_fit(
+        config, "--output", str(tmp_path / "two"), *options, "--trainer.devices", "2", "--trainer.strategy", "ddp"
+    )
+    printed, _ = two.communicate(timeout=200)
+    assert two.returncode == 0, printed
+    assert_close(trained_weights(tmp_path / "two"), trained_weights(tmp_path / "one"), 1e-7)
+    results = [
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["evaluation"]
+        for run in ("one", "two")
+    ]
+    assert results[0] and results[1] == pytest.approx(results[0], rel=1e-5)
+
+
+def test_a_batch_that_ranks_cannot_share_equally_is_refused(tmp_path: Path) -> None:
+    process = start_fit(write_config(tmp_path, batch_size=5), "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    printed, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert "data.batch_size 5 cannot be shared out equally over 2 processes" in printed
+
+
+def scalars(run: Path) -> dict[str, list[float]]:
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_training_learns_and_is_watched(tmp_path: Path) -> None:
+    config = write_config(tmp_path, validation_fraction=0.3, batch_size=16)
+    write_pairs(tmp_path / "pairs.jsonl", 300)
+    fit(config, "--trainer.max_epochs", "10", "--trainer.log_every_n_steps", "1")
+    seen = scalars(tmp_path / "run")
+    assert seen["train/loss"][-1] < 0.75 * seen["train/loss"][0]
+    assert max(seen["train/learning_rate"]) <= 1e-2
+    assert seen["train/negatives"][0] == 15
+    for metric in ("mrr@10", "ndcg@10", "recall@1", "recall@10", "loss", "loss_standard_error"):
+        values = seen[f"validation/pairs/{metric}"]
+        assert len(values) == 11, "before training and after every epoch"
+    assert seen["validation/pairs/mrr@10"][-1] > 3 * seen["validation/pairs/mrr@10"][0]
+    assert {"tokens/s", "pairs/s", "train/padding"} <= seen.keys()
+    assert (tmp_path / "run" / "config.yaml").is_file() and (tmp_path / "run" / "hparams.yaml").is_file()
+
+
+@pytest.mark.parametrize(("method", "part"), [("LoRA", "lora_"), ("BiasTuning", "bias")])
+def test_a_checkpoint_holds_only_what_is_trained(tmp_path: Path, method: str, part: str) -> None:
+    fit(write_config(tmp_path, method=method), "--trainer.max_steps", "1")
+    names = trained_weights(tmp_path / "run").keys()
+    assert names and all(part in name for name in names)
+
+
+@pytest.mark.parametrize("schedule", ["Constant", "WarmupStableDecay"])
+def test_other_schedules_train(tmp_path: Path, schedule: str) -> None:
+    fit(write_config(tmp_path), "--model.schedule", schedule, "--trainer.log_every_n_steps", "1")
+    rates = scalars(tmp_path / "run")["train/learning_rate"]
+    assert max(rates) == pytest.approx(1e-2)
+    assert (rates[-1] == pytest.approx(1e-2)) == (schedule == "Constant")
+
+
+def test_eight_bit_optimiser_states_train(tmp_path: Path) -> None:
+    fit(write_config(tmp_path), "--model.optimizer.states", "8bit", "--trainer.max_steps", "2")
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_mixed_precision_and_gradient_checkpointing_train(tmp_path: Path) -> None:
+    config = write_config(tmp_path, method="LoRA")
+    options = ["--trainer.precision", "bf16-mixed", "--model.backbone.gradient_checkpointing", "true"]
+    fit(config, *options, "--model.recompute", "always", "--trainer.max_steps", "3")
+    weights = trained_weights(tmp_path / "run")
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in weights.values())
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path: Path) -> None:
+    config = write_config(tmp_path, validation_fraction=0.3)
+    fit(config, "--checkpoint.monitor", "validation/pairs/loss", "--checkpoint.mode", "min")
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    values = scalars(tmp_path / "run")["validation/pairs/loss"][1:]
+    assert kept["evaluation"]["validation/pairs/loss"] == pytest.approx(min(values), rel=1e-5)

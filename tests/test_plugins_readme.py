@@ -1,0 +1,80 @@
+"""A method written by following plugins/README.md to the letter works, in a package of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedlab.testing import CHECKS, FAMILIES
+
+README = (Path(__file__).resolve().parents[1] / "plugins" / "README.md").read_text(encoding="utf-8")
+
+
+def files_of(readme: str) -> dict[str, str]:
+    """What the README says to write, by file name."""
+    return dict(re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL))
+
+
+def run(command: list[str], folder: Path, **environment: str) -> str:
+    """Runs a command of this Python outside the repository; its output, or a failure that shows it."""
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The README's files, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("layer_norm_tuning")
+    for name, content in files_of(README).items():
+        (folder / name).write_text(content, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(package: Path) -> dict[str, str]:
+    """The environment in which the package is installed: by pip, offline, without touching this Python's packages."""
+    target = package / "installed"
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    run(["pip", "install", *options, "--target", str(target), "."], package)
+    return {"PYTHONPATH": str(target)}
+
+
+def test_the_readme_has_every_file_and_the_commands() -> None:
+    assert set(files_of(README)) == {
+        "pyproject.toml",
+        "layer_norm_tuning.py",
+        "test_layer_norm_tuning.py",
+        "fit.yaml",
+    }
+    for command in ("pip install -e .", "embedlab methods", "pytest", "embedlab fit --config fit.yaml"):
+        assert re.search(rf"^{re.escape(command)}", README, re.MULTILINE)
+
+
+def test_the_readme_explains_every_check() -> None:
+    assert re.findall(r"^\| `(check_\w+)`", README, re.MULTILINE) == [check.__name__ for check in CHECKS]
+
+
+def test_the_method_passes_the_contract(package: Path, installed: dict[str, str]) -> None:
+    printed = run(["pytest", "-p", "no:cacheprovider", "test_layer_norm_tuning.py"], package, **installed)
+    assert f"{len(CHECKS) * len(FAMILIES) + 1} passed" in printed
+
+
+def test_the_method_is_registered_under_its_package_s_name(package: Path, installed: dict[str, str]) -> None:
+    script = "from embedlab.registry import rows; print(*[row for row in rows() if row.name == 'LayerNormTuning'])"
+    (package / "listing.py").write_text(script)
+    printed = run(["listing"], package, **installed)
+    assert "embedlab-layer-norm-tuning 0.1.0" in printed
+    assert "biases: bool = True  train the norms' biases too" in printed
