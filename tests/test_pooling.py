@@ -16,9 +16,7 @@ MODES = get_args(PoolingMode)
 
 @pytest.mark.parametrize("mode", MODES)
 @given(length=st.integers(1, 9), left=st.integers(0, 4), right=st.integers(0, 4), seed=st.integers(0, 99))
-def test_pooling_does_not_depend_on_padding(
-    mode: PoolingMode, length: int, left: int, right: int, seed: int
-) -> None:
+def test_pooling_does_not_depend_on_padding(mode: PoolingMode, length: int, left: int, right: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(1, length, 5, generator=generator, dtype=torch.float64)
     alone = pool(hidden, torch.ones(1, length, dtype=torch.int64), mode)

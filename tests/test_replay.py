@@ -20,9 +20,7 @@ METHODS = sorted(discover())
 POLICIES = [*get_args(Recompute), "partly"]
 
 
-def make_encoder(
-    family: str, method: str, *, dtype: torch.dtype = torch.float64, **overrides: object
-) -> Encoder:
+def make_encoder(family: str, method: str, *, dtype: torch.dtype = torch.float64, **overrides: object) -> Encoder:
     torch.manual_seed(0)
     entry = discover()[method]
     assert entry.cls is not None
