@@ -126,6 +126,7 @@ def _train(arguments: Sequence[str]) -> None:
             "max_epochs": 1,
             "num_sanity_val_steps": -1,  # the evaluation before training
             "log_every_n_steps": 10,
+            "enable_model_summary": False,
             "use_distributed_sampler": False,  # batches are cut for each rank already
             "callbacks": [Throughput(), RichProgressBar() if sys.stdout.isatty() else ProgressLines()],
         },

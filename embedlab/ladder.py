@@ -89,8 +89,8 @@ class _Settings:
     """What all rungs of a ladder have in common, and where and how it runs."""
 
     text: tuple[TextSource, ...] = (TextSource(path=STANDARD_LIBRARY, validation_fraction=0.15),)
-    tokens: int = 4_000_000
-    vocabulary: int = 4096
+    tokens: int = 3_000_000
+    vocabulary: int = 2048
     context: int = 128
     batch_tokens: int = 2048
     learning_rate: float | None = None
@@ -273,6 +273,7 @@ def _pretrain_rung(folder: Path, *, settings: _Settings, rung: Rung, identity: d
         torch.manual_seed(settings.seed)
         model = GPTNeoXForCausalLM(_model_config(settings, rung, learning_rate))
         if on_gpu if settings.compile is None else settings.compile:
+            torch.compiler.reset()  # else each rung counts as the same model compiled anew, which has a limit
             model.base_model.compile(dynamic=False)
         module = CausalLanguageModel(
             model, text, context=settings.context, learning_rate=learning_rate, steps=settings.steps
@@ -282,7 +283,6 @@ def _pretrain_rung(folder: Path, *, settings: _Settings, rung: Rung, identity: d
             devices=1,
             precision=("bf16-mixed" if bfloat16 else "32-true") if settings.precision == "auto" else settings.precision,
             max_epochs=1,
-            gradient_clip_val=1.0,
             num_sanity_val_steps=0,
             logger=False,
             enable_checkpointing=False,

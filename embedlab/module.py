@@ -150,6 +150,8 @@ class EmbeddingModule(LightningModule):
                 "Use 'bf16-mixed' or '32-true'."
             )
         self.train()
+        counts = [sum(p.numel() for p in ps) for ps in (self._encoder.parameters(), self._trained())]
+        self.print(f"{type(self.method).__name__} trains {counts[1]:,} of {counts[0]:,} parameters.")
         self._gradient = ChunkedGradient(
             self._encoder,
             list(self._encoder.parameters()),
@@ -302,6 +304,9 @@ class EmbeddingModule(LightningModule):
                 f"they differ in {[name for name, _ in differing]}. Use the configuration that the checkpoint was "
                 "trained with: config.yaml in its run folder."
             )
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self._encoder.parameters() if parameter.requires_grad]
 
     def _trained_names(self) -> list[str]:
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]

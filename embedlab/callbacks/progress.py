@@ -6,10 +6,11 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 
 
-class ProgressLines(Callback):
+class ProgressLines(ProgressBar):
     """Prints one line every so often: step, loss, learning rate, throughput, time left.
 
     Args:
@@ -17,9 +18,19 @@ class ProgressLines(Callback):
     """
 
     def __init__(self, *, every_seconds: float = 15.0) -> None:
+        super().__init__()
         self.every_seconds = every_seconds
+        self._enabled = True
         self._started = self._printed = 0.0
         self._first_step = 0
+
+    def disable(self) -> None:
+        """Prints nothing from here on: Lightning asks for it on every rank but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Prints again."""
+        self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
@@ -32,9 +43,13 @@ class ProgressLines(Callback):
         """Prints if it is time, and after the last step."""
         now = time.monotonic()
         total, step = trainer.estimated_stepping_batches, trainer.global_step
-        if not trainer.is_global_zero or (now - self._printed < self.every_seconds and step < total):
+        if not self._enabled or (now - self._printed < self.every_seconds and step < total):
             return
         self._printed = now
         left = (now - self._started) / (step - self._first_step) * (total - step)
-        values = "  ".join(f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items())
+        values = "  ".join(f"{name} {_short(float(value))}" for name, value in trainer.progress_bar_metrics.items())
         print(f"step {step}/{total}  {values}  left {timedelta(seconds=round(left))}", flush=True)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

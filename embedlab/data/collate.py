@@ -104,9 +104,7 @@ class TrainingBatches(Dataset[PairBatch]):
                 chunk_rows,
                 pad_token_id=self.pad_token_id,
             )
-            for chunk_rows in cut_chunks(
-                lengths_U, max_tokens=self.max_tokens_per_chunk, max_padding=self.max_padding
-            )
+            for chunk_rows in cut_chunks(lengths_U, max_tokens=self.max_tokens_per_chunk, max_padding=self.max_padding)
         ]
         of_query, of_positive, of_negative = np.split(inverse, [len(rows), 2 * len(rows)])
         return PairBatch(

@@ -16,13 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from embedlab.data.cache import build_once
 from embedlab.data.readers import open_rows
 from embedlab.data.rows import RejectedRow, Row, column_names, shown, text_of, value_of
-from embedlab.data.tasks import EvaluationTask, HeldOutPairs, Retrieval, RetrievalTask, SimilarityTask, TextRows
+from embedlab.data.tasks import Retrieval, RetrievalTask, SimilarityTask, TextRows
 from embedlab.data.texts import TextWriter, TokenisedTexts, cache_key, require_tokens, shown_progress
 from embedlab.errors import DataError, suggestion
 
-__all__ = ["EvaluationTask", "HeldOutPairs", "RetrievalFiles", "StsFile", "TextFile"]
-
-_ID, _QUERY_ID, _SCORE = "corpus-id", "query-id", "score"
+_QUERY_ID, _DOCUMENT_ID, _SCORE = "query-id", "corpus-id", "score"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,8 +215,8 @@ def _texts_by_id(path: str, id_column: str, text: str | list[str], prompt: str) 
 
 
 def _judgements(path: str) -> Iterator[tuple[str, str, str, float]]:
-    for place, row in _rows(path, [_QUERY_ID, _ID, _SCORE]):
-        query, document = (str(value_of(row, column, place)) for column in (_QUERY_ID, _ID))
+    for place, row in _rows(path, [_QUERY_ID, _DOCUMENT_ID, _SCORE]):
+        query, document = (str(value_of(row, column, place)) for column in (_QUERY_ID, _DOCUMENT_ID))
         yield place, query, document, _number(row, _SCORE, place)
 
 

@@ -53,9 +53,7 @@ class FileRows(RowSource):
                 is_empty = False
                 yield row
             if is_empty:
-                raise DataError(
-                    f"{file} has no rows. Expected at least one: give another file or leave it out."
-                )
+                raise DataError(f"{file} has no rows. Expected at least one: give another file or leave it out.")
 
     def fingerprint(self) -> str:
         """Of the bytes, not of names or dates: a file that was only moved or touched is the same."""

@@ -34,6 +34,7 @@ SMALLEST_VOCABULARY = 257
 _FORMAT = 1  # raised whenever the files change, so that an older cache is not taken for a new one
 _LARGEST_VOCABULARY = 1 << 16  # tokens are stored as uint16
 _DOCUMENT_CHARACTERS = 1 << 15  # longer ones are cut, so that one big file, too, has a part to hold out
+_FORMATS_OF_CORPORA = (".jsonl", ".ndjson", ".parquet")  # in a folder, where .json and .csv may be a program's
 _HELD_OUT_EVERY = 50  # documents: one of them is for the validation loss
 _CHARACTERS_PER_CALL = 1 << 22  # enough to keep the tokenizer's threads busy, little enough to forget
 
@@ -44,8 +45,8 @@ class TextSource:
 
     Args:
         path: a folder of text files (whatever their endings: all files in UTF-8 are read), one such file, a
-            file of rows (JSONL, CSV, TSV, each also gzipped, or Parquet), a folder of those, a glob, the id of
-            a Hugging Face dataset, or ``python-stdlib``.
+            folder with JSONL or Parquet files (those alone are read), a file or glob of JSONL, CSV, TSV, each
+            also gzipped, or Parquet, the id of a Hugging Face dataset, or ``python-stdlib``.
         column: of the text, where there are columns; of several the texts are joined by spaces.
         split_key: column or columns that training splits by (``split_key`` of the pairs, or their query); for
             ``python-stdlib`` the module, always.
@@ -109,17 +110,21 @@ class SequenceStarts:
 
 @dataclass(frozen=True)
 class ConsecutiveStarts:
-    """Where sequences begin that lie one after the other, in batches: what is validated on, in order."""
+    """Where sequences begin that lie one after the other, in order: what is validated on.
+
+    Batches are of one size, because a compiled model is compiled anew for another: what does not fill the last
+    is left out, unless it is all there is.
+    """
 
     num_tokens: int
     context: int
     sequences: int
 
     def __len__(self) -> int:
-        return -(-self._num_windows // self.sequences)
+        return max(1, self._num_windows // self.sequences)
 
     def __iter__(self) -> Iterator[Tensor]:
-        yield from (self.context * torch.arange(self._num_windows)).split(self.sequences)
+        yield from (self.context * torch.arange(self._num_windows)).split(self.sequences)[: len(self)]
 
     @property
     def _num_windows(self) -> int:
@@ -201,10 +206,8 @@ def _whole_documents(source: TextSource) -> Iterator[str]:
             f"Text '{source.path}' is to leave out what training holds out, and no column says what that is. Set "
             "split_key to the column that training splits by, or leave validation_fraction and test_fraction out."
         )
-    for file in texts:
-        if text := _read(file):
-            yield text
     if rows is None:
+        yield from filter(None, map(_read, texts))
         return
     columns = column_names(source.column, "column", source.path)
     keys = column_names(source.split_key, "split_key", source.path) if source.split_key and leaves_out else []
@@ -225,23 +228,24 @@ def _is_held_out(source: TextSource, key: str) -> bool:
 
 
 def _text_files_and_rows(path: str) -> tuple[list[Path], RowSource | None]:
-    """The files of a path that are documents themselves, and what has rows with a document each."""
+    """Of a path either the files that are documents themselves, or what has rows with a document each."""
     local = Path(path).expanduser()
     is_saved_dataset = any((local / name).is_file() for name in ("state.json", "dataset_dict.json"))
     if local.is_dir() and not is_saved_dataset:
         files = sorted(file for file in local.rglob("*") if file.is_file() and not _is_hidden(file, local))
-    elif local.is_file():
+        if row_files := [file for file in files if format_of(file) in _FORMATS_OF_CORPORA]:
+            return [], FileRows(row_files)
+    elif local.is_file() and format_of(local) not in FORMATS:
         files = [local]
     else:
         return [], open_rows(path)
-    row_files = [file for file in files if format_of(file) in FORMATS]
-    texts = [file for file in files if format_of(file) not in FORMATS and _is_text(file)]
-    if not row_files and not texts:
+    texts = [file for file in files if _is_text(file)]
+    if not texts:
         raise DataError(
             f"'{path}' holds no text: {len(files)} files, none of them text in UTF-8. Expected text files (.txt, "
-            f".md, .py and the like) or files of rows ({', '.join(FORMATS)})."
+            f".md, .py and the like) or rows ({', '.join(_FORMATS_OF_CORPORA)})."
         )
-    return texts, FileRows(row_files) if row_files else None
+    return texts, None
 
 
 def _is_hidden(file: Path, root: Path) -> bool:

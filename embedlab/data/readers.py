@@ -76,7 +76,7 @@ class _StandardLibraryRows(RowSource):
 
 @dataclass(frozen=True)
 class _DatasetRows(RowSource):
-    """The rows of a ``datasets.Dataset``."""
+    """The rows of a memory-mapped ``datasets.Dataset``."""
 
     name: str
     dataset: Any
@@ -116,15 +116,13 @@ def _saved_dataset(folder: Path, split: str) -> _DatasetRows:
     import datasets  # half a second that most runs need not wait for
 
     try:
-        loaded = datasets.load_from_disk(str(folder))
+        loaded = datasets.load_from_disk(str(folder), keep_in_memory=False)
     except Exception as error:  # Arrow, JSON and file errors alike: not what save_to_disk wrote
         raise DataError(f"'{folder}' is no whole saved dataset: {error}. Write it again.") from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             there = ", ".join(map(repr, loaded))
-            raise DataError(
-                f"Saved dataset '{folder}' has no split '{split}'. Set hub_split to one of: {there}."
-            )
+            raise DataError(f"Saved dataset '{folder}' has no split '{split}'. Set hub_split to one of: {there}.")
         loaded = loaded[split]
     return _DatasetRows(str(folder), loaded)
 
@@ -149,11 +147,9 @@ def _hub_dataset(name: str, config: str | None, split: str) -> _DatasetRows:
     import datasets  # half a second that most runs need not wait for
 
     try:
-        return _DatasetRows(name, datasets.load_dataset(name, config, split=split))
+        return _DatasetRows(name, datasets.load_dataset(name, config, split=split, keep_in_memory=False))
     except Exception as error:  # wrong configuration or split, or no copy: the message names what there is
-        remedy = (
-            "Unset HF_HUB_OFFLINE to download it" if offline else "Check the id, hub_config and hub_split"
-        )
+        remedy = "Unset HF_HUB_OFFLINE to download it" if offline else "Check the id, hub_config and hub_split"
         raise DataError(
             f"{not_local}, and could not be loaded as a dataset of the Hugging Face hub: {error} {remedy}."
         ) from error

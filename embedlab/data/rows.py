@@ -52,9 +52,7 @@ def column_names(columns: str | list[str], option: str, owner: str) -> list[str]
     """
     names = [columns] if isinstance(columns, str) else columns
     if not names or not all(names):
-        raise ConfigError(
-            f"{option} of '{owner}' is {columns!r}. Expected a column's name or a list of names."
-        )
+        raise ConfigError(f"{option} of '{owner}' is {columns!r}. Expected a column's name or a list of names.")
     return names
 
 
@@ -95,9 +93,7 @@ def text_of(row: Row, columns: Sequence[str], place: str) -> str:
         value = value_of(row, column, place)
         if not isinstance(value, str):
             received = f"{shown(value)}, a {type(value).__name__}"
-            raise RejectedRow(
-                "not a text", f"{place}: column '{column}' holds {received}. Expected a string."
-            )
+            raise RejectedRow("not a text", f"{place}: column '{column}' holds {received}. Expected a string.")
         if not is_unicode(value):
             received = f"{shown(value)}, which has half of a surrogate pair"
             raise RejectedRow("not a text", f"{place}: column '{column}' holds {received}. Expected Unicode.")

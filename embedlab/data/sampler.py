@@ -16,6 +16,7 @@ from embedlab.errors import ConfigError, DataError
 _EPOCHS_KEPT = 2
 # A permutation that makes fewer full batches than an epoch has is replaced by another one, this often.
 _ATTEMPTS = 4
+_LOOKS = 100  # rounds over a pair's texts in search of a batch for it, before it is left out of the epoch
 
 _Value = TypeVar("_Value")
 
@@ -159,38 +160,45 @@ class _SourceOrder:
         return batches
 
     def _assign(self, order: np.ndarray, size: int) -> np.ndarray:
-        """Gives each pair in this order the first batch with room that comes after all with a text of its own.
-
-        It looks at each pair once: the batches of a text only move on, so its last one tells where it may be next.
+        """Gives each pair in this order the first batch with room that holds none of its texts.
 
         Returns:
             The number of each pair's batch, or that after the last for a pair that is left out.
         """
         num_batches = len(order) // size
         offsets, texts = self._offsets.tolist(), self._texts.tolist()
-        last_batch = [-1] * (max(texts) + 1)
+        # Where to look instead of a batch that is full, or that holds the text. A way once gone becomes shorter
+        # (disjoint sets), so that a text which is in every batch so far is passed in a few steps.
+        past_full: dict[int, int] = {}
+        past_text: list[dict[int, int]] = [{} for _ in range(max(texts) + 1)]
         num_pairs = [0] * num_batches
-        with_room = list(range(num_batches + 1))  # where to look: the batch itself or, if it is full, one further on
         batch_of = []
         first = 0
         for pair in order.tolist():
-            own = texts[offsets[pair] : offsets[pair + 1]]
+            own = [past_text[text] for text in texts[offsets[pair] : offsets[pair + 1]]]
             batch = first
-            for text in own:
-                if last_batch[text] >= batch:
-                    batch = last_batch[text] + 1
-            while with_room[batch] != batch:
-                with_room[batch] = batch = with_room[with_room[batch]]
+            if own:
+                for _ in range(_LOOKS):
+                    start = batch
+                    for past in (past_full, *own):
+                        while batch in past:
+                            after = past[batch]
+                            past[batch] = past.get(after, after)
+                            batch = after
+                    if batch == start:
+                        break
+                else:
+                    batch = num_batches
             batch_of.append(batch)
             if batch == num_batches:
                 continue
-            for text in own:
-                last_batch[text] = batch
+            for past in own:
+                past[batch] = batch + 1
             num_pairs[batch] += 1
             if num_pairs[batch] == size:
-                with_room[batch] = batch + 1
-                while with_room[first] != first:
-                    first = with_room[first]
+                past_full[batch] = batch + 1
+                while first in past_full:
+                    first = past_full[first]
         return np.array(batch_of)
 
     def _why_no_batch(self, name: str) -> str:
@@ -201,11 +209,12 @@ class _SourceOrder:
                 "set a split_key with more different values."
             )
         fitting = num_pairs
-        if len(self._texts):
-            fitting = int((self._assign(np.arange(num_pairs), num_pairs) == 0).sum())
+        if len(self._texts):  # the same orders as above, which found fewer than a batch needs
+            probes = [self._assign(self._order(epoch, 0), num_pairs) for epoch in range(_EPOCHS_KEPT)]
+            fitting = min(int((batch_of == 0).sum()) for batch_of in probes)
         return (
-            f"Source '{name}' fills no batch of {self._batch_size}: of its {num_pairs} pairs to train on, {fitting} "
-            f"have no text in common. Set data.batch_size to {fitting} or less, or give more pairs."
+            f"Source '{name}' fills no batch of {self._batch_size}: of its {num_pairs} pairs to train on, about "
+            f"{fitting} have no text in common. Set data.batch_size to {fitting} or less, or give more pairs."
         )
 
 

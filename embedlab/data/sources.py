@@ -111,9 +111,7 @@ def read_pairs(source: PairSource, skipped: Counter[str]) -> Iterator[PairRow]:
         if num_pairs == source.max_rows:
             return
     if num_pairs == 0:
-        raise DataError(
-            f"Every row of '{source.path}' was skipped ({counts_of(skipped)}). The first: {first}"
-        )
+        raise DataError(f"Every row of '{source.path}' was skipped ({counts_of(skipped)}). The first: {first}")
 
 
 def content_fingerprint(source: PairSource) -> str:

@@ -232,8 +232,8 @@ def shown_progress(items: Iterable[_Item], description: str) -> Iterator[_Item]:
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[list[list[int]], int]:
     """Token ids of each text, and how many texts were cut."""
-    # Data workers are forked after this and never tokenise: without an explicit setting, the library would
-    # warn in each of them that it may not run in parallel there.
+    # Data workers are forked after this and never tokenise. Without an explicit setting, tokenizers before 0.23
+    # warns in each of them that it may not run in parallel there.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     encoded = tokenizer(
         texts,

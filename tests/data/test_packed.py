@@ -50,17 +50,24 @@ def pack(path: Path, cache: Path, *, vocabulary: int = 300) -> PackedText:
 
 def test_a_folder_gives_all_its_text_files_and_no_others(tmp_path: Path) -> None:
     folder = write_texts(tmp_path / "texts")
+    (folder / "settings.json").write_text("60 {}")
     (folder / ".git").mkdir()
     (folder / ".git" / "config").write_text("hidden")
     (folder / "picture.png").write_bytes(b"\x89PNG\x00\xff")
     read = list(documents(TextSource(path=str(folder))))
-    assert sorted(int(document.split()[0]) for document in read) == list(range(60))
+    assert sorted(int(document.split()[0]) for document in read) == list(range(61))
 
 
 def test_rows_give_the_text_of_their_columns(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl.gz", 3)
     read = list(documents(TextSource(path=str(file), column=["title", "body"])))
     assert read == [f"Title {number} body of {number}" for number in range(3)]
+
+
+def test_beside_rows_a_folder_gives_no_other_files(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl.gz", 3)
+    (tmp_path / "README.md").write_text("about the rows")
+    assert len(list(documents(TextSource(path=str(tmp_path), column="body")))) == 3
 
 
 def test_rows_that_training_holds_out_are_left_out(tmp_path: Path) -> None:
@@ -97,7 +104,7 @@ def test_the_stream_reads_back_as_the_documents(tmp_path: Path) -> None:
     tokenizer = packed.tokenizer()
     read = []
     for split in ("train", "validation"):
-        decoded = tokenizer.decode(packed.tokens(split).astype(np.int64).tolist())
+        decoded = str(tokenizer.decode(packed.tokens(split).astype(np.int64).tolist()))
         assert decoded.startswith(END_OF_TEXT)
         read.append(decoded.split(END_OF_TEXT)[1:])
     expected = list(documents(TextSource(path=str(folder))))
@@ -188,7 +195,11 @@ def test_every_window_comes_once_an_epoch_and_lies_in_the_stream(
     assert sorted(epoch) == list(range(shift, num_tokens - context, context))
 
 
-def test_consecutive_starts_cover_the_stream_in_order() -> None:
+def test_consecutive_starts_are_whole_batches_in_order() -> None:
     starts = ConsecutiveStarts(101, 10, 4)
-    assert len(starts) == 3
-    assert np.concatenate([s.numpy() for s in starts]).tolist() == list(range(0, 100, 10))
+    assert [batch.tolist() for batch in starts] == [[0, 10, 20, 30], [40, 50, 60, 70]]
+    assert len(starts) == 2
+
+
+def test_of_less_than_a_batch_all_is_validated_on() -> None:
+    assert [batch.tolist() for batch in ConsecutiveStarts(31, 10, 4)] == [[0, 10, 20]]

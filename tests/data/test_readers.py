@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import datasets
 import pytest
@@ -107,9 +109,21 @@ def test_a_dataset_without_rows_is_an_error() -> None:
         next(rows)
 
 
-@pytest.mark.parametrize("offline", ["0", "1"])
-def test_a_hub_dataset_without_a_network_is_a_clear_and_quick_error(tmp_path: Path, offline: str) -> None:
-    # An endpoint at which nothing listens stands for the missing network, so that the test is the same everywhere.
+class NoSuchRepository(BaseHTTPRequestHandler):
+    """Answers as the hub does for a repository that is not there, or not for this user."""
+
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Keeps quiet."""
+
+
+def error_of_the_hub(folder: Path, **environment: str) -> str:
+    """What a process prints that asks for a hub dataset; in one of its own, because the hub is set at import."""
     program = """
 from embedlab.data.readers import open_rows
 from embedlab.errors import DataError
@@ -118,25 +132,40 @@ try:
 except DataError as error:
     print(error)
 """
-    environment = {
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "HF_HUB_OFFLINE": offline,
-        "HF_HOME": str(tmp_path),
-        "HOME": str(tmp_path),
-        "PATH": "",
-    }
     begin = time.monotonic()
-    printed = subprocess.run(
-        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
-    ).stdout
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"HF_HOME": str(folder), "HOME": str(folder), "PATH": "", **environment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert time.monotonic() - begin < 30
-    assert printed.startswith(f"'somebody/pairs' is no file or folder ('{tmp_path}' has no 'somebody'.)")
-    if offline == "1":
-        assert "could not be loaded as a dataset of the Hugging Face hub" in printed
-        assert "Unset HF_HUB_OFFLINE to download it." in printed
-    else:
-        assert "the Hugging Face hub cannot be reached" in printed
-        assert "Give a local path or connect to the network" in printed
+    printed = process.stdout
+    assert printed.startswith(f"'somebody/pairs' is no file or folder ('{folder}' has no 'somebody'.)")
+    return printed
+
+
+def test_a_hub_that_cannot_be_reached_is_a_clear_and_quick_error(tmp_path: Path) -> None:
+    printed = error_of_the_hub(tmp_path, HF_ENDPOINT="http://127.0.0.1:9")  # where nothing listens
+    assert "the Hugging Face hub cannot be reached" in printed
+    assert "Give a local path or connect to the network" in printed
+
+
+def test_a_hub_dataset_that_was_never_downloaded_is_an_error_offline(tmp_path: Path) -> None:
+    printed = error_of_the_hub(tmp_path, HF_HUB_OFFLINE="1")
+    assert "could not be loaded as a dataset of the Hugging Face hub" in printed
+    assert "Unset HF_HUB_OFFLINE to download it." in printed
+
+
+def test_a_name_that_the_hub_does_not_know_is_an_error(tmp_path: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), NoSuchRepository) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        printed = error_of_the_hub(tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert "the Hugging Face hub has no dataset of that name that you may read" in printed
+    assert "Expected a .jsonl" in printed
 
 
 @pytest.mark.parametrize("path", ["./pairs", "/nowhere/pairs", "a/b/c", "pairs.jsonl", "data/pairs.csv.gz"])

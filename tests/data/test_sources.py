@@ -29,9 +29,7 @@ def test_columns_may_have_any_name_and_be_several(tmp_path: Path) -> None:
     assert pairs == [PairRow("Anarchism", "A.", (), "Anarchism"), PairRow("Apple Use", "B.", (), "Apple Use")]
 
 
-@pytest.mark.parametrize(
-    ("negatives", "expected"), [(["a", "b"], ("a", "b")), ("a", ("a",)), ([], ()), (None, ())]
-)
+@pytest.mark.parametrize(("negatives", "expected"), [(["a", "b"], ("a", "b")), ("a", ("a",)), ([], ()), (None, ())])
 def test_negatives_are_a_list_or_one_text_or_none(tmp_path: Path, negatives: object, expected: tuple[str]) -> None:
     file = write_rows(tmp_path / "a.jsonl", [{**GOOD, "hard": negatives}])
     pairs, _ = read(file, negatives="hard")

@@ -161,7 +161,8 @@ from embedlab.testing.backbones import tiny_tokenizer
 folder = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))
 try:
-    tokenise_pairs(PairSource(path=str(folder / "a.jsonl")), tiny_tokenizer(), max_length=64, cache_dir=folder / "cache")
+    source = PairSource(path=str(folder / "a.jsonl"))
+    tokenise_pairs(source, tiny_tokenizer(), max_length=64, cache_dir=folder / "cache")
 except DataError as error:
     print(error)
 """
@@ -181,7 +182,7 @@ def test_a_pickled_copy_is_small_and_the_same(tmp_path: Path) -> None:
     assert copy.name == store.name
 
 
-def test_forked_workers_hear_no_warning_from_the_tokenizer(tmp_path: Path) -> None:
+def test_forked_workers_read_the_tokens_without_a_warning(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", pair_rows(50))
     program = """
 import sys

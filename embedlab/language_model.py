@@ -1,0 +1,138 @@
+"""A causal language model in training on packed text, fast on a small CPU and on a large GPU alike.
+
+Axes in names: S sequences, T tokens of a sequence, N tokens of a batch, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+
+from embedlab.data.packed import PackedText
+from embedlab.schedule import WarmupCosine
+
+# Logits that are held at once: on a CPU they stay in its cache, on a GPU they fill it.
+_LOGITS_PER_CHUNK = {"cpu": 1 << 19}
+_LOGITS_PER_CHUNK_ELSEWHERE = 1 << 27
+
+
+def chunked_cross_entropy(hidden_ND: Tensor, unembedding_VD: Tensor, targets_N: Tensor, rows: int) -> Tensor:
+    """Mean cross-entropy of ``hidden_ND @ unembedding_VD.T``, never holding more than ``rows`` rows of the logits.
+
+    The gradients are computed with the loss, so the logits are computed once; they, not the blocks, are most of
+    the memory traffic of a small model.
+
+    Args:
+        hidden_ND: last hidden states.
+        unembedding_VD: weight of the unembedding.
+        targets_N: the tokens that follow, int64.
+        rows: of the logits that are held at once.
+    """
+    loss: Tensor = cast(Any, _ChunkedCrossEntropy).apply(hidden_ND, unembedding_VD, targets_N, rows)
+    return loss
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, unembedding_VD: Tensor, targets_N: Tensor, rows: int) -> Tensor:
+        hidden_grad_ND, unembedding_grad_VD = torch.empty_like(hidden_ND), torch.zeros_like(unembedding_VD)
+        loss = hidden_ND.new_zeros(())
+        for start in range(0, len(hidden_ND), rows):
+            chunk = slice(start, start + rows)
+            targets_N1 = targets_N[chunk, None]
+            logits_NV = hidden_ND[chunk] @ unembedding_VD.T
+            precision = torch.promote_types(logits_NV.dtype, torch.float32)  # bfloat16 has too few digits here
+            log_probabilities_NV = logits_NV.log_softmax(dim=-1, dtype=precision)
+            loss -= log_probabilities_NV.gather(1, targets_N1).sum()
+            logits_grad_NV = log_probabilities_NV.exp_()
+            logits_grad_NV.scatter_add_(1, targets_N1, torch.full_like(targets_N1, -1, dtype=logits_grad_NV.dtype))
+            hidden_grad_ND[chunk] = logits_grad_NV @ unembedding_VD
+            unembedding_grad_VD += logits_grad_NV.T @ hidden_ND[chunk]
+        ctx.save_for_backward(hidden_grad_ND, unembedding_grad_VD)
+        ctx.num_targets = len(targets_N)
+        return loss / len(targets_N)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_grad_ND, unembedding_grad_VD = ctx.saved_tensors
+        factor = grads[0] / ctx.num_targets
+        return hidden_grad_ND * factor, unembedding_grad_VD * factor, None, None
+
+
+class CausalLanguageModel(LightningModule):
+    """Next-token prediction over packed sequences, cut out of a stream of tokens that lies on the device.
+
+    A batch is where its sequences begin in the stream, so that no tokens travel and nothing waits for the host.
+
+    Args:
+        model: whose unembedding has no bias.
+        text: with its training and validation stream.
+        context: tokens of a sequence that are predicted.
+        learning_rate: at its peak.
+        steps: of the run, over which the learning rate warms up and falls.
+    """
+
+    train_tokens: Tensor
+    validation_tokens: Tensor
+
+    def __init__(
+        self, model: PreTrainedModel, text: PackedText, *, context: int, learning_rate: float, steps: int
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.context = context
+        self.learning_rate = learning_rate
+        self.steps = steps
+        for split in ("train", "validation"):
+            # int16 because torch indexes no uint16 on a GPU; read back in _loss
+            tokens = torch.from_numpy(text.tokens(split).astype(np.int16))
+            self.register_buffer(f"{split}_tokens", tokens, persistent=False)
+
+    def training_step(self, starts_S: Tensor, batch_idx: int) -> Tensor:
+        """The mean loss of the batch, nats per token."""
+        return self._loss(self.train_tokens, starts_S)
+
+    def validation_step(self, starts_S: Tensor, batch_idx: int) -> None:
+        """Logs ``validation_loss``, nats per token."""
+        loss = self._loss(self.validation_tokens, starts_S)
+        self.log("validation_loss", loss, batch_size=len(starts_S))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with weight decay on matrices, linear warm-up over a tenth of the steps, then a cosine to zero."""
+        groups = [
+            {"params": [p for p in self.model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+            {"params": [p for p in self.model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95), fused=True)
+        schedule = WarmupCosine(warmup=0.1)
+        scheduler = LambdaLR(optimizer, lambda step: schedule.factor((step + 0.5) / self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips to a norm of 1, here because the trainer's option refuses a fused optimiser in mixed precision.
+
+        It fears for gradients that are still scaled, which those of bfloat16 never are.
+        """
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+
+    def _loss(self, stream: Tensor, starts_S: Tensor) -> Tensor:
+        offsets_T = torch.arange(self.context + 1, device=stream.device)
+        tokens_ST = stream[starts_S[:, None] + offsets_T].long() & 0xFFFF
+        hidden_STD = self.model.base_model(input_ids=tokens_ST[:, :-1]).last_hidden_state
+        unembedding_VD = self.model.get_output_embeddings().weight
+        logits = _LOGITS_PER_CHUNK.get(stream.device.type, _LOGITS_PER_CHUNK_ELSEWHERE)
+        return chunked_cross_entropy(
+            hidden_STD.flatten(0, 1), unembedding_VD, tokens_ST[:, 1:].flatten(), max(1, logits // len(unembedding_VD))
+        )
