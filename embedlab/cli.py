@@ -23,7 +23,7 @@ from rich.text import Text
 
 from embedlab import registry
 from embedlab.callbacks.checkpoint import RunCheckpoint
-from embedlab.callbacks.comparison import ComparisonTable
+from embedlab.callbacks.comparison import ComparisonTable  # noqa: F401  configurations name it without its module
 from embedlab.callbacks.embedding_writer import EmbeddingWriter
 from embedlab.callbacks.progress import ProgressLines
 from embedlab.callbacks.run_config import RunConfig

@@ -151,7 +151,8 @@ class EmbeddingModule(LightningModule):
             )
         self.train()
         counts = [sum(p.numel() for p in ps) for ps in (self._encoder.parameters(), self._trained())]
-        self.print(f"{type(self.method).__name__} trains {counts[1]:,} of {counts[0]:,} parameters.")
+        if self.trainer.is_global_zero:
+            print(f"{type(self.method).__name__} trains {counts[1]:,} of {counts[0]:,} parameters.")
         self._gradient = ChunkedGradient(
             self._encoder,
             list(self._encoder.parameters()),
