@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import trained_weights
 
-from embedlab.testing import CHECKS, FAMILIES
+from embedlab.testing import CHECKS, FAMILIES, save_tiny_backbone
 
 README = (Path(__file__).resolve().parents[1] / "plugins" / "README.md").read_text(encoding="utf-8")
 
@@ -78,3 +79,16 @@ def test_the_method_is_registered_under_its_package_s_name(package: Path, instal
     printed = run(["listing"], package, **installed)
     assert "embedlab-layer-norm-tuning 0.1.0" in printed
     assert "biases: bool = True  train the norms' biases too" in printed
+
+
+def test_the_method_is_listed_and_trains_by_the_readme_s_commands(
+    package: Path, installed: dict[str, str], tmp_path: Path
+) -> None:
+    assert "LayerNormTuning" in run(["embedlab", "methods"], package, **installed)
+    # The one thing the README leaves to the reader's machine: a backbone, here a tiny one instead of ladder:r0.
+    backbone = save_tiny_backbone(tmp_path / "backbone")
+    command = ["embedlab", "fit", "--config", "fit.yaml", "--model.method", "LayerNormTuning"]
+    options = ["--model.backbone.path", str(backbone), "--output", str(tmp_path / "run"), "--data.max_length", "32"]
+    run([*command, *options, "--trainer.max_steps", "3"], package, **installed)
+    weights = trained_weights(tmp_path / "run")
+    assert weights and all("norm" in name for name in weights)
