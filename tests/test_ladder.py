@@ -244,6 +244,13 @@ def test_the_configurations_are_ones_that_pretrain_takes(config: Path) -> None:
     assert set(options.rungs) <= {rung.name for rung in RUNGS}
 
 
+def test_the_standard_library_configuration_is_that_of_the_default_rungs() -> None:
+    config = yaml.safe_load((CONFIGS / "standard_library.yaml").read_text())
+    text = tuple(TextSource(**source) for source in config.pop("text"))
+    settings = {name: value for name, value in config.items() if name not in ("output", "rungs")}
+    assert ladder._Settings(text=text, **settings) == ladder._DEFAULT
+
+
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = error_of(capsys, ["pretrain", "--text", '[{"path": "./nowhere"}]', "--output", str(tmp_path / "ladder")])
     assert "There is no file or folder './nowhere'" in missing
