@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -106,8 +107,12 @@ class EmbedLabCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(config.output, name="", version="", default_hp_metric=False)
+        callbacks = config.trainer.callbacks or []
+        kwargs["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), Throughput()]
+        if config.trainer.enable_progress_bar is not False:
+            kwargs["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
         if self.subcommand == "predict":
-            kwargs["callbacks"] = [*(config.trainer.callbacks or []), EmbeddingWriter()]
+            kwargs["callbacks"].append(EmbeddingWriter())
         return super().instantiate_trainer(**kwargs)
 
 
@@ -128,7 +133,6 @@ def _train(arguments: Sequence[str]) -> None:
             "log_every_n_steps": 10,
             "enable_model_summary": False,
             "use_distributed_sampler": False,  # batches are cut for each rank already
-            "callbacks": [Throughput(), RichProgressBar() if sys.stdout.isatty() else ProgressLines()],
         },
     )
 
@@ -184,6 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         registry.discover()
         COMMANDS[arguments[0]][1](arguments)
+    except MisconfigurationException as error:
+        print(f"embedlab: ConfigError: {error}", file=sys.stderr)
+        sys.exit(2)
     except EmbedLabError as error:
         print(f"embedlab: {type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
