@@ -111,12 +111,14 @@ def load_backbone(backbone: BackboneConfig, extra: Mapping[str, Any] | None = No
             raise ConfigError(
                 f"backbone.random_weights does not go with a method that loads weights in its own way, {dict(extra)}."
             )
-        model: PreTrainedModel = AutoModel.from_config(
-            config,
-            dtype=dtype,
-            attn_implementation=attention,
-            trust_remote_code=backbone.trust_remote_code,
-        )
+        # On the CPU whatever the run's device is: the same seed gives the same weights everywhere.
+        with _loading(backbone), torch.device("cpu"):
+            model: PreTrainedModel = AutoModel.from_config(
+                config,
+                dtype=dtype,
+                attn_implementation=attention,
+                trust_remote_code=backbone.trust_remote_code,
+            )
     else:
         with _loading(backbone) as where:
             model = AutoModel.from_pretrained(

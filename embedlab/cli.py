@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +31,7 @@ from embedlab.callbacks.run_config import RunConfig
 from embedlab.callbacks.throughput import Throughput
 from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError, EmbedLabError, suggestion
-from embedlab.export import export
+from embedlab.export import export, read_checkpoint
 from embedlab.ladder import ensure_rung, pretrain
 from embedlab.module import EmbeddingModule
 
@@ -84,15 +84,25 @@ class EmbedLabCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.set_defaults({"model.method": "FullFineTuning"})
 
-    def before_instantiate_classes(self) -> None:
-        """Refuses to write over another run, finds the last checkpoint, and makes the ladder's rung."""
-        config = self.config[self.subcommand]
-        output = Path(config.output)
-        last = output / "checkpoints" / "last.ckpt"
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Finds the checkpoint to go on from, and refuses what is none."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        last = Path(config.output) / "checkpoints" / "last.ckpt"
         if config.get("ckpt_path") == "last":
             if not last.is_file():
                 raise ConfigError(f"--ckpt_path last: there is no {last}. Give the run's folder with --output.")
             config.ckpt_path = str(last)
+        if config.get("ckpt_path") is not None:
+            read_checkpoint(Path(config.ckpt_path))
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses to write over another run, bounds the run, and makes the ladder's rung."""
+        config = self.config[self.subcommand]
+        output = Path(config.output)
+        trainer = config.trainer
+        if trainer.max_epochs is None:
+            trainer.max_epochs = 1 if trainer.max_steps == -1 else -1  # steps alone may take any number of epochs
         if self.subcommand == "fit" and config.get("ckpt_path") is None and (output / "config.yaml").exists():
             raise ConfigError(
                 f"The output folder {output} holds a run already. Go on with it by --ckpt_path last, or choose "
@@ -109,7 +119,8 @@ class EmbedLabCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(config.output, name="", version="", default_hp_metric=False)
         callbacks = config.trainer.callbacks or []
         kwargs["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), Throughput()]
-        if config.trainer.enable_progress_bar is not False:
+        own_bar = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
+        if config.trainer.enable_progress_bar is not False and not own_bar:
             kwargs["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
         if self.subcommand == "predict":
             kwargs["callbacks"].append(EmbeddingWriter())
@@ -128,7 +139,6 @@ def _train(arguments: Sequence[str]) -> None:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         trainer_defaults={
-            "max_epochs": 1,
             "num_sanity_val_steps": -1,  # the evaluation before training
             "log_every_n_steps": 10,
             "enable_model_summary": False,
@@ -205,4 +215,5 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*treespec.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended.*")  # main has split off the command
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are computed over all ranks' texts
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")

@@ -8,18 +8,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 
-from embedlab.backbone import load_tokenizer
+from embedlab.backbone import BackboneConfig, load_tokenizer
 from embedlab.errors import ConfigError, DataError
 from embedlab.module import EmbeddingModule
 from embedlab.pooling import PoolingMode
+from embedlab.registry import method_class
 
 _POOLING_KEYS: dict[PoolingMode, str] = {
     "mean": "pooling_mode_mean_tokens",
@@ -28,7 +29,7 @@ _POOLING_KEYS: dict[PoolingMode, str] = {
 }
 
 
-def export(checkpoint: Path, output: Path, *, overwrite: bool = False) -> None:
+def export(checkpoint: Path, output: Path, *, overwrite: bool = False, trust_remote_code: bool = False) -> None:
     """Writes a trained model as a Sentence-Transformers folder: merged weights, tokenizer, pooling, prompts, card.
 
     ``SentenceTransformer(output).encode(text, prompt_name="query")`` gives the embeddings of training.
@@ -36,7 +37,8 @@ def export(checkpoint: Path, output: Path, *, overwrite: bool = False) -> None:
     Args:
         checkpoint: a checkpoint of ``embedlab fit``, usually ``runs/…/checkpoints/last.ckpt``.
         output: the folder to write.
-        overwrite: replace the folder if it is there.
+        overwrite: replace the folder if it is there and holds an exported model.
+        trust_remote_code: run Python code from the backbone's repository.
 
     Raises:
         DataError: if the checkpoint is not one of ``embedlab fit``.
@@ -44,7 +46,9 @@ def export(checkpoint: Path, output: Path, *, overwrite: bool = False) -> None:
     """
     if output.exists() and not overwrite:
         raise ConfigError(f"The output folder {output} exists. Choose another, or replace it with --overwrite.")
-    module, saved = restore(checkpoint)
+    if output.exists() and not (output / "modules.json").is_file():
+        raise ConfigError(f"{output} holds no exported model, so --overwrite does not touch it. Choose another folder.")
+    module, saved = restore(checkpoint, trust_remote_code=trust_remote_code)
     assert module.encoder is not None
     data = saved["run_config"]["data"]
     tokenizer = load_tokenizer(module.backbone_config)
@@ -62,40 +66,63 @@ def export(checkpoint: Path, output: Path, *, overwrite: bool = False) -> None:
         if output.exists():
             shutil.rmtree(output)
         unfinished.rename(output)
-    except BaseException:
+    except OSError as error:
+        raise DataError(f"{output} could not be written: {error}. Nothing of it was kept.") from error
+    finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     print(f"Exported to {output}. Open it with SentenceTransformer('{output}').")
 
 
-def restore(checkpoint: Path) -> tuple[EmbeddingModule, dict[str, Any]]:
-    """Builds the module that a checkpoint of ``embedlab fit`` holds, with its trained weights.
+def restore(checkpoint: Path, *, trust_remote_code: bool = False) -> tuple[EmbeddingModule, dict[str, Any]]:
+    """Builds the model that a checkpoint of ``embedlab fit`` holds, with its trained weights.
 
-    Nothing in the checkpoint is executed: it is read as plain tensors and values, and the classes it names are
-    accepted only where they are of the type expected there.
+    Nothing in the checkpoint is executed: it is read as plain tensors and values, its method comes from the
+    registry, and code of a model repository runs only if the caller says so.
+
+    Args:
+        checkpoint: the file.
+        trust_remote_code: run Python code from the backbone's repository.
 
     Returns:
         The module in evaluation mode, and the checkpoint's contents.
 
     Raises:
         DataError: if there is no such file or it is no checkpoint of ``embedlab fit``.
-        ConfigError: if its backbone is not there.
+        ConfigError: if its backbone or its method is not there.
+    """
+    saved = read_checkpoint(checkpoint)
+    model = saved["run_config"]["model"]
+    backbone = BackboneConfig(**model["backbone"])
+    method = method_class(model["method"]["class_path"].rsplit(".", 1)[-1])
+    module = EmbeddingModule(
+        backbone=replace(backbone, trust_remote_code=trust_remote_code, attention="auto"),
+        method=method(**(model["method"].get("init_args") or {})),
+        pooling=model["pooling"],
+        seed=model["seed"],
+    )
+    module.configure_model()
+    # The loss and its temperature, which may have been trained too, are no part of the model.
+    saved["state_dict"] = {name: value for name, value in saved["state_dict"].items() if name.startswith("encoder.")}
+    module.on_load_checkpoint(saved)
+    module.load_state_dict(saved["state_dict"], strict=False)
+    return module.eval(), saved
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint of ``embedlab fit`` holds, as plain tensors and values, mapped from the file.
+
+    Raises:
+        DataError: if there is no such file or it is no checkpoint of ``embedlab fit``.
     """
     if not checkpoint.is_file():
         raise DataError(f"There is no checkpoint {checkpoint}. Expected a file such as runs/fit/checkpoints/last.ckpt.")
     try:
-        saved: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        saved: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch reports a foreign file by several unrelated classes
         raise DataError(f"{checkpoint} could not be read as a checkpoint: {error}") from error
-    if "model" not in saved.get("run_config", {}):
+    if not {"run_config", "state_dict"} <= saved.keys() or "model" not in saved["run_config"]:
         raise DataError(f"{checkpoint} was not written by `embedlab fit`: it does not say how to build its model.")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(EmbeddingModule, "model", fail_untyped=False)
-    module: EmbeddingModule = parser.instantiate(parser.parse_object({"model": saved["run_config"]["model"]})).model
-    module.configure_model()
-    module.on_load_checkpoint(saved)
-    module.load_state_dict(saved["state_dict"], strict=False)
-    return module.eval(), saved
+    return saved
 
 
 def _write_modules(folder: Path, module: EmbeddingModule, data: Mapping[str, Any], *, dimension: int) -> None:

@@ -114,6 +114,11 @@ class EmbeddingModule(LightningModule):
         if stage in ("fit", "validate", "test"):
             self._split = "test" if stage == "test" else "validation"
             self.tasks = self.trainer.datamodule.evaluation_tasks(self._split)  # type: ignore[attr-defined]
+        if stage in ("validate", "test") and not self.tasks:
+            raise ConfigError(
+                f"There is nothing to measure on. Set data.{self._split}_fraction to hold out pairs, or name sets in "
+                "data.retrieval or data.sts."
+            )
 
     def configure_optimizers(self) -> Optimizer:
         """AdamW over the method's parameter groups, and the temperature if that is learnt."""
@@ -153,11 +158,13 @@ class EmbeddingModule(LightningModule):
         counts = [sum(p.numel() for p in ps) for ps in (self._encoder.parameters(), self._trained())]
         if self.trainer.is_global_zero:
             print(f"{type(self.method).__name__} trains {counts[1]:,} of {counts[0]:,} parameters.")
+        with self.trainer.precision_plugin.forward_context():
+            frozen_blocks = self._encoder.frozen_blocks()
         self._gradient = ChunkedGradient(
             self._encoder,
             list(self._encoder.parameters()),
             recompute=self.recompute,
-            frozen_blocks=self._encoder.frozen_blocks(),
+            frozen_blocks=frozen_blocks,
         )
 
     def progress(self) -> float:
@@ -237,7 +244,7 @@ class EmbeddingModule(LightningModule):
         raise TrainingError(
             f"The {name} is {value.item()} at step {self.trainer.global_step} (epoch {self.trainer.current_epoch}, "
             f"source '{batch.source}', pairs {list(batch.pair_rows[:8])} and {max(0, len(batch.pair_rows) - 8)} more). "
-            "The weights of the step before are kept as they were and the last checkpoint stands. Lower "
+            "The weights were not changed by it, and the checkpoint before it, if there is one, stands. Lower "
             "optimizer.learning_rate, lengthen the warm-up, or look at those pairs."
         )
 

@@ -219,3 +219,66 @@ def test_a_tokenizer_without_a_pad_token_trains(tmp_path: Path) -> None:
     save_tiny_backbone(tmp_path / "backbone", pad_token=False)
     fit(config, "--trainer.max_steps", "1")
     assert write_pairs(tmp_path / "again.jsonl").exists()
+
+
+def test_validate_and_test_measure_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path, validation_fraction=0.3, test_fraction=0.2)
+    fit(config, "--trainer.max_steps", "3")
+    trained = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["evaluation"]
+    capsys.readouterr()
+    main(["validate", "--config", str(config), "--ckpt_path", "last"])
+    printed = capsys.readouterr().out
+    assert "validation/pairs/mrr@10" in printed
+    assert str(trained["validation/pairs/loss"])[:6] in printed
+    main(["test", "--config", str(config), "--ckpt_path", "last"])
+    assert "test/pairs/mrr@10" in capsys.readouterr().out
+
+
+def test_measuring_without_anything_to_measure_on_says_what_to_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path)
+    fit(config, "--trainer.max_steps", "1")
+    printed = error_of(capsys, ["test", "--config", str(config), "--ckpt_path", "last"])
+    assert "data.test_fraction" in printed and "data.retrieval" in printed
+    printed = error_of(capsys, ["validate", "--config", str(config), "--ckpt_path", "last"])
+    assert "data.validation_fraction" in printed
+
+
+def test_predict_without_texts_says_what_to_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path)
+    fit(config, "--trainer.max_steps", "1")
+    assert "data.predict.path" in error_of(capsys, ["predict", "--config", str(config), "--ckpt_path", "last"])
+
+
+@pytest.mark.parametrize("content", [None, b"no checkpoint"])
+def test_what_is_no_checkpoint_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    path = tmp_path / "some.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    printed = error_of(capsys, ["fit", "--config", str(write_config(tmp_path)), "--ckpt_path", str(path)])
+    assert "some.ckpt" in printed
+
+
+def test_predict_does_not_need_the_training_data(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    fit(config, "--trainer.max_steps", "1")
+    (tmp_path / "pairs.jsonl").unlink()
+    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
+    options = ["--ckpt_path", "last", "--data.predict.path", str(tmp_path / "texts.jsonl")]
+    main(["predict", "--config", str(config), *options])
+    assert (tmp_path / "run" / "embeddings.npy").is_file()
+
+
+def test_part_of_an_epoch_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--trainer.limit_train_batches", "3"]
+    assert "trainer.max_steps" in error_of(capsys, ["fit", "--config", str(write_config(tmp_path)), *options])
+
+
+def test_evaluation_sets_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other").mkdir()
+    paths = [write_pairs(tmp_path / "pairs.jsonl"), write_pairs(tmp_path / "other" / "pairs.jsonl", seed=1)]
+    config = write_config(tmp_path, train=[{"path": str(path)} for path in paths], validation_fraction=0.3)
+    assert "same name" in error_of(capsys, ["fit", "--config", str(config)])

@@ -88,6 +88,31 @@ def test_an_existing_folder_is_replaced_only_when_asked(tmp_path: Path, capsys: 
     assert "exists" in error_of(capsys, command) and (folder / "mine.txt").exists()
     main([*command, "--overwrite", "true"])
     assert not (folder / "mine.txt").exists() and (folder / "model.safetensors").exists()
+    (folder / "modules.json").unlink()
+    assert "holds no exported model" in error_of(capsys, [*command, "--overwrite", "true"])
+
+
+def test_adapters_on_random_weights_are_exported_on_the_same_weights(tmp_path: Path) -> None:
+    config = write_config(tmp_path, method="LoRA", validation_fraction=0.3)
+    fit(config, "--model.backbone.random_weights", "true", "--trainer.max_steps", "2", "--seed_everything", "7")
+    module, saved = restore(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert module.seed == 7
+    again = tmp_path / "again"
+    export(tmp_path)
+    fit(config, "--model.backbone.random_weights", "true", "--trainer.max_steps", "2", "--seed_everything", "7",
+        "--output", str(again))  # fmt: skip
+    evaluation = torch.load(again / "checkpoints" / "last.ckpt", weights_only=True)["evaluation"]
+    assert evaluation == saved["evaluation"]
+    opened = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    np.testing.assert_allclose(
+        opened.encode(TEXTS), embeddings_of_training(again / "checkpoints" / "last.ckpt"), atol=1e-5
+    )
+
+
+def test_a_checkpoint_cannot_turn_remote_code_on(tmp_path: Path) -> None:
+    fit(write_config(tmp_path), "--model.backbone.trust_remote_code", "true", "--trainer.max_steps", "1")
+    module, _ = restore(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert module.backbone_config.trust_remote_code is False
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

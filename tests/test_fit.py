@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from runs import assert_same_bits, fit, start_fit, trained_weights, write_config, write_pairs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from embedlab.cli import main
 from embedlab.registry import discover
 
 METHODS = sorted(discover())
@@ -47,9 +49,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, method: str) -> N
 def test_a_resumed_run_draws_the_same_dropout_and_keeps_the_temperature(tmp_path: Path) -> None:
     loss = {"class_path": "InfoNCE", "init_args": {"learnable_temperature": True, "temperature": 0.05}}
     config = write_config(tmp_path, family="gpt2", dropout=0.2, loss=loss)
-    fit(config, "--output", str(tmp_path / "undisturbed"))
-    stopped = str(tmp_path / "stopped")
-    fit(config, "--output", stopped, "--checkpoint.every_n_steps", "7", "--trainer.limit_train_batches", "12")
+    constant = ["--model.schedule", "Constant"]  # so that a shorter run is the beginning of a longer one
+    fit(config, "--output", str(tmp_path / "undisturbed"), *constant)
+    stopped = ["--output", str(tmp_path / "stopped"), *constant]
+    fit(config, *stopped, "--trainer.max_steps", "7")
+    assert steps_of(tmp_path / "stopped" / "checkpoints" / "last.ckpt") == 7
+    fit(config, *stopped, "--ckpt_path", "last")
     whole = trained_weights(tmp_path / "undisturbed")
     assert_same_bits(trained_weights(tmp_path / "stopped"), whole)
     assert whole["loss.log_scale"].item() != pytest.approx(torch.tensor(20.0).log().item(), abs=1e-4)
@@ -153,3 +158,44 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path: Path) -> None:
     kept = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     values = scalars(tmp_path / "run")["validation/pairs/loss"][1:]
     assert kept["evaluation"]["validation/pairs/loss"] == pytest.approx(min(values), rel=1e-5)
+
+
+def test_a_checkpoint_of_the_last_step_carries_its_evaluation(tmp_path: Path) -> None:
+    config = write_config(tmp_path, validation_fraction=0.3)
+    fit(config, "--checkpoint.every_n_steps", "1")
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["evaluation"]
+    seen = scalars(tmp_path / "run")["validation/pairs/loss"]
+    assert kept["validation/pairs/loss"] == pytest.approx(seen[-1], rel=1e-5)
+
+
+def test_the_comparison_keeps_the_evaluation_before_training_and_trains_its_control_from_scratch(
+    tmp_path: Path,
+) -> None:
+    config = write_config(tmp_path, validation_fraction=0.3)
+    table = ["--trainer.callbacks.class_path", "ComparisonTable"]
+    fit(config, *table, "--trainer.max_epochs", "1", "--model.schedule", "Constant")
+    first = json.loads((tmp_path / "run" / "results.json").read_text())
+    options = [*table, "--trainer.callbacks.init_args.random_weights", "true", "--model.schedule", "Constant"]
+    fit(config, *options, "--trainer.max_epochs", "3", "--ckpt_path", "last")
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(rows) == [
+        "backbone before training",
+        "same training from random weights",
+        "after training",
+        "BM25",
+    ]
+    assert rows["backbone before training"] == first["backbone before training"]
+    assert rows["after training"] != first["after training"]
+    control = tmp_path / "run" / "random-weights"
+    assert steps_of(control / "checkpoints" / "last.ckpt") == steps_of(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert len(scalars(control)["validation/pairs/loss"]) == 4, "evaluated before training and after each epoch"
+
+
+def test_measuring_a_run_leaves_its_configuration_as_it_is(tmp_path: Path) -> None:
+    config = write_config(tmp_path, validation_fraction=0.3)
+    fit(config, "--trainer.max_steps", "2")
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    main(["validate", "--config", str(config), "--ckpt_path", "last"])
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    fit(tmp_path / "run" / "config.yaml", "--output", str(tmp_path / "again"))
+    assert_same_bits(trained_weights(tmp_path / "again"), trained_weights(tmp_path / "run"))

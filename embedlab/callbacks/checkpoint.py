@@ -74,7 +74,10 @@ class RunCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves if the monitored metric is the best so far."""
-        if self.monitor is None or trainer.sanity_checking or (not trainer.training and trainer.state.fn != "fit"):
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._saved_step = -1  # a checkpoint carries the newest evaluation: the one of this step is out of date
+        if self.monitor is None:
             return
         metrics = trainer.callback_metrics
         if self.monitor not in metrics:

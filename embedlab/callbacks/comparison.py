@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from embedlab.errors import TrainingError
+from embedlab.errors import ConfigError, TrainingError
 from embedlab.evaluate import bm25_metrics
 from embedlab.module import EmbeddingModule
 
@@ -43,10 +43,18 @@ class ComparisonTable(Callback):
         """Takes the evaluation before training."""
         self.before = state_dict["before"]
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses what cannot be done, before the training and not after it."""
+        if self.random_weights and trainer.world_size > 1:
+            raise ConfigError(
+                f"ComparisonTable random_weights trains its control in one process, and this run has "
+                f"{trainer.world_size}. Train the control by itself with --model.backbone.random_weights true."
+            )
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the evaluation before training."""
         assert isinstance(pl_module, EmbeddingModule)
-        if trainer.sanity_checking:
+        if trainer.sanity_checking and not self.before:
             self.before = dict(pl_module.evaluation)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,6 +93,7 @@ class ComparisonTable(Callback):
         output = run / "random-weights"
         command = [sys.executable, "-m", "embedlab", "fit", "--config", str(run / "config.yaml")]
         command += ["--output", str(output), "--model.backbone.random_weights", "true", "--trainer.callbacks", "null"]
+        command += ["--ckpt_path", "null"]
         print(f"Training the control from random weights in {output}.", flush=True)
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:

@@ -28,8 +28,12 @@ class RunConfig(SaveConfigCallback):
         """Gives the module what its checkpoints say about how to build it again."""
         assert isinstance(pl_module, EmbeddingModule)
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        pl_module.run_config = {"model": config["model"], "data": config["data"]}
-        super().setup(trainer, pl_module, stage)
+        model = config["model"] | {"seed": pl_module.seed}  # linked to seed_everything, so not in the dump
+        pl_module.run_config = {"model": model, "data": config["data"]}
+        if stage == "fit":  # measuring a run leaves its configuration as it is
+            self.config = self.config.clone()
+            self.config.ckpt_path = None
+            super().setup(trainer, pl_module, stage)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -99,6 +99,8 @@ class PairDataModule(LightningDataModule):
         for name, value in (("batch_size", self.batch_size), ("max_length", self.max_length)):
             if value < 1:
                 raise ConfigError(f"data.{name} must be at least 1, got {value}.")
+        if self.num_workers < 0:
+            raise ConfigError(f"data.num_workers must be 0 or more, got {self.num_workers}.")
         if self.tokens_per_chunk < self.max_length:
             raise ConfigError(
                 f"data.tokens_per_chunk is {self.tokens_per_chunk}, less than one text of data.max_length "
@@ -126,9 +128,15 @@ class PairDataModule(LightningDataModule):
     # Lightning's hooks
 
     def prepare_data(self) -> None:
-        """Reads and tokenises everything once, in one process a machine."""
-        self._stores()
-        self.evaluation_tasks("validation")
+        """Reads and tokenises once, in one process a machine, what the command needs."""
+        assert self.trainer is not None
+        command = self.trainer.state.fn
+        if command == "predict":
+            self._texts_to_predict()
+        else:
+            self.evaluation_tasks("test" if command == "test" else "validation")
+        if command == "fit":
+            self._stores()
 
     def setup(self, stage: str) -> None:
         """Opens what is tokenised, and plans the batches of training."""
@@ -138,6 +146,11 @@ class PairDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[PairBatch]:
         """Batches of this rank, from the trainer's current step on."""
         assert self._plan is not None and self.trainer is not None
+        if self.trainer.limit_train_batches not in (1.0, self.trainer.max_steps):  # fast_dev_run sets the two to 1
+            raise ConfigError(
+                f"trainer.limit_train_batches is {self.trainer.limit_train_batches}, but an epoch is always all of the "
+                "data. Set trainer.max_steps for a shorter run, or max_rows of a source for less data."
+            )
         batches = TrainingBatches(
             self._plan,
             self._stores(),
@@ -190,6 +203,12 @@ class PairDataModule(LightningDataModule):
             sets: list[RetrievalFiles | StsFile] = [*self.retrieval, *self.sts]
             for files in sets:
                 tasks.append(files.task(self.tokenizer, max_length=self.max_length, cache_dir=self.cache))
+            names = [task.name for task in tasks]
+            if len(set(names)) < len(names):
+                raise ConfigError(
+                    f"Two evaluation sets have the same name in {names}, and one would hide the other. Give "
+                    "sources and sets different names with `name`."
+                )
             self._tasks[split] = tasks
         return self._tasks[split]
 
