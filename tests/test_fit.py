@@ -46,9 +46,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, method: str) -> N
     assert_same_bits(trained_weights(killed), trained_weights(tmp_path / "undisturbed"))
 
 
-def test_a_resumed_run_draws_the_same_dropout_and_keeps_the_temperature(tmp_path: Path) -> None:
+@pytest.mark.parametrize("validation_fraction", [0.0, 0.3])
+def test_an_extended_run_draws_the_same_dropout_and_keeps_the_temperature(
+    tmp_path: Path, validation_fraction: float
+) -> None:
     loss = {"class_path": "InfoNCE", "init_args": {"learnable_temperature": True, "temperature": 0.05}}
-    config = write_config(tmp_path, family="gpt2", dropout=0.2, loss=loss)
+    config = write_config(tmp_path, family="gpt2", dropout=0.2, loss=loss, validation_fraction=validation_fraction)
     constant = ["--model.schedule", "Constant"]  # so that a shorter run is the beginning of a longer one
     fit(config, "--output", str(tmp_path / "undisturbed"), *constant)
     stopped = ["--output", str(tmp_path / "stopped"), *constant]

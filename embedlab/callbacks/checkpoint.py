@@ -12,6 +12,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from embedlab.errors import ConfigError, TrainingError
 
 
+_STEPS_BETWEEN_LOOKS = 10  # at the clock: the ranks have to agree on what it shows
+
+
 class RunCheckpoint(Checkpoint):
     """Writes ``last.ckpt`` every so often and at the end, and ``best.ckpt`` by a validation metric.
 
@@ -66,17 +69,20 @@ class RunCheckpoint(Checkpoint):
         """Saves if it is time."""
         by_steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         by_time = False
-        if self.every_minutes is not None:
+        if self.every_minutes is not None and trainer.global_step % _STEPS_BETWEEN_LOOKS == 0:
             minutes = (time.monotonic() - self._saved_at) / 60
             by_time = bool(trainer.strategy.broadcast(minutes >= self.every_minutes))
-        if by_steps or by_time:
+        # The end is saved here, where the epoch is not over for Lightning: a run that max_steps ended can be extended.
+        at_end = trainer.global_step >= trainer.estimated_stepping_batches
+        if by_steps or by_time or at_end:
             self._save(trainer, "last.ckpt")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves if the monitored metric is the best so far."""
+        """Saves again what this step saved before its validation, and the best so far by the monitored metric."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        self._saved_step = -1  # a checkpoint carries the newest evaluation: the one of this step is out of date
+        if self._saved_step == trainer.global_step:  # before this validation: a checkpoint carries the newest results
+            self._save(trainer, "last.ckpt")
         if self.monitor is None:
             return
         metrics = trainer.callback_metrics
@@ -91,7 +97,7 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer, "best.ckpt")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the finished run, unless its last step is saved already."""
+        """Saves the finished run, unless its last step is saved already: it is if the run was not stopped early."""
         if self._saved_step != trainer.global_step:
             self._save(trainer, "last.ckpt")
 
