@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from embedlab.errors import ConfigError, TrainingError
 
-
 _STEPS_BETWEEN_LOOKS = 10  # at the clock: the ranks have to agree on what it shows
 
 
