@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from embedlab.cli import main
 from embedlab.testing.backbones import save_tiny_backbone
@@ -84,7 +89,27 @@ def fit(config: Path, *options: str) -> None:
 def start_fit(config: Path, *options: str) -> subprocess.Popen[str]:
     """``embedlab fit`` in a process of its own."""
     command = [sys.executable, "-m", "embedlab", "fit", "--config", str(config), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+class CountingReductions(DDPStrategy):
+    """DDP that writes a line into a file for every bucket of gradients it reduces; Lightning has hooks on GPUs only."""
+
+    def __init__(self, *, file: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.file = file
+
+    def configure_ddp(self) -> None:
+        super().configure_ddp()
+        assert isinstance(self.model, DistributedDataParallel)
+        self.model.register_comm_hook(Path(self.file), _counted_reduction)
+
+
+def _counted_reduction(path, bucket):  # type: ignore[no-untyped-def]  # torch wants classes here, not their names
+    with path.open("a") as file:
+        file.write("reduced\n")
+    return allreduce_hook(None, bucket)
 
 
 def trained_weights(run: Path) -> dict[str, torch.Tensor]:

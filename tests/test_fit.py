@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from runs import assert_same_bits, fit, start_fit, trained_weights, write_config, write_pairs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -80,22 +81,40 @@ def test_the_size_of_chunks_does_not_change_the_model(tmp_path: Path, method: st
     assert_close(trained_weights(tmp_path / "small"), trained_weights(tmp_path / "large"), 1e-7)
 
 
-def test_two_ranks_train_the_model_of_one(tmp_path: Path) -> None:
+def losses_of(run: Path) -> list[float]:
+    return scalars(run)["train/loss"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_train_the_model_of_one(tmp_path: Path, method: str) -> None:
     loss = {"class_path": "SymmetricInfoNCE", "init_args": {"learnable_temperature": True}}
-    config = write_config(tmp_path, loss=loss, batch_size=6, validation_fraction=0.3)
-    options = ["--trainer.precision", "64-true", "--trainer.max_steps", "5"]
+    config = write_config(tmp_path, method=method, loss=loss, batch_size=6, validation_fraction=0.3)
+    options = ["--trainer.precision", "64-true", "--trainer.max_steps", "10", "--trainer.log_every_n_steps", "1"]
+    options += ["--data.tokens_per_chunk", "32"]  # several chunks a rank, of which the last alone synchronises
     fit(config, "--output", str(tmp_path / "one"), *options)
-    two = start_fit(
-        config, "--output", str(tmp_path / "two"), *options, "--trainer.devices", "2", "--trainer.strategy", "ddp"
-    )
+    two = start_fit(config, "--output", str(tmp_path / "two"), *options, *counting_reductions(tmp_path))
     printed, _ = two.communicate(timeout=200)
     assert two.returncode == 0, printed
     assert_close(trained_weights(tmp_path / "two"), trained_weights(tmp_path / "one"), 1e-7)
+    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-5)
     results = [
         torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["evaluation"]
         for run in ("one", "two")
     ]
     assert results[0] and results[1] == pytest.approx(results[0], rel=1e-5)
+    reductions = (tmp_path / "reductions").read_text().split()
+    assert len(reductions) == 2 * 10, "one a step and rank: a tiny model fills one bucket"
+
+
+def counting_reductions(folder: Path) -> list[str]:
+    """Options for two ranks whose gradient reductions are written down, one line each."""
+    strategy = {
+        "class_path": "runs.CountingReductions",
+        "init_args": {"file": str(folder / "reductions")},
+    }
+    overlay = folder / "ddp.yaml"
+    overlay.write_text(yaml.safe_dump({"trainer": {"devices": 2, "strategy": strategy}}))
+    return ["--config", str(overlay)]
 
 
 def test_a_batch_that_ranks_cannot_share_equally_is_refused(tmp_path: Path) -> None:
