@@ -113,7 +113,7 @@ def main() -> None:
         rate = min(losses, key=lambda rate: losses[rate])
         chosen[arm] = {"learning_rate": rate, "probes": losses}
         output = WORK / arm.replace(", ", "-").replace(" ", "_")
-        words = command(arm, rate, output) + ["--trainer.callbacks.class_path", "ComparisonTable"]
+        words = [*command(arm, rate, output), "--trainer.callbacks.class_path", "ComparisonTable"]
         commands.append(" ".join(words))
         run(words, output, output / "results.json")
         result = json.loads((output / "results.json").read_text())

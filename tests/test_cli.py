@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import error_of, fit, trained_weights, write_config, write_pairs
 
 from embedlab.cli import COMMANDS, main
 from embedlab.registry import discover
 from embedlab.testing.backbones import save_tiny_backbone
+from runs import error_of, fit, trained_weights, write_config, write_pairs
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

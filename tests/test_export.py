@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import error_of, fit, write_config
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
@@ -17,6 +16,7 @@ from embedlab.chunking import Chunk
 from embedlab.cli import main
 from embedlab.export import restore
 from embedlab.registry import discover
+from runs import error_of, fit, write_config
 
 TEXTS = ["a", "two words", "the same text with many more words in it than the others", "one, two; three"]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import assert_same_bits, fit, start_fit, trained_weights, write_config, write_pairs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from embedlab.cli import main
 from embedlab.registry import discover
+from runs import assert_same_bits, fit, start_fit, trained_weights, write_config, write_pairs
 
 METHODS = sorted(discover())
 

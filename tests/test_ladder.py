@@ -16,7 +16,6 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from runs import assert_same_bits, error_of
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
@@ -26,6 +25,7 @@ from embedlab.data.packed import TextSource
 from embedlab.errors import ConfigError, DataError, TrainingError
 from embedlab.ladder import RUNGS, Rung, ensure_rung, pretrain
 from embedlab.method import num_nonembedding_parameters, pretraining_peak_learning_rate
+from runs import assert_same_bits, error_of
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "ladder"
 TINY = Rung(name="tiny", width=32, blocks=1, heads=2)

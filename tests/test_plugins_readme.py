@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import trained_weights
 
 from embedlab.testing import CHECKS, FAMILIES, save_tiny_backbone
+from runs import trained_weights
 
 README = (Path(__file__).resolve().parents[1] / "plugins" / "README.md").read_text(encoding="utf-8")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from corpora import pair_rows, store_of, write_rows
 from torch.utils.data import DataLoader
 
+from corpora import pair_rows, store_of, write_rows
 from embedlab.data.collate import EpochSteps, PairBatch, TrainingBatches
 from embedlab.data.sampler import BatchPlan
 from embedlab.data.sources import PairSource

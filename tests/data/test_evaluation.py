@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corpora import write_rows
 from tokenizers import normalizers
 
+from corpora import write_rows
 from embedlab.data.evaluation import RetrievalFiles, StsFile, TextFile
 from embedlab.data.tasks import RetrievalTask
 from embedlab.errors import DataError

@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpora import write_rows
 
+from corpora import write_rows
 from embedlab.data.files import FileRows
 from embedlab.data.rows import RejectedRow, Row
 from embedlab.errors import DataError

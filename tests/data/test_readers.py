@@ -11,8 +11,8 @@ from threading import Thread
 
 import datasets
 import pytest
-from corpora import write_rows
 
+from corpora import write_rows
 from embedlab.data.readers import _DatasetRows, open_rows
 from embedlab.data.rows import Row
 from embedlab.errors import DataError

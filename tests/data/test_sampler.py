@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpora import pair_rows, store_of, write_rows
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from corpora import pair_rows, store_of, write_rows
 from embedlab.data.sampler import BatchPlan, rows_of_rank
 from embedlab.data.sources import PairSource
 from embedlab.data.tokenised import TokenisedPairs, tokenise_pairs

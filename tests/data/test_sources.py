@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpora import write_rows
 
+from corpora import write_rows
 from embedlab.data.sources import PairRow, PairSource, content_fingerprint, counts_of, read_pairs
 from embedlab.errors import ConfigError, DataError
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from corpora import store_of
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from corpora import store_of
 from embedlab.data.tasks import HeldOutPairs, Retrieval, RetrievalTask, SimilarityTask, TextRows
 from embedlab.data.texts import TextWriter, TokenisedTexts
 from embedlab.errors import DataError

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpora import pair_rows, store_of, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
+from corpora import pair_rows, store_of, write_rows
 from embedlab.data.sources import PairSource
 from embedlab.data.tokenised import Split, TokenisedPairs, tokenise_pairs
 from embedlab.errors import DataError
