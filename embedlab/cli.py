@@ -26,6 +26,8 @@ from embedlab import registry
 from embedlab.callbacks.checkpoint import RunCheckpoint
 from embedlab.callbacks.comparison import ComparisonTable  # noqa: F401  configurations name it without its module
 from embedlab.callbacks.embedding_writer import EmbeddingWriter
+from embedlab.callbacks.flop_budget import FlopBudget
+from embedlab.callbacks.flop_counter import FlopCounter
 from embedlab.callbacks.progress import ProgressLines
 from embedlab.callbacks.run_config import RunConfig
 from embedlab.callbacks.throughput import Throughput
@@ -77,6 +79,13 @@ class EmbedLabCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What the trainer, the model and the data share is written once."""
         parser.add_argument("--output", type=str, default="runs/fit", help="The run's folder.")
+        parser.add_argument("--budget", type=float | None, help="FLOPs to train for, instead of epochs or steps.")
+        parser.add_argument(
+            "--allow_repeat",
+            "--allow-repeat",
+            action="store_true",
+            help="Let a budget see the data more often than trainer.max_epochs.",
+        )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.link_arguments("output", "trainer.default_root_dir")
         parser.link_arguments("model.backbone_config", "data.backbone", apply_on="instantiate")
@@ -119,6 +128,10 @@ class EmbedLabCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(config.output, name="", version="", default_hp_metric=False)
         callbacks = config.trainer.callbacks or []
         kwargs["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), Throughput()]
+        if not any(isinstance(callback, FlopCounter) for callback in kwargs["callbacks"]):
+            kwargs["callbacks"].append(FlopCounter())
+        if config.budget is not None:
+            kwargs["callbacks"].append(FlopBudget(config.budget, allow_repeat=config.allow_repeat))
         own_bar = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
         if config.trainer.enable_progress_bar is not False and not own_bar:
             kwargs["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())

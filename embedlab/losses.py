@@ -55,12 +55,14 @@ class LossGradient:
             included; float32, or float64 for float64 embeddings.
         log_scale: derivative with respect to the log inverse temperature, zero-dim, the same on every rank.
         num_candidates: negatives an anchor was contrasted with once masked, mean over anchors and terms.
+        flops: what this rank computed for it: three products of anchors, candidates and dimensions.
     """
 
     loss: Tensor
     embeddings_UD: Tensor
     log_scale: Tensor
     num_candidates: float
+    flops: int
 
 
 class Block(NamedTuple):
@@ -197,7 +199,13 @@ class ContrastiveLoss(nn.Module, ABC):
             embeddings_UD=torch.zeros_like(embeddings_UD).index_add_(0, rows.stacked(), own_gradient),
             log_scale=derivative * scale,
             num_candidates=float(num_candidates),
+            flops=6 * pool.num_local * pool.embeddings_XD.shape[1] * self._num_scores(pool),
         )
+
+    def _num_scores(self, pool: _Pool) -> int:
+        """Scores of one pair over all terms."""
+        sides = [pool.side(block.candidates) for term in self.terms for block in term]
+        return sum(side.stop - side.start for side in sides)
 
     def _accumulate(self, term: Term, pool: _Pool, pairs: range, scale: Tensor, gradient_XD: Tensor) -> Tensor:
         """Adds one chunk's share of the gradient; returns its loss, derivative and number of negatives.
@@ -242,7 +250,8 @@ class ContrastiveLoss(nn.Module, ABC):
             gradient_RD = weights @ candidates_MD
             derivative += (gradient_RD * anchors_RD).sum()
             gradient_XD[pool.local(block.anchors, pairs)] += gradient_RD
-            gradient_XD[pool.side(block.candidates)].addmm_(weights.T, anchors_RD)
+            gradient_MD = gradient_XD[pool.side(block.candidates)]
+            torch.addmm(gradient_MD, weights.T, anchors_RD, out=gradient_MD)  # as addmm_, which no FLOP counter knows
         return torch.stack([loss, derivative, num_negatives])
 
     def _false_negatives(

@@ -121,11 +121,16 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
 
 
-def embedding_parameters(model: PreTrainedModel) -> set[nn.Parameter]:
+def embedding_parameters(model: nn.Module) -> set[nn.Parameter]:
     """Token and position embeddings and the unembedding: what "non-embedding parameters" leaves out."""
     tables = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    head = model.get_output_embeddings()
-    return tables | (set(head.parameters()) if head is not None else set())
+    return tables | unembedding_parameters(model)
+
+
+def unembedding_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """Of the language-model head, where there is one."""
+    heads = (module.get_output_embeddings() for module in model.modules() if isinstance(module, PreTrainedModel))
+    return {parameter for head in heads if head is not None for parameter in head.parameters()}
 
 
 def num_nonembedding_parameters(model: PreTrainedModel) -> int:

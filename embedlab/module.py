@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from embedlab.backbone import BackboneConfig, load_backbone
@@ -22,7 +23,10 @@ from embedlab.chunking import Chunk
 from embedlab.data.collate import PairBatch
 from embedlab.data.tasks import EvaluationTask
 from embedlab.encoder import Encoder
-from embedlab.errors import ConfigError, TrainingError
+from embedlab.errors import ConfigError, PluginError, TrainingError
+from embedlab.flop_execution import measure_execution
+from embedlab.flop_observer import observe
+from embedlab.flops import FlopAccount, FlopProfile
 from embedlab.losses import ContrastiveLoss, LossGradient, SymmetricInfoNCE
 from embedlab.method import FineTuningMethod, prepare_backbone
 from embedlab.metrics import EmbeddingTable
@@ -90,6 +94,9 @@ class EmbeddingModule(LightningModule):
         self.seed = seed
         self.encoder: Encoder | None = None
         self.learning_rate = 0.0
+        self.flop_profile: FlopProfile | None = None
+        self.flop_account = FlopAccount()
+        self.share_done = 0.0  # of the run
         self.run_config: dict[str, Any] = {}  # how to build this module again; the command line fills it in
         self.evaluation: dict[str, float] = {}  # the newest results of validation or test
         self._split: Literal["validation", "test"] = "validation"
@@ -107,6 +114,7 @@ class EmbeddingModule(LightningModule):
             backbone = load_backbone(self.backbone_config, self.method.backbone_kwargs())
             rate = self.optimizer_config.learning_rate
             self.learning_rate = self.method.default_learning_rate(backbone) if rate is None else rate
+            self._backbone_parameters = list(backbone.parameters())
             self.encoder = Encoder(prepare_backbone(self.method, backbone), self.pooling)
 
     def setup(self, stage: str) -> None:
@@ -160,6 +168,7 @@ class EmbeddingModule(LightningModule):
             print(f"{type(self.method).__name__} trains {counts[1]:,} of {counts[0]:,} parameters.")
         with self.trainer.precision_plugin.forward_context():
             frozen_blocks = self._encoder.frozen_blocks()
+            self._observe_flops(frozen_blocks)
         self._gradient = ChunkedGradient(
             self._encoder,
             list(self._encoder.parameters()),
@@ -167,17 +176,53 @@ class EmbeddingModule(LightningModule):
             frozen_blocks=frozen_blocks,
         )
 
-    def progress(self) -> float:
-        """The share of the run that is done after half of the coming step.
+    def _observe_flops(self, frozen_blocks: list[nn.Module]) -> None:
+        longest = self.trainer.datamodule.max_length  # type: ignore[attr-defined]
+        try:
+            self.flop_profile = observe(self._encoder.backbone, self._backbone_parameters, max_length=longest)
+            self._execution = measure_execution(self._encoder, frozen_blocks, max_length=longest)
+        except PluginError as error:
+            if self.flop_account.budget is not None:
+                raise
+            rank_zero_warn(f"FLOPs are not counted in this run. {error}")
 
-        Half, so that neither the first step (warm-up) nor the last (decay) is spent on a rate of zero.
+    def share_after(self, batch: PairBatch) -> float:
+        """The share of the run that is done after this step, so that the last one has the schedule's last rate.
+
+        Of the FLOP budget where there is one, else of the steps.
+
+        Raises:
+            ConfigError: if the run has no end.
         """
+        if self.flop_account.budget is not None:
+            return self.flop_account.share_after(self._algorithmic(batch))
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise ConfigError(
-                "The run has no end, so its learning rate has no schedule: set trainer.max_epochs or trainer.max_steps."
+                "The run has no end, so its learning rate has no schedule: set trainer.max_epochs or "
+                "trainer.max_steps, or a --budget."
             )
-        return (self.trainer.global_step + 0.5) / total
+        return (self.trainer.global_step + 1) / total
+
+    def is_done(self) -> bool:
+        """Whether the planned steps are taken, or the budget is spent."""
+        if self.flop_account.budget is not None:
+            return self.flop_account.is_spent
+        return self.trainer.global_step >= self.trainer.estimated_stepping_batches
+
+    def _algorithmic(self, batch: PairBatch) -> int:
+        return 0 if self.flop_profile is None else self.flop_profile.algorithmic(batch.lengths_of_all_ranks)
+
+    def _count(self, batch: PairBatch, executed: int) -> None:
+        """Adds a step to the account, what all ranks executed included."""
+        if self.trainer.world_size > 1:
+            own = torch.tensor(executed, dtype=torch.float64, device=self.device)
+            executed = int(self.trainer.strategy.reduce(own, reduce_op="sum"))
+        account = self.flop_account
+        account.algorithmic += self._algorithmic(batch)
+        account.executed += executed
+        account.tokens += int(batch.lengths_of_all_ranks.sum())
+        account.pairs += self.trainer.world_size * len(batch.rows.queries_P)
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> None:
         """One optimiser step with the exact gradient of the whole batch over all ranks."""
@@ -186,6 +231,7 @@ class EmbeddingModule(LightningModule):
         self._seed_step()
         encoded = self._gradient.encode(batch.chunks)
         replayed = encoded.num_replayed_tokens
+        executed = 0 if self.flop_profile is None else encoded.executed(self._execution)
         result = self.loss.gradient(encoded.embeddings_UD, batch.rows, group=self._group())
         self._require_finite(result.loss, "loss", batch)
         self._backward(encoded, result, len(batch.chunks))
@@ -194,11 +240,14 @@ class EmbeddingModule(LightningModule):
             float("inf") if self.optimizer_config.clip is None else self.optimizer_config.clip,
         )
         self._require_finite(norm, "gradient norm", batch)
-        factor = self.schedule.factor(self.progress())
+        self.share_done = self.share_after(batch)
+        factor = self.schedule.factor(self.share_done)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate * group.get("lr_scale", 1.0) * factor
         optimizer.step()
         optimizer.zero_grad()
+        self._count(batch, executed + result.flops)
+        self.trainer.should_stop |= self.is_done()  # also asks for a last validation
         self.log_dict(
             {
                 "train/gradient_norm": norm,
@@ -209,11 +258,6 @@ class EmbeddingModule(LightningModule):
         )
         self.log("train/loss", result.loss, prog_bar=True)
         self.log("train/learning_rate", self.learning_rate * factor, prog_bar=True)
-
-    def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
-        """Asks for a last validation when the planned steps are done."""
-        if self.trainer.global_step >= self.trainer.estimated_stepping_batches:
-            self.trainer.should_stop = True
 
     def _backward(self, encoded: Any, result: LossGradient, num_chunks: int) -> None:
         # Every rank's chunks give their part of the global gradient, which is the sum over ranks; the
@@ -295,6 +339,7 @@ class EmbeddingModule(LightningModule):
         checkpoint["state_dict"] = {name: state[name] for name in self._trained_names()}
         checkpoint["run_config"] = self.run_config
         checkpoint["evaluation"] = self.evaluation
+        checkpoint["flops"] = self.flop_account.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another method or backbone.
@@ -312,6 +357,7 @@ class EmbeddingModule(LightningModule):
                 f"they differ in {[name for name, _ in differing]}. Use the configuration that the checkpoint was "
                 "trained with: config.yaml in its run folder."
             )
+        self.flop_account.load_state_dict(checkpoint["flops"])
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self._encoder.parameters() if parameter.requires_grad]

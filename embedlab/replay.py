@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from embedlab.chunking import Chunk
+from embedlab.flops import ExecutionCost
 
 Recompute = Literal["auto", "always", "never"]
 
@@ -82,6 +83,13 @@ class EncodedBatch:
     def num_replayed_tokens(self) -> int:
         """Padded tokens of the chunks that are encoded a second time."""
         return sum(item.chunk.num_padded_tokens for item in self.encoded if not item.has_graph)
+
+    def executed(self, cost: ExecutionCost) -> int:
+        """FLOPs of encoding and back-propagating all chunks; ask before that, which uses them up."""
+        return sum(
+            (cost.kept if item.has_graph else cost.replayed).of_chunk(*item.chunk.input_ids_BL.shape)
+            for item in self.encoded
+        )
 
 
 class ChunkedGradient:

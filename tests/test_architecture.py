@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = [
     ["errors"],
-    ["flops", "pooling", "losses", "metrics", "schedule"],
+    ["flops", "device_peak", "pooling", "losses", "metrics", "schedule"],
     ["method", "chunking"],
-    ["encoder", "replay", "registry"],
-    ["backbone"],
+    ["encoder", "replay", "registry", "flop_observer"],
+    ["backbone", "flop_execution"],
     ["data"],
     ["module", "language_model"],
     ["ladder"],

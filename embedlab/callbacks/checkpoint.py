@@ -71,9 +71,9 @@ class RunCheckpoint(Checkpoint):
         if self.every_minutes is not None and trainer.global_step % _STEPS_BETWEEN_LOOKS == 0:
             minutes = (time.monotonic() - self._saved_at) / 60
             by_time = bool(trainer.strategy.broadcast(minutes >= self.every_minutes))
-        # The end is saved here, where the epoch is not over for Lightning: a run that max_steps ended can be extended.
-        at_end = trainer.global_step >= trainer.estimated_stepping_batches
-        if by_steps or by_time or at_end:
+        # The end is saved here, where the epoch is not over for Lightning: a run that its steps or its budget ended can
+        # be extended.
+        if by_steps or by_time or trainer.should_stop:
             self._save(trainer, "last.ckpt")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
+from embedlab.module import EmbeddingModule
+
 
 class ProgressLines(ProgressBar):
     """Prints one line every so often: step, loss, learning rate, throughput, time left.
@@ -22,7 +24,7 @@ class ProgressLines(ProgressBar):
         self.every_seconds = every_seconds
         self._enabled = True
         self._started = self._printed = 0.0
-        self._first_step = 0
+        self._share_before = 0.0
 
     def disable(self) -> None:
         """Prints nothing from here on: Lightning asks for it on every rank but the first."""
@@ -35,21 +37,27 @@ class ProgressLines(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
         self._started = self._printed = time.monotonic()
-        self._first_step = trainer.global_step
+        assert isinstance(pl_module, EmbeddingModule)
+        self._share_before = pl_module.share_done
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Prints if it is time, and after the last step."""
+        assert isinstance(pl_module, EmbeddingModule)
         now = time.monotonic()
-        total, step = trainer.estimated_stepping_batches, trainer.global_step
-        if not self._enabled or (now - self._printed < self.every_seconds and step < total):
+        if not self._enabled or (now - self._printed < self.every_seconds and not pl_module.is_done()):
             return
         self._printed = now
-        left = (now - self._started) / (step - self._first_step) * (total - step)
+        share = pl_module.share_done
+        left = (now - self._started) / (share - self._share_before) * (1 - share)
         values = "  ".join(f"{name} {_short(float(value))}" for name, value in trainer.progress_bar_metrics.items())
-        print(f"step {step}/{total}  {values}  left {timedelta(seconds=round(left))}", flush=True)
+        total = trainer.estimated_stepping_batches
+        step = f"{trainer.global_step}/{total}" if total < float("inf") else f"{trainer.global_step} ({share:.1%})"
+        print(f"step {step}  {values}  left {timedelta(seconds=round(left))}", flush=True)
 
 
 def _short(value: float) -> str:
+    if value >= 1e7:
+        return f"{value:.3g}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

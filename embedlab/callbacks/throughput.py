@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from embedlab.callbacks.step_clock import StepClock
 from embedlab.data.collate import PairBatch
 
 
@@ -17,22 +17,21 @@ class Throughput(Callback):
     """
 
     def __init__(self) -> None:
-        self._since = 0.0
+        self._clock = StepClock()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
-        self._since = time.perf_counter()
+        self._clock.start()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock again: validation is no training time."""
-        self._since = time.perf_counter()
+        self._clock.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PairBatch, batch_idx: int
     ) -> None:
         """Logs the step that just ended."""
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
+        seconds = self._clock.lap()
         ranks = trainer.world_size
         pl_module.log("tokens/s", ranks * batch.num_tokens / seconds, prog_bar=True)
         pl_module.log("pairs/s", ranks * len(batch.rows.queries_P) / seconds, prog_bar=True)

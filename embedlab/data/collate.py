@@ -28,6 +28,7 @@ class PairBatch:
         pair_rows: row of each pair in its source, for error messages.
         num_tokens: real tokens.
         num_padded_tokens: tokens with padding.
+        lengths_of_all_ranks: tokens of each unique text of the whole step, int64.
     """
 
     chunks: list[Chunk]
@@ -37,6 +38,7 @@ class PairBatch:
     pair_rows: list[int]
     num_tokens: int
     num_padded_tokens: int
+    lengths_of_all_ranks: np.ndarray
 
     def to(self, *args: Any, **kwargs: Any) -> PairBatch:
         """The batch with its tensors moved as ``torch.Tensor.to`` does."""
@@ -94,9 +96,7 @@ class TrainingBatches(Dataset[PairBatch]):
         source, rows = self.plan.batch(step)
         store = self.stores[source]
         rows = rows_of_rank(rows, self.rank, self.world_size)
-        queries, positives = store.queries_N[rows], store.positives_N[rows]
-        negatives = store.negatives_of(rows)
-        texts_U, inverse = np.unique(np.concatenate([queries, positives, negatives]), return_inverse=True)
+        texts_U, inverse = np.unique(store.texts_of(rows), return_inverse=True)
         lengths_U = store.texts.lengths_U[texts_U]
         chunks = [
             pad_chunk(
@@ -120,7 +120,15 @@ class TrainingBatches(Dataset[PairBatch]):
             pair_rows=rows.tolist(),
             num_tokens=int(lengths_U.sum()),
             num_padded_tokens=sum(chunk.num_padded_tokens for chunk in chunks),
+            lengths_of_all_ranks=lengths_U if self.world_size == 1 else self.lengths(step),
         )
+
+    def lengths(self, step: int) -> np.ndarray:
+        """Tokens of each unique text of one global step, over all ranks."""
+        source, rows = self.plan.batch(step)
+        store = self.stores[source]
+        lengths_U: np.ndarray = store.texts.lengths_U[np.unique(store.texts_of(rows))]
+        return lengths_U
 
 
 class EpochSteps(Sampler[int]):

@@ -151,18 +151,9 @@ class PairDataModule(LightningDataModule):
                 f"trainer.limit_train_batches is {self.trainer.limit_train_batches}, but an epoch is always all of the "
                 "data. Set trainer.max_steps for a shorter run, or max_rows of a source for less data."
             )
-        batches = TrainingBatches(
-            self._plan,
-            self._stores(),
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-            max_tokens_per_chunk=self.tokens_per_chunk,
-            max_padding=self.max_padding,
-            pad_token_id=self._pad_token_id,
-        )
         steps = EpochSteps(self._plan.steps_per_epoch, lambda: self.trainer.global_step)  # type: ignore[union-attr]
         return _ResumableLoader(
-            batches,
+            self._batches(),
             batch_size=None,
             sampler=steps,
             num_workers=self.num_workers,
@@ -191,7 +182,29 @@ class PairDataModule(LightningDataModule):
         """How many texts ``embedlab predict`` encodes."""
         return self._texts_to_predict().num_rows
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every training pair is seen once, but for those that fill no batch."""
+        assert self._plan is not None
+        return self._plan.steps_per_epoch
+
+    def batch_lengths(self, step: int) -> np.ndarray:
+        """Tokens of each unique text of a training step, over all ranks."""
+        return self._batches().lengths(step)
+
     # Parts
+
+    def _batches(self) -> TrainingBatches:
+        assert self._plan is not None and self.trainer is not None
+        return TrainingBatches(
+            self._plan,
+            self._stores(),
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            max_tokens_per_chunk=self.tokens_per_chunk,
+            max_padding=self.max_padding,
+            pad_token_id=self._pad_token_id,
+        )
 
     def evaluation_tasks(self, split: Literal["validation", "test"]) -> list[EvaluationTask]:
         """Held-out pairs of this split, and the retrieval and similarity sets."""

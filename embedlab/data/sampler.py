@@ -226,7 +226,7 @@ def _texts_of_several_pairs(store: TokenisedPairs, pairs: np.ndarray) -> tuple[n
     """
     counts = store.negative_offsets[pairs + 1] - store.negative_offsets[pairs]
     numbers = np.arange(len(pairs))
-    text = np.concatenate([store.queries_N[pairs], store.positives_N[pairs], store.negatives_of(pairs)])
+    text = store.texts_of(pairs)
     pair = np.concatenate([numbers, numbers, np.repeat(numbers, counts)])
     counts = np.bincount(text)
     recurs = counts[text] > 1

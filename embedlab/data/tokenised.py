@@ -100,6 +100,10 @@ class TokenisedPairs:
         rows: np.ndarray = self.negatives_K[np.repeat(starts - before, counts) + np.arange(counts.sum())]
         return rows
 
+    def texts_of(self, pairs: np.ndarray) -> np.ndarray:
+        """The queries, then the positives, then the hard negatives of some pairs: rows in ``texts``, int64."""
+        return np.concatenate([self.queries_N[pairs], self.positives_N[pairs], self.negatives_of(pairs)])
+
     def subset(self, split: Split, *, validation_fraction: float, test_fraction: float) -> np.ndarray:
         """The pairs of one split, int64, ascending.
 

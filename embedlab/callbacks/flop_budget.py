@@ -1,0 +1,115 @@
+"""Training to a budget of FLOPs: how far it reaches is said before the first step, and it ends where it is spent."""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from embedlab.data.datamodule import PairDataModule
+from embedlab.errors import ConfigError
+from embedlab.module import EmbeddingModule
+
+_STEPS_LOOKED_AT = 64  # for the mean cost of a step
+_STEPS_TIMED = 5
+_TOLERANCE = 0.01  # of that mean, in telling whether the data last
+
+
+class FlopBudget(Callback):
+    """Stops training at the step that crosses a budget of algorithmic FLOPs, attention included.
+
+    The learning-rate schedule runs over the budget, so that the last step has the schedule's last rate.
+    ``trainer.max_epochs`` says how often the data may be seen; the run ends by its budget alone.
+
+    Args:
+        flops: the budget.
+        allow_repeat: see the data more often than ``trainer.max_epochs`` if the budget lasts longer.
+
+    Raises:
+        ConfigError: if the budget is no positive number.
+    """
+
+    def __init__(self, flops: float, *, allow_repeat: bool = False) -> None:
+        if not (flops > 0 and math.isfinite(flops)):
+            raise ConfigError(
+                f"The budget must be a number of FLOPs above 0, got {flops}. 1e15 for instance; `embedlab flops` shows "
+                "what budgets buy."
+            )
+        self.flops = flops
+        self.allow_repeat = allow_repeat
+        self._epochs = -1
+        self._timed_from: tuple[float, int] | None = None
+        self._steps_taken = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the module its budget, and lets nothing else end the run.
+
+        Raises:
+            ConfigError: if the run is to end after a number of steps, too.
+        """
+        assert isinstance(pl_module, EmbeddingModule)
+        if stage != "fit":
+            return
+        if trainer.max_steps != -1:
+            raise ConfigError(
+                f"Both a budget of {self.flops:g} FLOPs and trainer.max_steps {trainer.max_steps} are given, and only "
+                "one can end the run. Leave one out."
+            )
+        pl_module.flop_account.budget = self.flops
+        self._epochs = trainer.max_epochs if trainer.max_epochs is not None else 1
+        trainer.fit_loop.max_epochs = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says what the budget buys.
+
+        Raises:
+            ConfigError: if that is less than a step or more than the data may be seen, or it is spent already.
+        """
+        assert isinstance(pl_module, EmbeddingModule) and pl_module.flop_profile is not None
+        data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        account, profile = pl_module.flop_account, pl_module.flop_profile
+        if account.is_spent:
+            raise ConfigError(
+                f"The checkpoint has spent {account.algorithmic:.4g} FLOPs, and the budget is {self.flops:g}. Raise "
+                "the budget to go on; `embedlab export` takes the checkpoint as it is."
+            )
+        per_epoch = data.steps_per_epoch
+        looked_at = np.unique(np.linspace(0, per_epoch - 1, _STEPS_LOOKED_AT).astype(int))
+        costs = [profile.algorithmic(data.batch_lengths(int(step))) for step in looked_at]
+        if costs[0] > self.flops:
+            raise ConfigError(
+                f"The budget of {self.flops:g} FLOPs is less than one step of {data.batch_size} pairs, which costs "
+                f"{costs[0]:.4g}. Raise it, or lower data.batch_size."
+            )
+        steps = self.flops / float(np.mean(costs))
+        epochs = steps / per_epoch
+        pairs = per_epoch * data.batch_size
+        if self._epochs != -1 and epochs > (1 + _TOLERANCE) * self._epochs and not self.allow_repeat:
+            raise ConfigError(
+                f"The budget of {self.flops:g} FLOPs lasts for {epochs:.3g} epochs of {pairs:,} pairs, and "
+                f"trainer.max_epochs is {self._epochs}. Give more data, set trainer.max_epochs to "
+                f"{math.ceil(epochs)}, or add --allow_repeat."
+            )
+        if trainer.is_global_zero:
+            print(
+                f"The budget of {self.flops:g} FLOPs buys about {steps * data.batch_size:,.0f} pairs: {steps:,.0f} "
+                f"steps of {data.batch_size}, {epochs:.3g} epochs of {pairs:,} pairs."
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Says, after a few steps, how long the budget will last."""
+        assert isinstance(pl_module, EmbeddingModule)
+        self._steps_taken += 1
+        spent = pl_module.flop_account.algorithmic
+        if self._timed_from is None:  # the first step warms caches up
+            self._timed_from = (time.monotonic(), spent)
+        elif self._steps_taken == 1 + _STEPS_TIMED and trainer.is_global_zero:
+            since, before = self._timed_from
+            left = (time.monotonic() - since) * (self.flops - spent) / (spent - before)
+            print(f"It is spent in about {timedelta(seconds=round(max(0.0, left)))}, evaluation not counted.")

@@ -1,0 +1,87 @@
+"""What a run has cost so far and how much of the hardware it uses, beside its loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from embedlab.callbacks.step_clock import StepClock
+from embedlab.device_peak import Peak, device_peak
+from embedlab.errors import ConfigError
+from embedlab.module import EmbeddingModule
+
+
+class FlopCounter(Callback):
+    """Logs FLOPs spent (algorithmic and executed), tokens, and the share of the peak that both use.
+
+    MFU (model FLOPs utilisation: Chowdhery et al. 2022, arXiv:2204.02311, appendix B) takes the algorithmic count,
+    attention included; HFU (hardware FLOPs utilisation) takes the executed one.
+
+    Args:
+        peak_flops: FLOP/s of one device; by default its data sheet's, or measured where there is none.
+    """
+
+    def __init__(self, *, peak_flops: float | None = None) -> None:
+        if peak_flops is not None and not peak_flops > 0:
+            raise ConfigError(
+                f"FlopCounter peak_flops must be above 0, got {peak_flops}. Leave it out to have it found."
+            )
+        self._stated = None if peak_flops is None else Peak(peak_flops, "stated by you")
+        self._clock = StepClock()
+        self._peak = 0.0
+        self._before = (0, 0)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says what a token costs, and what the utilisation is measured against."""
+        assert isinstance(pl_module, EmbeddingModule)
+        profile, account = pl_module.flop_profile, pl_module.flop_account
+        if profile is None:
+            return
+        peak = self._stated or device_peak(pl_module.device, _dtype(trainer, pl_module))
+        self._peak = trainer.world_size * peak.flops_per_second
+        self._before = (account.algorithmic, account.executed)
+        if trainer.is_global_zero:
+            print(
+                f"A token costs {profile.matrices.flops_per_token:.3g} FLOPs and its share of attention. "
+                f"MFU is against {peak.flops_per_second:.3g} FLOP/s a device ({peak.source})."
+            )
+            if profile.by_measurement:
+                print("The backbone has no softmax attention: its cost is what was measured at some lengths.")
+        self._clock.start()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock again: validation is no training."""
+        self._clock.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs the step that just ended."""
+        assert isinstance(pl_module, EmbeddingModule)
+        if pl_module.flop_profile is None:
+            return
+        account = pl_module.flop_account
+        after = (account.algorithmic, account.executed)
+        algorithmic, executed = (now - before for now, before in zip(after, self._before, strict=True))
+        self._before = after
+        possible = self._peak * self._clock.lap()
+        pl_module.log("flops", float(account.algorithmic), prog_bar=True, logger=False)
+        pl_module.log_dict(
+            {
+                "flops/algorithmic": float(account.algorithmic),
+                "flops/executed": float(account.executed),
+                "flops/tokens": float(account.tokens),
+                "flops/mfu": algorithmic / possible,
+                "flops/hfu": executed / possible,
+            }
+        )
+
+
+def _dtype(trainer: Trainer, pl_module: LightningModule) -> torch.dtype:
+    """Of the matrix products."""
+    with trainer.precision_plugin.forward_context():
+        weight = next(parameter for parameter in pl_module.parameters() if parameter.is_floating_point())
+        one = torch.ones(1, 1, device=pl_module.device, dtype=weight.dtype)
+        return (one @ one).dtype

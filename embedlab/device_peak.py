@@ -1,0 +1,78 @@
+"""How many FLOPs a second a device could do at most, so that a run can say how much of it is used."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import torch
+
+_TRIALS = 5
+_SECONDS_A_TRIAL = 0.03
+
+# FLOP/s of dense matrix products, as the makers' data sheets give them: bfloat16 with float32 sums, TF32, float32.
+_DATA_SHEETS: tuple[tuple[str, float, float, float], ...] = (
+    ("NVIDIA B200", 2250e12, 1125e12, 75e12),
+    ("NVIDIA H200", 989.4e12, 494.7e12, 66.9e12),
+    ("NVIDIA H100 PCIe", 756e12, 378e12, 51.2e12),
+    ("NVIDIA H100", 989.4e12, 494.7e12, 66.9e12),
+    ("NVIDIA A100", 312e12, 156e12, 19.5e12),
+    ("NVIDIA L40S", 362e12, 183e12, 91.6e12),
+    ("NVIDIA L4", 121e12, 60e12, 30.3e12),
+    ("NVIDIA GeForce RTX 4090", 165.2e12, 82.6e12, 82.6e12),
+)
+
+
+class Peak(NamedTuple):
+    """What a device can do, and how that is known.
+
+    Attributes:
+        flops_per_second: of one device.
+        source: for people to read.
+    """
+
+    flops_per_second: float
+    source: str
+
+
+def device_peak(device: torch.device, dtype: torch.dtype) -> Peak:
+    """The peak of matrix products whose operands have this type.
+
+    From the data sheet where the device is known, else measured here with products of large matrices.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return known_peak(name, dtype) or _measured(device, dtype)
+
+
+def known_peak(name: str, dtype: torch.dtype) -> Peak | None:
+    """The data sheet's number for a device of this name; None if there is none for it.
+
+    >>> known_peak("NVIDIA A100-SXM4-80GB", torch.bfloat16)
+    Peak(flops_per_second=312000000000000.0, source='data sheet of NVIDIA A100, bfloat16')
+    """
+    for known, in_bfloat16, in_tf32, in_float32 in _DATA_SHEETS:
+        # "NVIDIA L4" is no "NVIDIA L40": a letter or digit must not follow.
+        if not name.startswith(known) or name[len(known) : len(known) + 1].isalnum():
+            continue
+        if dtype in (torch.bfloat16, torch.float16):
+            return Peak(in_bfloat16, f"data sheet of {known}, bfloat16")
+        if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+            return Peak(in_tf32, f"data sheet of {known}, TF32")
+        if dtype == torch.float32:
+            return Peak(in_float32, f"data sheet of {known}, float32")
+    return None
+
+
+def _measured(device: torch.device, dtype: torch.dtype) -> Peak:
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = torch.ones(2, size, size, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(_TRIALS):
+        start, products = time.perf_counter(), 0
+        while time.perf_counter() - start < _SECONDS_A_TRIAL:
+            product = left @ right
+            float(product[0, 0])  # waits for the device
+            products += 1
+        best = max(best, 2 * size**3 * products / (time.perf_counter() - start))
+    name = str(dtype).removeprefix("torch.")
+    return Peak(best, f"measured here: products of {size} x {size} matrices in {name}")
