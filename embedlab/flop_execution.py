@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from embedlab.chunking import Chunk
-from embedlab.flop_observer import SHORT_LENGTHS, fitted, flop_counter, lengths_between, visible_attention
+from embedlab.flop_observer import SHORT_LENGTHS, ProductCounter, fitted, lengths_between, visible_attention
 from embedlab.flops import Cost, ExecutionCost
 from embedlab.replay import ChunkedGradient, Recompute
 
@@ -55,9 +55,9 @@ def _count(engine: ChunkedGradient, parameters: Sequence[nn.Parameter], num_text
     chunk = Chunk(tokens_BL, torch.ones_like(tokens_BL), torch.arange(num_texts, device=tokens_BL.device))
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     devices = [tokens_BL.device] if tokens_BL.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), flop_counter() as counter:
+    with torch.random.fork_rng(devices=devices), ProductCounter() as counter:
         encoded = engine.encode([chunk])
         gradient_UD: Tensor = torch.ones_like(encoded.embeddings_UD)
         for surrogate in engine.surrogates(encoded, gradient_UD):
             torch.autograd.grad(surrogate, trained, allow_unused=True)  # leaves no .grad, and no hooks of DDP run
-    return int(counter.get_total_flops())
+    return int(counter.flops)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel
 
 from embedlab.errors import PluginError
@@ -58,20 +58,32 @@ def _grouped(left: Any, right: Any, *_: Any, **__: Any) -> int:
     return 2 * int(left.shape[-2]) * int(left.shape[-1]) * int(right.shape[-1])
 
 
-# What torch's counter leaves out: on CPU, fused attention would be free.
-_ADDED_FORMULAS: dict[Any, Any] = {
+ADDED_FORMULAS: dict[Any, Any] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     aten._grouped_mm: _grouped,
 }
-for _formula in _ADDED_FORMULAS.values():
+"""What torch's counter leaves out (on CPU, fused attention would be free): a ``custom_mapping`` for it."""
+for _formula in ADDED_FORMULAS.values():
     _formula._get_raw = True  # they take tensors, not shapes
-_FORMULAS: Mapping[Any, Callable[..., int]] = {**flop_registry, **_ADDED_FORMULAS}
+_FORMULAS: Mapping[Any, Callable[..., int]] = {**flop_registry, **ADDED_FORMULAS}
 
 
-def flop_counter() -> FlopCounterMode:
-    """Torch's counter, which also counts fused attention on the CPU and grouped products."""
-    return FlopCounterMode(display=False, custom_mapping=_ADDED_FORMULAS)
+class ProductCounter(TorchDispatchMode):
+    """Counts the FLOPs of everything that runs within it: ``FlopCounterMode`` without its tables, and faster."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops: int = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = _FORMULAS.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 @dataclass
@@ -140,8 +152,11 @@ class _Observer(TorchDispatchMode):
         elif func.namespace != "aten" and any(map(self._is_data, inputs)):
             for parameter in self._parameters_of(inputs):
                 self._opaque[parameter] = str(func)
-        self._seen.update(self._parameters_of(inputs))
-        self._follow(inputs, [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)])
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        # A view of a weight says nothing of what becomes of it.
+        views = set(map(_storage, outputs))
+        self._seen.update(self._parameters_of([tensor for tensor in inputs if _storage(tensor) not in views]))
+        self._follow(inputs, outputs)
         return out
 
     def _follow(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
@@ -187,7 +202,7 @@ class _Observer(TorchDispatchMode):
     def _weight_product(self, weight: Tensor, activation_needs_gradient: bool, flops: int) -> None:
         parameters = set(self._parameters_of([weight]))
         self._multiplied.update(parameters)
-        if not parameters and sum(size > 1 for size in weight.shape) < 2:
+        if not parameters and not _is_matrix(weight):
             return  # a vector of constants, rotary frequencies for instance
         roles = {self._roles[p] for p in parameters} or {"backbone"}  # quantised matrices may be buffers
         role = "added" if roles == {"added"} else min(roles - {"added"})
@@ -202,7 +217,7 @@ class _Observer(TorchDispatchMode):
             if parameter in self._multiplied or role in ("embeddings", "head"):
                 continue
             hidden = parameter in self._opaque or parameter not in self._seen
-            if hidden and sum(size > 1 for size in parameter.shape) >= 2:
+            if hidden and (_is_matrix(parameter) or not parameter.is_floating_point()):
                 self._count_linear(module, parameter, needs_gradient, elements)
                 continue
             self.trace.elementwise["forward"] += parameter.numel()
@@ -234,6 +249,10 @@ class _Observer(TorchDispatchMode):
     def _parameters_of(self, tensors: Sequence[Tensor]) -> Iterator[nn.Parameter]:
         for tensor in tensors:
             yield from self._made_of.get(_storage(tensor), ())
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return sum(size > 1 for size in tensor.shape) >= 2
 
 
 def _storage(tensor: Tensor) -> int:
@@ -311,6 +330,7 @@ def _trace(model: nn.Module, roles: Mapping[nn.Parameter, str], length: int) -> 
     tokens_BL = torch.zeros(1, length, dtype=torch.int64, device=next(model.parameters()).device)
     mask_BL = torch.ones_like(tokens_BL)
     observer = _Observer(model, roles, [tokens_BL, mask_BL])
+    torch.clear_autocast_cache()  # the observer has to see what the low-precision copies of weights are made of
     with torch.random.fork_rng(devices=[]), observer.watching():
         model(input_ids=tokens_BL, attention_mask=mask_BL)
     return observer.trace

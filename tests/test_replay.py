@@ -8,50 +8,20 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from embedlab.chunking import Chunk, cut_chunks, pad_chunk
+from batches import METHODS, chunks_of, make_encoder, make_engine, make_texts, pair_rows
+from embedlab.chunking import Chunk, pad_chunk
 from embedlab.encoder import Encoder
-from embedlab.losses import AllPairsInfoNCE, ContrastiveLoss, InfoNCE, PairRows, SymmetricInfoNCE
-from embedlab.method import FineTuningMethod, prepare_backbone
-from embedlab.registry import discover
+from embedlab.losses import AllPairsInfoNCE, ContrastiveLoss, InfoNCE, SymmetricInfoNCE
 from embedlab.replay import ChunkedGradient, Recompute
 from embedlab.testing.backbones import FAMILIES, tiny_backbone
 
-METHODS = sorted(discover())
 POLICIES = [*get_args(Recompute), "partly"]
 # Each loss with chunks of another size, so that every size meets every policy, method and family.
 LOSSES = [(InfoNCE, 25), (SymmetricInfoNCE, 40), (AllPairsInfoNCE, 60)]
 
 LossGradientOf = Callable[[Tensor], Tensor]
-
-
-def make_encoder(family: str, method: str, *, dtype: torch.dtype = torch.float64, **overrides: object) -> Encoder:
-    torch.manual_seed(0)
-    entry = discover()[method]
-    assert entry.cls is not None
-    instance: FineTuningMethod = entry.cls()
-    backbone = tiny_backbone(family, **overrides)
-    if method == "BiasTuning" and not any("bias" in name for name, _ in backbone.named_parameters()):
-        pytest.skip("no biases in this family")
-    encoder = Encoder(prepare_backbone(instance, backbone), "mean").to(dtype)
-    for name, parameter in encoder.named_parameters():
-        if "lora_B" in name:  # fresh adapters have no gradient in A
-            nn.init.normal_(parameter, std=0.1)
-    return encoder.train()
-
-
-def make_texts(num_texts: int = 13) -> list[np.ndarray]:
-    generator = np.random.default_rng(0)
-    return [generator.integers(3, 100, size=length) for length in generator.integers(1, 20, size=num_texts)]
-
-
-def chunks_of(texts: list[np.ndarray], max_tokens: int) -> list[Chunk]:
-    lengths = np.array([len(text) for text in texts])
-    return [
-        pad_chunk([texts[row] for row in rows], rows, pad_token_id=0)
-        for rows in cut_chunks(lengths, max_tokens=max_tokens)
-    ]
 
 
 def simple_gradient(embeddings_UD: Tensor) -> Tensor:
@@ -63,9 +33,8 @@ def simple_gradient(embeddings_UD: Tensor) -> Tensor:
 
 
 def gradient_of(loss: ContrastiveLoss, num_texts: int) -> LossGradientOf:
-    """Of a contrastive loss over five pairs, the other texts being hard negatives."""
-    texts_U = torch.arange(num_texts)
-    rows = PairRows(texts_U[:5], texts_U[5:10], texts_U[10:], texts_U)
+    """Of a contrastive loss over a batch of ``pair_rows``."""
+    rows = pair_rows(num_texts)
     return lambda embeddings_UD: loss.gradient(embeddings_UD.detach(), rows).embeddings_UD
 
 
@@ -95,14 +64,6 @@ def chunked(
     for surrogate in engine.surrogates(batch, loss_gradient(batch.embeddings_UD)):
         surrogate.backward()
     return gradients(encoder), replayed
-
-
-def make_engine(encoder: Encoder, policy: str) -> ChunkedGradient:
-    frozen = encoder.frozen_blocks()
-    parameters = list(encoder.parameters())
-    if policy == "partly":
-        return ChunkedGradient(encoder, parameters, frozen_blocks=frozen, memory_bytes=600_000)
-    return ChunkedGradient(encoder, parameters, recompute=policy, frozen_blocks=frozen)  # type: ignore[arg-type]
 
 
 def assert_same_gradients(

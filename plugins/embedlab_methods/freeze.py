@@ -77,9 +77,11 @@ def _embedding_side(backbone: PreTrainedModel, first_block: nn.Module) -> set[nn
     handles = [module.register_forward_pre_hook(record) for module in backbone.modules()]
     token = int(backbone.config.get_text_config().pad_token_id == 0)  # transformers warns of unmasked padding
     input_ids = torch.full((1, 1), token, device=backbone.device)
+    # On the meta device transformers makes a mask from ones for eager attention alone, and GPT-2's from nothing never.
+    mask = torch.ones_like(input_ids) if backbone.config._attn_implementation == "eager" else None
     try:
         with torch.no_grad():
-            backbone(input_ids=input_ids)
+            backbone(input_ids=input_ids, attention_mask=mask)
     except _FirstBlockReached:
         return reached
     finally:

@@ -1,0 +1,49 @@
+"""What a step is said to execute is what torch's counter sees in that step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from batches import METHODS, chunks_of, make_encoder, make_engine, make_texts, pair_rows
+from embedlab.encoder import Encoder
+from embedlab.flop_execution import measure_execution
+from embedlab.flops import ExecutionCost
+from embedlab.losses import SymmetricInfoNCE
+
+FAMILIES = ["gpt_neox", "gpt2", "llama", "qwen3", "gemma3", "opt"]
+LONGEST = 20
+
+
+def counted_step(
+    encoder: Encoder, policy: str, max_tokens: int, cost: ExecutionCost, counter: FlopCounterMode
+) -> tuple[int, int]:
+    """What a step of contrastive training was said to execute, and what the counter saw."""
+    texts = make_texts(10)
+    assert max(map(len, texts)) < LONGEST, "no length at which the cost was measured"
+    chunks, engine = chunks_of(texts, max_tokens), make_engine(encoder, policy)
+    with counter:
+        encoded = engine.encode(chunks)
+        executed = encoded.executed(cost)
+        result = SymmetricInfoNCE().gradient(encoded.embeddings_UD, pair_rows(len(texts)))
+        for surrogate in engine.surrogates(encoded, result.embeddings_UD):
+            surrogate.backward()
+    return executed + result.flops, counter.get_total_flops()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_executed_flops_are_those_that_torch_counts(family: str, method: str, checkpointing: bool) -> None:
+    encoder = make_encoder(family, method, dtype=torch.float32, attn_implementation="eager", num_hidden_layers=2)
+    if checkpointing:
+        for module in encoder.modules():
+            if isinstance(module, PreTrainedModel):
+                module.gradient_checkpointing_enable({"use_reentrant": False})
+                module.disable_input_require_grads()
+    cost = measure_execution(encoder, encoder.frozen_blocks(), max_length=LONGEST)
+    for policy, max_tokens in (("never", 25), ("always", 60), ("partly", 40)):
+        said, seen = counted_step(encoder, policy, max_tokens, cost, FlopCounterMode(display=False))
+        assert said == pytest.approx(seen, rel=0.005), f"recompute {policy}, {max_tokens} tokens a chunk"

@@ -1,0 +1,87 @@
+"""The arithmetic of costs: sums over lengths, the paper's convention, accounts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedlab.flops import Cost, FlopAccount, FlopProfile, Passes
+
+COST = Cost(per_token=7, per_squared_token=3, per_text=11, per_call=13)
+
+
+@given(lengths=st.lists(st.integers(1, 5000), max_size=20), calls=st.integers(0, 9))
+def test_a_cost_is_the_sum_over_its_texts(lengths: list[int], calls: int) -> None:
+    expected = sum(7 * length + 3 * length**2 + 11 for length in lengths) + 13 * calls
+    assert COST.of(np.array(lengths, dtype=np.int32), calls=calls) == expected
+
+
+@given(num_texts=st.integers(1, 9), length=st.integers(1, 5000))
+def test_a_chunk_costs_what_its_texts_cost_at_its_width(num_texts: int, length: int) -> None:
+    assert COST.of_chunk(num_texts, length) == COST.of(np.full(num_texts, length))
+
+
+def test_large_batches_of_large_models_are_counted_without_rounding() -> None:
+    cost = Cost(per_token=6 * 70_000_000_000 + 1)
+    assert cost.of(np.full(1_000_000, 512)) == (6 * 70_000_000_000 + 1) * 512_000_000
+
+
+def test_a_measured_cost_is_interpolated_and_goes_on_in_proportion() -> None:
+    cost = Cost(measured=((2, 10.0), (4, 30.0)))
+    assert [cost.of(np.array([length])) for length in (2, 3, 4, 8)] == [10, 20, 30, 60]
+    assert cost.of_chunk(3, 3) == 60
+
+
+def profile(**changes: object) -> FlopProfile:
+    passes = {
+        "backbone": Passes(100, 90, 80),
+        "added": Passes(10, 9, 10),
+        "embeddings": Passes(),
+        "head": Passes(),
+        "elementwise": Passes(5, 4, 3),
+    }
+    sizes = {"parameters": 200, "embedding_parameters": 60, "added_parameters": 30, "trainable_parameters": 40}
+    return FlopProfile(**{**sizes, **passes, "mixing": Cost(per_squared_token=2), **changes})  # type: ignore[arg-type]
+
+
+def test_the_algorithmic_count_is_two_for_each_weight_and_pass_and_attention() -> None:
+    lengths = np.array([3, 4])
+    without = 2 * (110 + 99 + 90) * 7
+    assert profile().algorithmic(lengths, mixing=False) == without
+    assert profile().algorithmic(lengths) == without + 2 * (9 + 16)
+
+
+def test_the_papers_convention_leaves_out_tables_and_attention_and_counts_norms_and_biases() -> None:
+    assert profile(head=Passes(7, 7, 7)).paper_flops_per_token() == 2 * (115 + 103 + 93)
+
+
+def test_the_backbones_parameters_are_without_tables_and_adapters() -> None:
+    assert profile().nonembedding_parameters == 200 - 60 - 30
+
+
+def test_a_profile_can_be_written_as_json() -> None:
+    assert json.loads(json.dumps(asdict(profile())))["mixing"]["per_squared_token"] == 2
+
+
+def test_an_account_keeps_its_counts_and_takes_its_budget_from_elsewhere() -> None:
+    account = FlopAccount(algorithmic=10**30, executed=5, tokens=6, pairs=7, budget=8.0)
+    again = FlopAccount(budget=3e30)
+    again.load_state_dict(account.state_dict())
+    assert again == FlopAccount(algorithmic=10**30, executed=5, tokens=6, pairs=7, budget=3e30)
+    assert account.is_spent and not again.is_spent and not FlopAccount(algorithmic=1).is_spent
+
+
+def test_the_share_of_a_budget_ends_at_one() -> None:
+    account = FlopAccount(algorithmic=60, budget=100.0)
+    assert [account.share_after(flops) for flops in (0, 20, 40, 50)] == [0.6, 0.8, 1.0, 1.0]
+
+
+def test_planning_needs_no_torch() -> None:
+    program = "import sys, embedlab.flops; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
