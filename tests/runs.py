@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch.strategies import DDPStrategy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -46,6 +47,7 @@ def write_config(
     dropout: float = 0.0,
     method: object = "FullFineTuning",
     loss: object = "SymmetricInfoNCE",
+    schedule: object = None,
     **data: object,
 ) -> Path:
     """A configuration of 12 steps an epoch of 5 pairs a step, on a tiny backbone, without validation."""
@@ -58,6 +60,7 @@ def write_config(
             "method": method,
             "loss": loss,
             "optimizer": {"learning_rate": 1e-2},
+            "schedule": schedule,
         },
         "data": {
             "train": [{"path": str(write_pairs(folder / "pairs.jsonl"))}],
@@ -116,6 +119,13 @@ def trained_weights(run: Path) -> dict[str, torch.Tensor]:
     """What a run's last checkpoint holds of the model."""
     state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     return state
+
+
+def scalars(run: Path) -> dict[str, list[float]]:
+    """What a run has logged, by name."""
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def assert_same_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:

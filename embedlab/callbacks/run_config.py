@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,6 +16,8 @@ from embedlab.module import EmbeddingModule
 
 class RunConfig(SaveConfigCallback):
     """Writes ``config.yaml`` into the run's folder, and hyperparameters and the whole text to TensorBoard."""
+
+    _written: Path | None = None
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by Lightning once, on rank zero, before the first step."""
@@ -34,6 +37,13 @@ class RunConfig(SaveConfigCallback):
             self.config = self.config.clone()
             self.config.ckpt_path = None
             super().setup(trainer, pl_module, stage)
+            assert trainer.log_dir is not None
+            self._written = Path(trainer.log_dir) / self.config_filename
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Gives the folder free again if not one step was taken: corrected, the same command can use it."""
+        if self._written is not None and trainer.global_step == 0 and trainer.is_global_zero:
+            self._written.unlink(missing_ok=True)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
