@@ -139,6 +139,26 @@ def load_backbone(backbone: BackboneConfig, extra: Mapping[str, Any] | None = No
     return model
 
 
+def backbone_without_weights(backbone: BackboneConfig) -> PreTrainedModel:
+    """The decoder on the meta device: every shape and no memory, from its configuration alone.
+
+    Attention is eager, the one kind that runs there for every family.
+
+    Raises:
+        ConfigError: if there is no such model, or the hub cannot be reached.
+    """
+    config = load_config(backbone)
+    with _loading(backbone), torch.device("meta"):
+        model: PreTrainedModel = AutoModel.from_config(
+            config,
+            dtype=getattr(torch, backbone.dtype),
+            attn_implementation="eager",
+            trust_remote_code=backbone.trust_remote_code,
+        )
+    config.use_cache = False
+    return model
+
+
 @contextmanager
 def _loading(backbone: BackboneConfig) -> Iterator[dict[str, Any]]:
     """Yields where to load from; turns what goes wrong there into a ConfigError, and silences load reports."""

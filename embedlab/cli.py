@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import sys
+import tempfile
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,10 +38,14 @@ from embedlab.callbacks.throughput import Throughput
 from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError, EmbedLabError, suggestion
 from embedlab.export import export, read_checkpoint
-from embedlab.ladder import ensure_rung, pretrain
+from embedlab.flop_table import Shape, flop_rows, print_rows
+from embedlab.ladder import default_rung_config, ensure_rung, pretrain
+from embedlab.method import FineTuningMethod
 from embedlab.module import EmbeddingModule
 
 LADDER = "ladder:"
+# What a configuration of fit holds and no FLOP depends on.
+FIT_ONLY = ("seed_everything", "trainer", "output", "allow_repeat", "checkpoint", "ckpt_path", "weights_only")
 
 
 class _ErrorParser(ArgumentParser):
@@ -75,6 +83,13 @@ def _similarity(left: str, right: str) -> float:
 
 class EmbedLabCLI(LightningCLI):
     """fit, validate, test and predict."""
+
+    command = "fit"
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:
+        """The one that is asked for: making the parser of another takes a quarter of a second."""
+        return {cls.command: LightningCLI.subcommands()[cls.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What the trainer, the model and the data share is written once."""
@@ -141,7 +156,10 @@ class EmbedLabCLI(LightningCLI):
 
 
 def _train(arguments: Sequence[str]) -> None:
-    EmbedLabCLI(
+    class OneCommand(EmbedLabCLI):
+        command = arguments[0]
+
+    OneCommand(
         EmbeddingModule,
         PairDataModule,
         args=list(arguments),
@@ -168,6 +186,62 @@ def methods() -> None:
     Console().print(table)
 
 
+def _flops(arguments: Sequence[str]) -> None:
+    """What training costs: a configuration of ``fit``, or each backbone of a suite under each of some methods."""
+    parser = _ErrorParser(prog="embedlab flops", description="Shows what training costs, without training.")
+    parser.add_argument("--config", action="config", help="A configuration as `embedlab fit` takes it.")
+    parser.add_argument("--suite", nargs="+", metavar="BACKBONE", help="Several in place of model.backbone.path.")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="Names, or `all`, in place of model.method.")
+    parser.add_argument("--budget", type=float | None, help="FLOPs, to see how many pairs and tokens they buy.")
+    parser.add_argument("--query_tokens", type=int, default=14, help="Of a mean pair (as in arXiv:2406.04165).")
+    parser.add_argument("--document_tokens", type=int, default=64, help="Of a mean pair.")
+    parser.add_argument("--json", action="store_true", help="Print JSON in place of a table.")
+    parser.add_class_arguments(EmbeddingModule, "model")
+    parser.add_class_arguments(PairDataModule, "data", skip={"backbone"}, instantiate=False)
+    parser.set_defaults({"model.method": "FullFineTuning", "model.backbone.path": f"{LADDER}r0"})
+    for without_effect in FIT_ONLY:
+        parser.add_argument(f"--{without_effect}", type=Any, help=SUPPRESS)
+    options = parser.parse_args(list(arguments[1:]))
+    data = options.pop("data")
+    module: EmbeddingModule = parser.instantiate(options).model
+    shape = Shape(
+        max_length=data.max_length,
+        tokens_per_chunk=data.tokens_per_chunk,
+        optimizer_states=module.optimizer_config.states,
+        query_tokens=options.query_tokens,
+        document_tokens=options.document_tokens,
+    )
+    if options.budget is not None:
+        FlopBudget(options.budget)  # refuses what is no budget
+    rows = []
+    chosen = _methods_of(options.methods, module)
+    with tempfile.TemporaryDirectory() as folder:
+        for path in options.suite or [module.backbone_config.path]:
+            backbone = replace(module.backbone_config, path=_configured(path, Path(folder)))
+            rows += [replace(row, backbone=path) for row in flop_rows(backbone, chosen, shape)]
+    if options.json:
+        print(json.dumps([row.as_dict(shape, options.budget) for row in rows], indent=1))
+    else:
+        print_rows(rows, shape, options.budget)
+
+
+def _configured(path: str, folder: Path) -> str:
+    """A rung of the ladder need not be trained to know what it costs."""
+    if not path.startswith(LADDER):
+        return path
+    name = path.removeprefix(LADDER)
+    default_rung_config(name).save_pretrained(folder / name)
+    return str(folder / name)
+
+
+def _methods_of(names: Sequence[str] | None, module: EmbeddingModule) -> list[FineTuningMethod]:
+    if names is None:
+        return [module.method]
+    if list(names) == ["all"]:
+        names = [name for name, entry in registry.discover().items() if entry.cls is not None]
+    return [registry.method_class(name)() for name in names]
+
+
 def _function(command: Callable[..., None]) -> Callable[[Sequence[str]], None]:
     """A command from a function: its signature and docstring are the schema and the help."""
 
@@ -189,6 +263,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "predict": ("write the embeddings of a file of texts", _train),
     "export": ("write a checkpoint as a Sentence-Transformers folder", _function(export)),
     "pretrain": ("pre-train a ladder of small language models from raw text", _function(pretrain)),
+    "flops": ("show what training costs, without training", _flops),
     "methods": ("list the registered fine-tuning methods", _function(methods)),
 }
 
@@ -229,4 +304,5 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*treespec.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended.*")  # main has split off the command
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are computed over all ranks' texts
+    warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")  # without validation
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")

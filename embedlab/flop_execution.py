@@ -7,45 +7,72 @@ blocks: what is executed depends on how a model is run, so it is counted while i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
 from embedlab.chunking import Chunk
-from embedlab.flop_observer import SHORT_LENGTHS, ProductCounter, fitted, lengths_between, visible_attention
-from embedlab.flops import Cost, ExecutionCost
-from embedlab.replay import ChunkedGradient, Recompute
+from embedlab.flop_observer import ProductCounter
+from embedlab.flop_profile import SHORT_LENGTHS, fitted, lengths_between, visible_attention
+from embedlab.flops import Cost
+from embedlab.replay import ChunkedGradient, EncodedBatch, Recompute
 
 
-def measure_execution(encoder: nn.Module, frozen_blocks: Sequence[nn.Module], *, max_length: int) -> ExecutionCost:
-    """The cost of chunks as this model runs them, here and now: device, precision, attention, checkpointing.
+class ExecutionCost:
+    """The cost of chunks as a model runs them, here and now: device, precision, attention, checkpointing.
 
-    Leaves gradients and random numbers as they are.
+    Measured when it is first asked for, which leaves gradients and random numbers as they are.
 
     Args:
         encoder: chunk to embeddings, in training mode.
         frozen_blocks: leading blocks through which no gradient flows.
         max_length: tokens of the longest text; the cost is checked there.
     """
-    parameters = list(encoder.parameters())
-    policies: dict[str, Recompute] = {"kept": "never", "replayed": "always"}
-    costs = {}
-    with visible_attention(encoder):
-        for name, policy in policies.items():
-            engine = ChunkedGradient(encoder, parameters, recompute=policy, frozen_blocks=frozen_blocks)
-            costs[name] = _cost(partial(_count, engine, parameters), max_length)
-    return ExecutionCost(**costs)
+
+    def __init__(self, encoder: nn.Module, frozen_blocks: Sequence[nn.Module], *, max_length: int) -> None:
+        self._encoder = encoder
+        self._frozen_blocks = frozen_blocks
+        self._max_length = max_length
+
+    @cached_property
+    def kept(self) -> Cost:
+        """Forward and backward of a chunk whose graph is kept."""
+        return self._measure("never")
+
+    @cached_property
+    def replayed(self) -> Cost:
+        """The same of a chunk that is encoded twice."""
+        return self._measure("always")
+
+    def of(self, batch: EncodedBatch) -> int:
+        """FLOPs of encoding and back-propagating a batch; ask before its graphs are used up."""
+        return sum(
+            (self.kept if has_graph else self.replayed).of_chunk(num_texts, length)
+            for num_texts, length, has_graph in batch.shapes()
+        )
+
+    def _measure(self, policy: Recompute) -> Cost:
+        parameters = list(self._encoder.parameters())
+        engine = ChunkedGradient(self._encoder, parameters, recompute=policy, frozen_blocks=self._frozen_blocks)
+        with visible_attention(self._encoder):
+            return _cost(partial(_count, engine, parameters), self._max_length)
 
 
 def _cost(count: Callable[[int, int], int], max_length: int) -> Cost:
     """As a function of the number of texts and their length, from ``count`` at a few of those."""
-    constant, linear, square = fitted({length: count(1, length) for length in SHORT_LENGTHS})
-    length = SHORT_LENGTHS[0]
-    per_text = count(2, length) - count(1, length) - linear * length - square * length**2
+    first, second, third = SHORT_LENGTHS
+    flops = {length: count(1, length) for length in (first, third)}
+    at_longest = count(2, max_length)
+    # A third point that proves the usual form, B (alpha L + beta L^2): a polynomial without a constant.
+    _, linear, square = fitted({0: 0, **flops})
+    cost = Cost(per_token=linear, per_squared_token=square)
+    if cost.of_chunk(2, max_length) == at_longest:
+        return cost
+    constant, linear, square = fitted({**flops, second: count(1, second)})
+    per_text = count(2, first) - flops[first] - linear * first - square * first**2
     cost = Cost(per_token=linear, per_squared_token=square, per_text=per_text, per_call=constant - per_text)
-    at_longest = count(1, max_length)
-    if abs(cost.of_chunk(1, max_length) - at_longest) <= 0.001 * at_longest:
+    if abs(cost.of_chunk(2, max_length) - at_longest) <= 0.001 * at_longest:
         return cost
     return Cost(measured=tuple((length, count(1, length)) for length in lengths_between(max_length)))
 

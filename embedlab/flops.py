@@ -112,6 +112,20 @@ class FlopProfile:
     mixing: Cost
     overhead: Cost = field(default_factory=Cost)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FlopProfile:
+        """From what ``dataclasses.asdict`` made of one, through JSON or not."""
+        made: dict[str, Any] = {}
+        for name, value in values.items():
+            if not isinstance(value, Mapping):
+                made[name] = value
+            elif "measured" in value:
+                measured = tuple((int(length), flops) for length, flops in value["measured"])
+                made[name] = Cost(**{**value, "measured": measured})
+            else:
+                made[name] = Passes(**value)
+        return cls(**made)
+
     @property
     def nonembedding_parameters(self) -> int:
         """Of the backbone alone, without token and position tables and the unembedding."""
@@ -142,19 +156,6 @@ class FlopProfile:
         biases, N being all parameters but the tables. Here a weight whose input needs no gradient has no N_B.
         """
         return (self.backbone + self.added + self.elementwise).flops_per_token
-
-
-@dataclass(frozen=True)
-class ExecutionCost:
-    """What the hardware computes for a chunk, measured on the model as it is run.
-
-    Attributes:
-        kept: forward and backward of a chunk whose graph is kept.
-        replayed: the same of a chunk that is encoded twice.
-    """
-
-    kept: Cost
-    replayed: Cost
 
 
 @dataclass

@@ -34,54 +34,13 @@ from transformers.utils import logging as transformers_logging
 from embedlab.data.cache import build_once, cache_folder
 from embedlab.data.packed import ConsecutiveStarts, SequenceStarts, TextSource, pack_text, text_fingerprint
 from embedlab.data.readers import STANDARD_LIBRARY
-from embedlab.errors import ConfigError, DataError, TrainingError, suggestion
+from embedlab.errors import ConfigError, DataError, TrainingError
 from embedlab.language_model import CausalLanguageModel
 from embedlab.method import num_nonembedding_parameters
+from embedlab.rungs import Rung, model_config, rung_named
 
 _FORMAT = 1  # raised whenever the same settings come to give other models
 _MAX_VALIDATION_TOKENS = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rung:
-    """The shape of one model.
-
-    Args:
-        name: of its folder.
-        width: of the hidden states; the MLP is four times as wide.
-        blocks: attention and MLP.
-        heads: of attention; each needs a multiple of eight dimensions.
-    """
-
-    name: str
-    width: int
-    blocks: int
-    heads: int
-
-    def __post_init__(self) -> None:
-        if not self.name or self.name != Path(self.name).name or self.name.startswith("."):
-            raise ConfigError(f"A rung's name is that of its folder, got '{self.name}'.")
-        if self.blocks < 1 or self.heads < 1 or self.width < 1 or self.width % (8 * self.heads):
-            raise ConfigError(
-                f"Rung '{self.name}' cannot have width={self.width}, blocks={self.blocks}, heads={self.heads}. Each "
-                "must be at least 1, and the width a multiple of 8 for each head (a quarter of it is rotated in pairs)."
-            )
-
-    @property
-    def default_learning_rate(self) -> float:
-        """The peak learning rate if none is set, in inverse proportion to the width."""
-        return 0.384 / self.width
-
-
-RUNGS = (
-    Rung(name="r0", width=64, blocks=3, heads=2),
-    Rung(name="r1", width=128, blocks=4, heads=4),
-    Rung(name="r2", width=192, blocks=6, heads=6),
-    Rung(name="r3", width=256, blocks=8, heads=8),
-    Rung(name="r4", width=384, blocks=9, heads=6),
-    Rung(name="r5", width=576, blocks=10, heads=9),
-)
-"""The default ladder: 0.15, 0.79, 2.7, 6.3, 16 and 40 million parameters without the embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +145,7 @@ def pretrain(
         precision=precision,
         compile=compile,
     )
-    chosen = [rung if isinstance(rung, Rung) else _named(rung) for rung in rungs or ["r0"]]
+    chosen = [rung if isinstance(rung, Rung) else rung_named(rung) for rung in rungs or ["r0"]]
     if len({rung.name for rung in chosen}) < len(chosen):
         raise ConfigError(f"rungs has a name twice: {', '.join(rung.name for rung in chosen)}.")
     for folder in _make(settings, chosen, output):
@@ -207,14 +166,14 @@ def ensure_rung(name: str) -> Path:
         ConfigError: if there is no such rung.
         DataError: if the standard library's sources are missing, or the cache cannot be written.
     """
-    return _make(_DEFAULT, [_named(name)], None)[0]
+    return _make(_DEFAULT, [rung_named(name)], None)[0]
 
 
-def _named(name: str) -> Rung:
-    known = {rung.name: rung for rung in RUNGS}
-    if name not in known:
-        raise ConfigError(f"There is no rung '{name}'. Rungs: {', '.join(known)}.{suggestion(name, known)}")
-    return known[name]
+def default_rung_config(name: str) -> GPTNeoXConfig:
+    """The configuration that a rung of the default ladder has once it is trained."""
+    rung = rung_named(name)
+    learning_rate = _DEFAULT.learning_rate or rung.default_learning_rate
+    return model_config(rung, vocabulary=_DEFAULT.vocabulary, context=_DEFAULT.context, learning_rate=learning_rate)
 
 
 def _make(settings: _Settings, rungs: Sequence[Rung], output: Path | None) -> list[Path]:
@@ -271,7 +230,9 @@ def _pretrain_rung(folder: Path, *, settings: _Settings, rung: Rung, identity: d
     learning_rate = settings.learning_rate or rung.default_learning_rate
     with isolate_rng():
         torch.manual_seed(settings.seed)
-        model = GPTNeoXForCausalLM(_model_config(settings, rung, learning_rate))
+        model = GPTNeoXForCausalLM(
+            model_config(rung, vocabulary=settings.vocabulary, context=settings.context, learning_rate=learning_rate)
+        )
         if on_gpu if settings.compile is None else settings.compile:
             torch.compiler.reset()  # else each rung counts as the same model compiled anew, which has a limit
             model.base_model.compile(dynamic=False)
@@ -323,24 +284,6 @@ def _pretrain_rung(folder: Path, *, settings: _Settings, rung: Rung, identity: d
         "settings": identity,
     }
     (folder / "pretraining.json").write_text(json.dumps(facts, indent=1) + "\n")
-
-
-def _model_config(settings: _Settings, rung: Rung, learning_rate: float) -> GPTNeoXConfig:
-    config = GPTNeoXConfig(
-        vocab_size=settings.vocabulary,
-        hidden_size=rung.width,
-        intermediate_size=4 * rung.width,
-        num_hidden_layers=rung.blocks,
-        num_attention_heads=rung.heads,
-        max_position_embeddings=4 * settings.context,  # rotary: nothing to learn for a position
-        tie_word_embeddings=False,
-        use_cache=False,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    config.pretraining_peak_learning_rate = learning_rate  # fine-tuning derives its own from it
-    return config
 
 
 def _require_finite(loss: float, name: str) -> None:

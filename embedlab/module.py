@@ -24,8 +24,8 @@ from embedlab.data.collate import PairBatch
 from embedlab.data.tasks import EvaluationTask
 from embedlab.encoder import Encoder
 from embedlab.errors import ConfigError, PluginError, TrainingError
-from embedlab.flop_execution import measure_execution
-from embedlab.flop_observer import observe
+from embedlab.flop_execution import ExecutionCost
+from embedlab.flop_profile import observe
 from embedlab.flops import FlopAccount, FlopProfile
 from embedlab.losses import ContrastiveLoss, LossGradient, SymmetricInfoNCE
 from embedlab.method import FineTuningMethod, prepare_backbone
@@ -180,7 +180,8 @@ class EmbeddingModule(LightningModule):
         longest = self.trainer.datamodule.max_length  # type: ignore[attr-defined]
         try:
             self.flop_profile = observe(self._encoder.backbone, self._backbone_parameters, max_length=longest)
-            self._execution = measure_execution(self._encoder, frozen_blocks, max_length=longest)
+            self._execution = ExecutionCost(self._encoder, frozen_blocks, max_length=longest)
+            _ = self._execution.replayed if self.recompute == "always" else self._execution.kept  # not in a step
         except PluginError as error:
             if self.flop_account.budget is not None:
                 raise
@@ -231,7 +232,7 @@ class EmbeddingModule(LightningModule):
         self._seed_step()
         encoded = self._gradient.encode(batch.chunks)
         replayed = encoded.num_replayed_tokens
-        executed = 0 if self.flop_profile is None else encoded.executed(self._execution)
+        executed = 0 if self.flop_profile is None else self._execution.of(encoded)
         result = self.loss.gradient(encoded.embeddings_UD, batch.rows, group=self._group())
         self._require_finite(result.loss, "loss", batch)
         self._backward(encoded, result, len(batch.chunks))

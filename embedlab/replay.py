@@ -17,9 +17,9 @@ from typing import Any, Literal
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from embedlab.chunking import Chunk
-from embedlab.flops import ExecutionCost
 
 Recompute = Literal["auto", "always", "never"]
 
@@ -84,12 +84,11 @@ class EncodedBatch:
         """Padded tokens of the chunks that are encoded a second time."""
         return sum(item.chunk.num_padded_tokens for item in self.encoded if not item.has_graph)
 
-    def executed(self, cost: ExecutionCost) -> int:
-        """FLOPs of encoding and back-propagating all chunks; ask before that, which uses them up."""
-        return sum(
-            (cost.kept if item.has_graph else cost.replayed).of_chunk(*item.chunk.input_ids_BL.shape)
-            for item in self.encoded
-        )
+    def shapes(self) -> Iterator[tuple[int, int, bool]]:
+        """Each chunk's number of texts and their padded length, and whether its graph is kept."""
+        for item in self.encoded:
+            num_texts, length = item.chunk.input_ids_BL.shape
+            yield num_texts, length, item.has_graph
 
 
 class ChunkedGradient:
@@ -115,7 +114,7 @@ class ChunkedGradient:
         memory_bytes: int | None = None,
     ) -> None:
         self._encode = encode
-        self._parameter_storages = {p.untyped_storage().data_ptr() for p in parameters}
+        self._parameters = parameters
         self._recompute = recompute
         self._frozen_blocks = list(frozen_blocks)
         self._memory_share = memory_share
@@ -167,10 +166,11 @@ class ChunkedGradient:
         length = chunk.input_ids_BL.shape[1]
         with torch.enable_grad():
             if self._recompute == "auto" and length > self._measured_length:
-                with _counting_bytes(self._parameter_storages) as count:
+                graph = GraphBytes(self._parameters)
+                with graph:
                     embeddings_BD = self._encode(chunk)
                 self._measured_length = length
-                self._bytes_per_token = max(self._bytes_per_token, count() / chunk.num_padded_tokens)
+                self._bytes_per_token = max(self._bytes_per_token, graph.bytes / chunk.num_padded_tokens)
             else:
                 embeddings_BD = self._encode(chunk)
         return _Encoded(chunk, embeddings_BD, None, None), chunk.num_padded_tokens * self._bytes_per_token
@@ -246,16 +246,27 @@ class ChunkedGradient:
         return float(self._memory_share * psutil.virtual_memory().available)
 
 
-@contextmanager
-def _counting_bytes(left_out: set[int]) -> Iterator[Callable[[], int]]:
-    """Counts the bytes that autograd keeps for the backward pass; storages in ``left_out`` do not count."""
-    sizes: dict[int, int] = {}
+class GraphBytes(saved_tensors_hooks):
+    """Within it, counts the bytes that autograd keeps for the backward pass, on any device.
 
-    def pack(tensor: Tensor) -> Tensor:
+    Args:
+        parameters: whose memory is no part of the graph.
+        counts: whether a kept tensor counts.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], counts: Callable[[Tensor], bool] = lambda _: True) -> None:
+        super().__init__(self._pack, lambda tensor: tensor)
+        self._left_out = {parameter.untyped_storage()._cdata for parameter in parameters}
+        self._counts = counts
+        self._sizes: dict[int, int] = {}
+
+    @property
+    def bytes(self) -> int:
+        """What is kept, each storage once."""
+        return sum(self._sizes.values())
+
+    def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in left_out:
-            sizes[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in self._left_out and self._counts(tensor):
+            self._sizes[storage._cdata] = storage.nbytes()
         return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield lambda: sum(sizes.values())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process for each core runs tests; read when torch is imported
+
 import pytest
 from transformers import PreTrainedModel
 

@@ -23,8 +23,9 @@ from embedlab import ladder
 from embedlab.cli import main
 from embedlab.data.packed import TextSource
 from embedlab.errors import ConfigError, DataError, TrainingError
-from embedlab.ladder import RUNGS, Rung, ensure_rung, pretrain
+from embedlab.ladder import ensure_rung, pretrain
 from embedlab.method import num_nonembedding_parameters, pretraining_peak_learning_rate
+from embedlab.rungs import RUNGS, Rung, model_config
 from runs import assert_same_bits, error_of
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "ladder"
@@ -58,12 +59,9 @@ def train(text: Path, output: Path | None, *rungs: str | Rung, **options: object
 
 
 def test_the_default_ladder_runs_from_a_sixth_of_a_million_to_forty_million_parameters() -> None:
-    settings = replace(ladder._DEFAULT, vocabulary=8192)
+    settings = {"vocabulary": 8192, "context": 128, "learning_rate": 1e-3}
     with torch.device("meta"):
-        sizes = [
-            num_nonembedding_parameters(GPTNeoXForCausalLM(ladder._model_config(settings, rung, 1e-3)))
-            for rung in RUNGS
-        ]
+        sizes = [num_nonembedding_parameters(GPTNeoXForCausalLM(model_config(rung, **settings))) for rung in RUNGS]
     assert sizes[:4] == [150_080, 793_344, 2_669_568, 6_318_592]
     assert 14e6 < sizes[4] < 18e6 and 38e6 < sizes[5] < 42e6
 

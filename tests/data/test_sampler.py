@@ -32,7 +32,7 @@ class Pairs(TokenisedPairs):
         self.negatives_K = np.array([text for _, _, texts in pairs for text in texts], dtype=np.int64)
         self.negative_offsets = np.cumsum([0, *(len(texts) for _, _, texts in pairs)])
 
-    def texts_of(self, pair: int) -> set[int]:
+    def texts_in(self, pair: int) -> set[int]:
         return {int(self.queries_N[pair]), int(self.positives_N[pair]), *self.negatives_of(np.array([pair])).tolist()}
 
 
@@ -70,7 +70,7 @@ def test_batches_are_full_hold_no_text_twice_and_no_pair_twice_an_epoch(
         batches = [pairs for _, pairs in epoch_of(plan, epoch)]
         for pairs in batches:
             assert len(pairs) == batch_size
-            texts = [text for pair in pairs for text in store.texts_of(pair)]
+            texts = [text for pair in pairs for text in store.texts_in(pair)]
             assert len(texts) == len(set(texts))
         seen = Counter(pair for pairs in batches for pair in pairs)
         assert max(seen.values()) == 1
@@ -113,7 +113,7 @@ def test_epochs_stay_as_long_where_few_orders_fill_that_many_batches() -> None:
     assert plan.steps_per_epoch == 3  # only Latin squares fill three batches
     for epoch in range(20):
         for _, pairs in epoch_of(plan, epoch):
-            assert len(set.union(*map(grid.texts_of, pairs))) == 6
+            assert len(set.union(*map(grid.texts_in, pairs))) == 6
     assert len({str(epoch_of(plan, epoch)) for epoch in range(20)}) > 3
 
 

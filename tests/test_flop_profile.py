@@ -15,7 +15,8 @@ from transformers import AttentionInterface, AutoModel, MambaConfig, MixtralConf
 
 from batches import METHODS
 from embedlab.errors import ConfigError, PluginError
-from embedlab.flop_observer import ADDED_FORMULAS, ProductCounter, fitted, observe
+from embedlab.flop_observer import ADDED_FORMULAS, ProductCounter
+from embedlab.flop_profile import fitted, observe
 from embedlab.flops import FlopProfile
 from embedlab.method import prepare_backbone
 from embedlab.registry import method_class
