@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,19 @@ def fit(config: Path, *options: str) -> None:
 def start_fit(config: Path, *options: str) -> subprocess.Popen[str]:
     """``embedlab fit`` in a process of its own."""
     command = [sys.executable, "-m", "embedlab", "fit", "--config", str(config), *options]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def on_two_ranks(commands: Sequence[Sequence[str]]) -> None:
+    """Runs commands, one after the other, in one pair of processes that torchrun starts."""
+    program = f"from embedlab.__main__ import main\nfor command in {[list(c) for c in commands]!r}: main(command)\n"
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "commands.py"
+        script.write_text(program)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+        result = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=280, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 class CountingReductions(DDPStrategy):

@@ -13,7 +13,7 @@ import yaml
 
 from embedlab.cli import main
 from embedlab.registry import discover
-from runs import assert_same_bits, fit, scalars, start_fit, trained_weights, write_config, write_pairs
+from runs import assert_same_bits, fit, on_two_ranks, scalars, start_fit, trained_weights, write_config, write_pairs
 
 METHODS = sorted(discover())
 
@@ -80,41 +80,51 @@ def test_the_size_of_chunks_does_not_change_the_model(tmp_path: Path, method: st
     assert_close(trained_weights(tmp_path / "small"), trained_weights(tmp_path / "large"), 1e-7)
 
 
-def losses_of(run: Path) -> list[float]:
-    return scalars(run)["train/loss"]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_train_the_model_of_one(tmp_path: Path, method: str) -> None:
+@pytest.fixture(scope="module")
+def on_one_and_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ten steps of each method on one rank and on two, the same two processes serving all methods."""
+    folder = tmp_path_factory.mktemp("ranks")
     loss = {"class_path": "SymmetricInfoNCE", "init_args": {"learnable_temperature": True}}
-    config = write_config(tmp_path, method=method, loss=loss, batch_size=6, validation_fraction=0.3)
     options = ["--trainer.precision", "64-true", "--trainer.max_steps", "10", "--trainer.log_every_n_steps", "1"]
     options += ["--data.tokens_per_chunk", "32"]  # several chunks a rank, of which the last alone synchronises
     options += ["--data.max_padding", "0"]  # so that both execute the same
-    fit(config, "--output", str(tmp_path / "one"), *options)
-    two = start_fit(config, "--output", str(tmp_path / "two"), *options, *counting_reductions(tmp_path))
-    printed, _ = two.communicate(timeout=200)
-    assert two.returncode == 0, printed
-    assert_close(trained_weights(tmp_path / "two"), trained_weights(tmp_path / "one"), 1e-7)
-    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-5)
-    one_rank, two_ranks = (
-        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True) for run in ("one", "two")
-    )
-    assert one_rank["evaluation"] and two_ranks["evaluation"] == pytest.approx(one_rank["evaluation"], rel=1e-5)
-    assert one_rank["flops"]["algorithmic"] > 0 and two_ranks["flops"] == one_rank["flops"]
-    reductions = (tmp_path / "reductions").read_text().split()
+    commands = []
+    for method in METHODS:
+        (folder / method).mkdir()
+        config = write_config(folder / method, method=method, loss=loss, batch_size=6, validation_fraction=0.3)
+        command = ["fit", "--config", str(config), *options]
+        main([*command, "--output", str(folder / method / "one")])
+        reductions = counting_reductions(folder / method)
+        commands.append([*command, "--config", str(reductions), "--output", str(folder / method / "two")])
+    on_two_ranks(commands)
+    return folder
+
+
+def counting_reductions(folder: Path) -> Path:
+    """A configuration of two ranks whose gradient reductions are written down, one line each."""
+    strategy = {"class_path": "runs.CountingReductions", "init_args": {"file": str(folder / "reductions")}}
+    overlay = folder / "ddp.yaml"
+    overlay.write_text(yaml.safe_dump({"trainer": {"devices": 2, "strategy": strategy}}))
+    return overlay
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_train_the_model_of_one(on_one_and_two_ranks: Path, method: str) -> None:
+    one, two = (on_one_and_two_ranks / method / name for name in ("one", "two"))
+    assert_close(trained_weights(two), trained_weights(one), 1e-7)
+    assert scalars(two)["train/loss"] == pytest.approx(scalars(one)["train/loss"], rel=1e-5)
+    reductions = (on_one_and_two_ranks / method / "reductions").read_text().split()
     assert len(reductions) == 2 * 10, "one a step and rank: a tiny model fills one bucket"
 
 
-def counting_reductions(folder: Path) -> list[str]:
-    """Options for two ranks whose gradient reductions are written down, one line each."""
-    strategy = {
-        "class_path": "runs.CountingReductions",
-        "init_args": {"file": str(folder / "reductions")},
-    }
-    overlay = folder / "ddp.yaml"
-    overlay.write_text(yaml.safe_dump({"trainer": {"devices": 2, "strategy": strategy}}))
-    return ["--config", str(overlay)]
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_measure_and_count_as_one(on_one_and_two_ranks: Path, method: str) -> None:
+    one, two = (
+        torch.load(on_one_and_two_ranks / method / name / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("one", "two")
+    )
+    assert one["evaluation"] and two["evaluation"] == pytest.approx(one["evaluation"], rel=1e-5)
+    assert one["flops"]["algorithmic"] > 0 and two["flops"] == one["flops"]
 
 
 def test_a_batch_that_ranks_cannot_share_equally_is_refused(tmp_path: Path) -> None:

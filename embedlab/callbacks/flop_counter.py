@@ -31,7 +31,8 @@ class FlopCounter(Callback):
         self._stated = None if peak_flops is None else Peak(peak_flops, "stated by you")
         self._clock = StepClock()
         self._peak = 0.0
-        self._before = (0, 0)
+        self._before = (0, 0)  # what was spent when this was last logged
+        self._seconds = 0.0  # of the steps since then
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says what a token costs, and what the utilisation is measured against."""
@@ -58,15 +59,19 @@ class FlopCounter(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs the step that just ended."""
+        """Logs the steps since it last did."""
         assert isinstance(pl_module, EmbeddingModule)
         if pl_module.flop_profile is None:
             return
+        self._seconds += self._clock.lap()
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it by name
+        if not every or trainer.global_step % every:
+            return  # Lightning would not write it, and to log costs more than to count
         account = pl_module.flop_account
         after = (account.algorithmic, account.executed)
         algorithmic, executed = (now - before for now, before in zip(after, self._before, strict=True))
-        self._before = after
-        possible = self._peak * self._clock.lap()
+        possible = self._peak * self._seconds
+        self._before, self._seconds = after, 0.0
         pl_module.log("flops", float(account.algorithmic), prog_bar=True, logger=False)
         pl_module.log_dict(
             {
