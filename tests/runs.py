@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
-import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,22 +89,69 @@ def fit(config: Path, *options: str) -> None:
     main(["fit", "--config", str(config), *options])
 
 
-def start_fit(config: Path, *options: str) -> subprocess.Popen[str]:
+class OwnProcess(multiprocessing.context.ForkServerProcess):
+    """``embedlab`` in a process of its own, forked from one that has loaded its modules: that takes seconds.
+
+    Args:
+        commands: the arguments of each, one after the other.
+        log: the file that all it prints goes into.
+        environment: variables to set.
+        first: called in the process before them.
+    """
+
+    def __init__(
+        self,
+        commands: Sequence[Sequence[str]],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        first: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._commands = commands
+        self._log = log
+        self._environment = environment or {}
+        self._first = first
+
+    def run(self) -> None:
+        """The commands, in the new process."""
+        with self._log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os.environ.update(self._environment)
+        if self._first is not None:
+            self._first()
+        for command in self._commands:
+            main(command)
+
+    def printed(self) -> str:
+        """All it has printed until it ended."""
+        self.join(timeout=200)
+        return self._log.read_text()
+
+
+multiprocessing.set_forkserver_preload(["embedlab.cli", "peft"])
+
+
+def start_fit(config: Path, *options: str, **settings: Any) -> OwnProcess:
     """``embedlab fit`` in a process of its own."""
-    command = [sys.executable, "-m", "embedlab", "fit", "--config", str(config), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = OwnProcess([["fit", "--config", str(config), *options]], config.parent / "printed", **settings)
+    process.start()
+    return process
 
 
-def on_two_ranks(commands: Sequence[Sequence[str]]) -> None:
-    """Runs commands, one after the other, in one pair of processes that torchrun starts."""
-    program = f"from embedlab.__main__ import main\nfor command in {[list(c) for c in commands]!r}: main(command)\n"
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "commands.py"
-        script.write_text(program)
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-        result = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=280, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+def start_ranks(commands: Sequence[Sequence[str]], folder: Path) -> list[OwnProcess]:
+    """Two processes that each run the commands, in an environment as torchrun makes it."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = str(listener.getsockname()[1])
+    environment = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    processes = []
+    for rank in ("0", "1"):
+        of_rank = environment | {"RANK": rank, "LOCAL_RANK": rank}
+        processes.append(OwnProcess(commands, folder / f"printed by {rank}", of_rank))
+        processes[-1].start()
+    return processes
 
 
 class CountingReductions(DDPStrategy):

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 from embedlab.cli import COMMANDS, main
 from embedlab.registry import discover
 from embedlab.testing.backbones import save_tiny_backbone
-from runs import error_of, fit, trained_weights, write_config, write_pairs
+from runs import error_of, fit, start_fit, trained_weights, write_config, write_pairs
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,14 +168,17 @@ def test_a_run_without_an_end_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     assert "trainer.max_epochs or trainer.max_steps" in printed
 
 
-def in_own_process(config: Path, *options: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "embedlab", "fit", "--config", str(config), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **kwargs)  # type: ignore[call-overload,no-any-return]
+def limit_files(size: int) -> None:
+    """From here on no file may grow past a size: the kernel refuses the write as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def test_a_hub_id_without_a_network_is_one_clear_error(tmp_path: Path) -> None:
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
-    result = in_own_process(write_config(tmp_path), "--model.backbone.path", "EleutherAI/pythia-14m", env=environment)
+    command = [sys.executable, "-m", "embedlab", "fit", "--config", str(write_config(tmp_path))]
+    command += ["--model.backbone.path", "EleutherAI/pythia-14m"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert result.returncode == 2
     assert "'EleutherAI/pythia-14m' is no folder here" in result.stderr and "ladder:r0" in result.stderr
     assert "Traceback" not in result.stderr
@@ -186,13 +190,11 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     before = checkpoint.read_bytes()
 
-    def fill_the_disk() -> None:  # no file may grow past this: the kernel refuses the write as on a full disk
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
-
-    result = in_own_process(config, "--ckpt_path", "last", "--trainer.logger", "false", preexec_fn=fill_the_disk)
-    assert result.returncode == 2
-    assert "could not be written" in result.stderr and "The checkpoint before it is whole" in result.stderr
+    options = ["--ckpt_path", "last", "--trainer.logger", "false"]
+    process = start_fit(config, *options, first=partial(limit_files, len(before) // 2))
+    printed = process.printed()
+    assert process.exitcode == 2
+    assert "could not be written" in printed and "The checkpoint before it is whole" in printed
     assert checkpoint.read_bytes() == before
     assert [path.name for path in checkpoint.parent.iterdir()] == ["last.ckpt"]
 

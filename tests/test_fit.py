@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from pathlib import Path
 
@@ -13,7 +12,16 @@ import yaml
 
 from embedlab.cli import main
 from embedlab.registry import discover
-from runs import assert_same_bits, fit, on_two_ranks, scalars, start_fit, trained_weights, write_config, write_pairs
+from runs import (
+    assert_same_bits,
+    fit,
+    scalars,
+    start_fit,
+    start_ranks,
+    trained_weights,
+    write_config,
+    write_pairs,
+)
 
 METHODS = sorted(discover())
 
@@ -36,10 +44,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, method: str) -> N
     process = start_fit(config, "--output", str(killed), "--checkpoint.every_n_steps", "1")
     checkpoint = killed / "checkpoints" / "last.ckpt"
     while not checkpoint.exists() or steps_of(checkpoint) < 3:
-        assert process.poll() is None, process.communicate()[0]
+        assert process.is_alive(), process.printed()
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     at_kill = steps_of(checkpoint)
     assert at_kill < 24 and at_kill % 12 != 0, "killed in mid-epoch"
     fit(config, "--output", str(killed), "--ckpt_path", "last")
@@ -96,7 +104,8 @@ def on_one_and_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main([*command, "--output", str(folder / method / "one")])
         reductions = counting_reductions(folder / method)
         commands.append([*command, "--config", str(reductions), "--output", str(folder / method / "two")])
-    on_two_ranks(commands)
+    for process in start_ranks(commands, folder):
+        assert "Error" not in process.printed() and process.exitcode == 0, process.printed()
     return folder
 
 
@@ -109,35 +118,30 @@ def counting_reductions(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_train_the_model_of_one(on_one_and_two_ranks: Path, method: str) -> None:
+def test_two_ranks_train_measure_and_count_as_one(on_one_and_two_ranks: Path, method: str) -> None:
     one, two = (on_one_and_two_ranks / method / name for name in ("one", "two"))
     assert_close(trained_weights(two), trained_weights(one), 1e-7)
     assert scalars(two)["train/loss"] == pytest.approx(scalars(one)["train/loss"], rel=1e-5)
     reductions = (on_one_and_two_ranks / method / "reductions").read_text().split()
     assert len(reductions) == 2 * 10, "one a step and rank: a tiny model fills one bucket"
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_measure_and_count_as_one(on_one_and_two_ranks: Path, method: str) -> None:
-    one, two = (
-        torch.load(on_one_and_two_ranks / method / name / "checkpoints" / "last.ckpt", weights_only=True)
-        for name in ("one", "two")
-    )
-    assert one["evaluation"] and two["evaluation"] == pytest.approx(one["evaluation"], rel=1e-5)
-    assert one["flops"]["algorithmic"] > 0 and two["flops"] == one["flops"]
+    by_one, by_two = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, two))
+    assert by_one["evaluation"] and by_two["evaluation"] == pytest.approx(by_one["evaluation"], rel=1e-5)
+    assert by_one["flops"]["algorithmic"] > 0 and by_two["flops"] == by_one["flops"]
 
 
 def test_a_batch_that_ranks_cannot_share_equally_is_refused(tmp_path: Path) -> None:
-    process = start_fit(write_config(tmp_path, batch_size=5), "--trainer.devices", "2", "--trainer.strategy", "ddp")
-    printed, _ = process.communicate(timeout=200)
-    assert process.returncode != 0
-    assert "data.batch_size 5 cannot be shared out equally over 2 processes" in printed
+    config = write_config(tmp_path, batch_size=5)
+    command = ["fit", "--config", str(config), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    for process in start_ranks([command], tmp_path):
+        assert "data.batch_size 5 cannot be shared out equally over 2 processes" in process.printed()
+        assert process.exitcode == 2
 
 
 def test_training_learns_and_is_watched(tmp_path: Path) -> None:
     config = write_config(tmp_path, validation_fraction=0.3, batch_size=16)
     write_pairs(tmp_path / "pairs.jsonl", 300)
-    fit(config, "--trainer.max_epochs", "10", "--trainer.log_every_n_steps", "1")
+    options = ["--data.tokens_per_chunk", "1024", "--trainer.max_epochs", "10"]
+    fit(config, *options, "--trainer.log_every_n_steps", "1")
     seen = scalars(tmp_path / "run")
     assert seen["train/loss"][-1] < 0.75 * seen["train/loss"][0]
     assert max(seen["train/learning_rate"]) <= 1e-2

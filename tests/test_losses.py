@@ -358,7 +358,7 @@ def run_rank(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], LossGradient]]:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(run_rank, args=(str(folder),), nprocs=2)
+    torch.multiprocessing.start_processes(run_rank, args=(str(folder),), nprocs=2, start_method="forkserver")
     loaded = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
     return [{key: LossGradient(**fields) for key, fields in results.items()} for results in loaded]
 

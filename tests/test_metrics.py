@@ -221,6 +221,6 @@ def run_rank(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_have_the_same_whole_table(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(run_rank, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     for rank in range(2):
         assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), make_table(6, 4))
