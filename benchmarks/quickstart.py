@@ -1,8 +1,8 @@
 """What the quickstart learns: its curves as a picture and its table as JSON, read from a finished run's folder.
 
-    embedlab fit --config configs/quickstart.yaml --trainer.callbacks.class_path ComparisonTable \
+    embedlab fit --config configs/quickstart.yaml --output runs/control --trainer.callbacks.class_path ComparisonTable \
         --trainer.callbacks.init_args.random_weights true
-    python benchmarks/quickstart.py runs/quickstart
+    python benchmarks/quickstart.py runs/control
 """
 
 from __future__ import annotations

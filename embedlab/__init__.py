@@ -19,6 +19,8 @@ _HOMES = {
         "RecordError",
         "TrainingError",
     ],
+    "embedlab.flop_profile": ["observe"],
+    "embedlab.flops": ["FlopProfile"],
     "embedlab.losses": ["AllPairsInfoNCE", "ContrastiveLoss", "InfoNCE", "SymmetricInfoNCE"],
     "embedlab.method": ["FineTuningMethod"],
     "embedlab.module": ["EmbeddingModule", "OptimizerConfig"],

@@ -156,7 +156,8 @@ def print_rows(rows: Sequence[FlopRow], shape: Shape, budget: float | None) -> N
     console.print(table)
     console.print(
         f"A pair has {shape.query_tokens} + {shape.document_tokens} tokens. FLOPs/token leave attention out, "
-        "FLOPs/pair do not. Memory is an estimate of the least that training peaks at.",
+        "FLOPs/pair do not. Memory is an estimate of the least that training in float32 peaks at, with chunks of "
+        f"{shape.tokens_per_chunk:,} tokens (data.tokens_per_chunk).",
         highlight=False,
     )
     for row in rows:

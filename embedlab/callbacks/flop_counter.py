@@ -65,7 +65,7 @@ class FlopCounter(Callback):
             return
         self._seconds += self._clock.lap()
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it by name
-        if not every or trainer.global_step % every:
+        if not trainer.should_stop and (not every or trainer.global_step % every):
             return  # Lightning would not write it, and to log costs more than to count
         account = pl_module.flop_account
         after = (account.algorithmic, account.executed)
