@@ -28,9 +28,10 @@ from rich.text import Text
 
 from embedlab import registry
 from embedlab.callbacks.checkpoint import RunCheckpoint
+from embedlab.callbacks.closing import ClosingLines
 from embedlab.callbacks.comparison import ComparisonTable  # noqa: F401  configurations name it without its module
 from embedlab.callbacks.embedding_writer import EmbeddingWriter
-from embedlab.callbacks.flop_budget import FlopBudget
+from embedlab.callbacks.flop_budget import FlopBudget, number_of_flops
 from embedlab.callbacks.flop_counter import FlopCounter
 from embedlab.callbacks.progress import ProgressLines
 from embedlab.callbacks.run_config import RunConfig
@@ -50,6 +51,11 @@ FIT_ONLY = ("seed_everything", "trainer", "output", "allow_repeat", "checkpoint"
 
 class _ErrorParser(ArgumentParser):
     """Turns a parsing error into one line of what was received, what was expected and what to do."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # argparse takes a negative number with an exponent for an option.
+        self._negative_number_matcher = re.compile(r"^-\d*\.?\d+([eE][+-]?\d+)?$")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises ConfigError in place of printing a page of usage."""
@@ -94,11 +100,14 @@ class EmbedLabCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What the trainer, the model and the data share is written once."""
         parser.add_argument("--output", type=str, default="runs/fit", help="The run's folder.")
-        parser.add_argument("--budget", type=float | None, help="FLOPs to train for, instead of epochs or steps.")
+        parser.add_argument("--budget", type=number_of_flops, help="FLOPs to train for, instead of epochs or steps.")
         parser.add_argument(
             "--allow_repeat",
             "--allow-repeat",
-            action="store_true",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
             help="Let a budget see the data more often than trainer.max_epochs.",
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
@@ -150,6 +159,7 @@ class EmbedLabCLI(LightningCLI):
         own_bar = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
         if config.trainer.enable_progress_bar is not False and not own_bar:
             kwargs["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
+        kwargs["callbacks"].append(ClosingLines())
         if self.subcommand == "predict":
             kwargs["callbacks"].append(EmbeddingWriter())
         return super().instantiate_trainer(**kwargs)
@@ -192,7 +202,7 @@ def _flops(arguments: Sequence[str]) -> None:
     parser.add_argument("--config", action="config", help="A configuration as `embedlab fit` takes it.")
     parser.add_argument("--suite", nargs="+", metavar="BACKBONE", help="Several in place of model.backbone.path.")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="Names, or `all`, in place of model.method.")
-    parser.add_argument("--budget", type=float | None, help="FLOPs, to see how many pairs and tokens they buy.")
+    parser.add_argument("--budget", type=number_of_flops, help="FLOPs, to see how many pairs and tokens they buy.")
     parser.add_argument("--query_tokens", type=int, default=14, help="Of a mean pair (as in arXiv:2406.04165).")
     parser.add_argument("--document_tokens", type=int, default=64, help="Of a mean pair.")
     parser.add_argument("--json", action="store_true", help="Print JSON in place of a table.")
@@ -211,8 +221,6 @@ def _flops(arguments: Sequence[str]) -> None:
         query_tokens=options.query_tokens,
         document_tokens=options.document_tokens,
     )
-    if options.budget is not None:
-        FlopBudget(options.budget)  # refuses what is no budget
     rows = []
     chosen = _methods_of(options.methods, module)
     with tempfile.TemporaryDirectory() as folder:

@@ -60,6 +60,8 @@ def export(checkpoint: Path, output: Path, *, overwrite: bool = False, trust_rem
     unfinished.mkdir(parents=True)
     try:
         model.save_pretrained(unfinished)
+        for weights in unfinished.glob("*.safetensors"):  # written for nobody else to read
+            weights.chmod((unfinished / "config.json").stat().st_mode)
         tokenizer.save_pretrained(unfinished)
         _write_modules(unfinished, module, data, dimension=dimension)
         (unfinished / "README.md").write_text(model_card(saved, output.name), encoding="utf-8")

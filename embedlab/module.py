@@ -35,6 +35,9 @@ from embedlab.replay import ChunkedGradient, Recompute
 from embedlab.schedule import Schedule, WarmupCosine
 
 
+_FEW_STEPS = 10  # fewer are hardly a schedule
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
@@ -175,6 +178,16 @@ class EmbeddingModule(LightningModule):
             recompute=self.recompute,
             frozen_blocks=frozen_blocks,
         )
+
+    def on_train_start(self) -> None:
+        """Warns of a run that is too short to learn."""
+        steps = self.trainer.estimated_stepping_batches
+        if self.flop_account.budget is None and steps < _FEW_STEPS:
+            rank_zero_warn(
+                f"This run has {steps} step{'s' * (steps != 1)}, the last at the schedule's end "
+                f"({self.schedule.factor(1.0):g} times the learning rate), so it hardly learns. Lower data.batch_size, "
+                "give more pairs, or raise trainer.max_epochs."
+            )
 
     def _observe_flops(self, frozen_blocks: list[nn.Module]) -> None:
         longest = self.trainer.datamodule.max_length  # type: ignore[attr-defined]

@@ -7,12 +7,14 @@ import multiprocessing
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -152,6 +154,14 @@ def start_ranks(commands: Sequence[Sequence[str]], folder: Path) -> list[OwnProc
         processes.append(OwnProcess(commands, folder / f"printed by {rank}", of_rank))
         processes[-1].start()
     return processes
+
+
+class StepFile(Callback):
+    """Writes a file when the first step is taken, and makes the steps after it long enough to be interrupted."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        Path(trainer.default_root_dir, "step").touch()
+        time.sleep(0.05)
 
 
 class CountingReductions(DDPStrategy):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import time
 from pathlib import Path
 
@@ -52,6 +55,25 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, method: str) -> N
     assert at_kill < 24 and at_kill % 12 != 0, "killed in mid-epoch"
     fit(config, "--output", str(killed), "--ckpt_path", "last")
     assert_same_bits(trained_weights(killed), trained_weights(tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_its_last_step_and_goes_on(tmp_path: Path, sent: signal.Signals) -> None:
+    config = write_config(tmp_path)
+    fit(config, "--output", str(tmp_path / "undisturbed"))
+    stopped = tmp_path / "stopped"
+    process = start_fit(config, "--output", str(stopped), "--trainer.callbacks+", "runs.StepFile")
+    while not (stopped / "step").exists():
+        assert process.is_alive(), process.printed()
+        time.sleep(0.002)
+    assert process.pid is not None
+    os.kill(process.pid, sent)
+    printed = process.printed()
+    step = steps_of(stopped / "checkpoints" / "last.ckpt")
+    assert 0 < step < 24 and f"Saved at step {step}. Go on with --ckpt_path last." in printed
+    assert process.exitcode != 0
+    fit(config, "--output", str(stopped), "--ckpt_path", "last")
+    assert_same_bits(trained_weights(stopped), trained_weights(tmp_path / "undisturbed"))
 
 
 @pytest.mark.parametrize("validation_fraction", [0.0, 0.3])
@@ -152,6 +174,18 @@ def test_training_learns_and_is_watched(tmp_path: Path) -> None:
     assert seen["validation/pairs/mrr@10"][-1] > 3 * seen["validation/pairs/mrr@10"][0]
     assert {"tokens/s", "pairs/s", "train/padding"} <= seen.keys()
     assert (tmp_path / "run" / "config.yaml").is_file() and (tmp_path / "run" / "hparams.yaml").is_file()
+
+
+def test_a_run_of_few_steps_is_warned_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"This run has 1 step, .* Lower data.batch_size"):
+        fit(write_config(tmp_path), "--trainer.max_steps", "1")
+
+
+def test_a_run_ends_with_what_it_reached_and_how_to_use_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(write_config(tmp_path, validation_fraction=0.3), "--trainer.max_steps", "1")
+    printed = capsys.readouterr().out
+    assert re.search(r"pairs: loss \d\.\d+  mrr@10 \d\.\d+  recall@10 \d\.\d+\n", printed)
+    assert f"embedlab export --checkpoint {tmp_path / 'run' / 'checkpoints' / 'last.ckpt'} --output" in printed
 
 
 @pytest.mark.parametrize(("method", "part"), [("LoRA", "lora_"), ("BiasTuning", "bias")])

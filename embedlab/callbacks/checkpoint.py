@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from embedlab.callbacks.interrupt import Interrupt
 from embedlab.errors import ConfigError, TrainingError
 
 _STEPS_BETWEEN_LOOKS = 10  # at the clock: the ranks have to agree on what it shows
@@ -20,6 +24,8 @@ class RunCheckpoint(Checkpoint):
     A checkpoint is written beside its target and renamed: a full disk or a kill leaves the one before whole.
     Lightning's own ``ModelCheckpoint`` is not used because under manual optimisation it ignores the time
     interval and writes no checkpoint at the end of a run that ``max_steps`` ends.
+
+    Ctrl-C, and a scheduler's SIGTERM, end the run after the step that is under way, with a checkpoint of it.
 
     Args:
         every_n_steps: optimiser steps between checkpoints; None for none by steps.
@@ -49,6 +55,7 @@ class RunCheckpoint(Checkpoint):
         self.best: float | None = None
         self._saved_at = time.monotonic()
         self._saved_step = -1
+        self._interrupt = Interrupt()
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far, so that a resumed run does not overwrite a better checkpoint."""
@@ -61,6 +68,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
         self._saved_at = time.monotonic()
+        self._interrupt.watch()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -75,6 +83,26 @@ class RunCheckpoint(Checkpoint):
         # be extended.
         if by_steps or by_time or trainer.should_stop:
             self._save(trainer, "last.ckpt")
+        if self._is_interrupted(trainer):
+            self._save(trainer, "last.ckpt")
+            raise KeyboardInterrupt
+
+    def _is_interrupted(self, trainer: Trainer) -> bool:
+        if trainer.world_size == 1:
+            return self._interrupt.is_asked_for
+        if trainer.global_step % _STEPS_BETWEEN_LOOKS:
+            return False
+        return bool(trainer.strategy.reduce_boolean_decision(self._interrupt.is_asked_for, all=False))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Says how to go on with an interrupted run, and saves one that its scheduler ends: both are between steps."""
+        self._interrupt.release()
+        if isinstance(exception, SIGTERMException):
+            self._save(trainer, "last.ckpt")
+            exception.code = 128 + signal.SIGTERM  # it is not done
+        interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if interrupted and trainer.is_global_zero and self._saved_step >= 0:
+            print(f"Saved at step {self._saved_step}. Go on with --ckpt_path last.", file=sys.stderr, flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves again what this step saved before its validation, and the best so far by the monitored metric."""
@@ -97,6 +125,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the finished run, unless its last step is saved already: it is if the run was not stopped early."""
+        self._interrupt.release()
         if self._saved_step != trainer.global_step:
             self._save(trainer, "last.ckpt")
 

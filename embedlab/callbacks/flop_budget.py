@@ -19,6 +19,24 @@ _STEPS_TIMED = 5
 _TOLERANCE = 0.01  # of that mean, in telling whether the data last
 
 
+def number_of_flops(value: float | str) -> float:
+    """A budget as it is written.
+
+    Raises:
+        ConfigError: if it is no positive number.
+    """
+    try:
+        flops = float(value)
+    except (TypeError, ValueError):
+        flops = math.nan
+    if not (flops > 0 and math.isfinite(flops)):
+        raise ConfigError(
+            f"The budget must be a number of FLOPs above 0, got {value}. 1e15 for instance; `embedlab flops` shows "
+            "what budgets buy."
+        )
+    return flops
+
+
 class FlopBudget(Callback):
     """Stops training at the step that crosses a budget of algorithmic FLOPs, attention included.
 
@@ -34,12 +52,7 @@ class FlopBudget(Callback):
     """
 
     def __init__(self, flops: float, *, allow_repeat: bool = False) -> None:
-        if not (flops > 0 and math.isfinite(flops)):
-            raise ConfigError(
-                f"The budget must be a number of FLOPs above 0, got {flops}. 1e15 for instance; `embedlab flops` shows "
-                "what budgets buy."
-            )
-        self.flops = flops
+        self.flops = number_of_flops(flops)
         self.allow_repeat = allow_repeat
         self._epochs = -1
         self._timed_from: tuple[float, int] | None = None
@@ -98,6 +111,7 @@ class FlopBudget(Callback):
             print(
                 f"The budget of {self.flops:g} FLOPs buys about {steps * data.batch_size:,.0f} pairs: {steps:,.0f} "
                 f"steps of {data.batch_size}, {epochs:.3g} epochs of {pairs:,} pairs."
+                + (f" {account.algorithmic:.4g} of it are spent." if account.algorithmic else "")
             )
 
     def on_train_batch_end(

@@ -65,14 +65,13 @@ class FlopCounter(Callback):
             return
         self._seconds += self._clock.lap()
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it by name
-        if not trainer.should_stop and (not every or trainer.global_step % every):
+        if not every or trainer.global_step % every:
             return  # Lightning would not write it, and to log costs more than to count
         account = pl_module.flop_account
         after = (account.algorithmic, account.executed)
         algorithmic, executed = (now - before for now, before in zip(after, self._before, strict=True))
         possible = self._peak * self._seconds
         self._before, self._seconds = after, 0.0
-        pl_module.log("flops", float(account.algorithmic), prog_bar=True, logger=False)
         pl_module.log_dict(
             {
                 "flops/algorithmic": float(account.algorithmic),

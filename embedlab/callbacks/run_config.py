@@ -17,7 +17,9 @@ from embedlab.module import EmbeddingModule
 class RunConfig(SaveConfigCallback):
     """Writes ``config.yaml`` into the run's folder, and hyperparameters and the whole text to TensorBoard."""
 
-    _written: Path | None = None
+    _path: Path | None = None
+    _before: str | None = None  # what stood there: the configuration of the run that is gone on with
+    _took_a_step = False
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by Lightning once, on rank zero, before the first step."""
@@ -36,14 +38,24 @@ class RunConfig(SaveConfigCallback):
         if stage == "fit":  # measuring a run leaves its configuration as it is
             self.config = self.config.clone()
             self.config.ckpt_path = None
-            super().setup(trainer, pl_module, stage)
             assert trainer.log_dir is not None
-            self._written = Path(trainer.log_dir) / self.config_filename
+            path = Path(trainer.log_dir) / self.config_filename
+            self._before = path.read_text(encoding="utf-8") if path.exists() else None
+            super().setup(trainer, pl_module, stage)
+            self._path = path
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        """From the first step on the folder is this run's."""
+        self._took_a_step = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Gives the folder free again if not one step was taken: corrected, the same command can use it."""
-        if self._written is not None and trainer.global_step == 0 and trainer.is_global_zero:
-            self._written.unlink(missing_ok=True)
+        """Leaves the folder as it was if not one step was taken: corrected, the same command can use it."""
+        if self._path is None or self._took_a_step or not trainer.is_global_zero:
+            return
+        if self._before is None:
+            self._path.unlink(missing_ok=True)
+        else:
+            self._path.write_text(self._before, encoding="utf-8")
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,31 @@
+"""What to read when a run has ended: how good it is on held-out texts, where it is, and what to do with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from embedlab.callbacks.comparison import ComparisonTable
+from embedlab.module import EmbeddingModule
+
+_SHOWN = ("loss", "mrr@10", "recall@10", "spearman")
+
+
+class ClosingLines(Callback):
+    """Prints a line for each evaluation set, unless a table shows them, and the command that exports the model."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the last checkpoint is written."""
+        assert isinstance(pl_module, EmbeddingModule)
+        if not trainer.is_global_zero:
+            return
+        if not any(isinstance(callback, ComparisonTable) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            for task in pl_module.tasks:
+                found = {name: pl_module.evaluation.get(f"validation/{task.name}/{name}") for name in _SHOWN}
+                values = [f"{name} {value:.3f}" for name, value in found.items() if value is not None]
+                if values:
+                    print(f"{task.name}: {'  '.join(values)}")
+        last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        if last.exists():
+            print(f"Trained: {last}. Use it with: embedlab export --checkpoint {last} --output MODEL")
