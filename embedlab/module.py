@@ -34,7 +34,6 @@ from embedlab.pooling import PoolingMode
 from embedlab.replay import ChunkedGradient, Recompute
 from embedlab.schedule import Schedule, WarmupCosine
 
-
 _FEW_STEPS = 10  # fewer are hardly a schedule
 
 
