@@ -1,0 +1,361 @@
+"""Fits a law to the losses of runs, from many starts, and says how far the answer can be trusted.
+
+The objective is the sum over runs of a Huber loss of log L predicted less log L measured, as Hoffmann et al. 2022
+(arXiv:2203.15556, appendix D.3) have it; the sum and not the mean, whose gradient is soon smaller than any optimiser's
+tolerance (Besiroglu et al. 2024, arXiv:2404.10102). Sizes and data are centred in their logarithms, without which the
+parameters are so correlated that few starts end at the same place. Names end in their axes:
+
+    P  points, one a run      T  terms of the law      S  its shapes      K  all parameters: log coefficients, shapes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares, minimize, nnls
+
+from embedlab.errors import ConfigError
+from embedlab.search.laws import Law, Points
+
+HUBER_DELTA = 1e-3
+"""In log loss. Residuals above it count by their size, not by its square; of runs without noise, all are below it."""
+
+_MIN_STARTS = 16
+_ROUGH, _EXACT = 1e-9, 1e-15  # relative changes of the objective at which a descent ends: of each start, of the best
+_SAME_BASIN = 1e-3  # of the objective
+_NO_NOISE = 1e-15  # an objective this small is none
+_VANISHING = 1e-6  # a coefficient this small, in units of the mean loss, is a term that is not there
+_LARGE = 1e6
+_ABSENT = 1e-2  # of the way between bounds: one this near to either stands at it
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What finished runs measured, an entry each.
+
+    Attributes:
+        parameters_P: N, of the backbone, tables left out.
+        tokens_P: D, seen in training, repeats too.
+        loss_P: on held-out data.
+        unique_tokens_P: how many of the tokens are different; as many as there are tokens, by default.
+        family_P: runs with the same number have noise in common (a trunk and its branches, a seed) and are drawn
+            together by the bootstrap; each run is its own family by default.
+
+    Raises:
+        ConfigError: if a value is not finite or not above 0.
+    """
+
+    parameters_P: np.ndarray
+    tokens_P: np.ndarray
+    loss_P: np.ndarray
+    unique_tokens_P: np.ndarray | None = None
+    family_P: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("parameters_P", "tokens_P", "loss_P", "unique_tokens_P"):
+            values_P = getattr(self, name)
+            if values_P is None:
+                continue
+            assert len(values_P) == len(self.loss_P)
+            wrong = np.flatnonzero(~(np.isfinite(values_P) & (values_P > 0)))
+            if len(wrong):
+                raise ConfigError(
+                    f"{name[:-2]} of run {wrong[0]} is {values_P[wrong[0]]}, and a law needs finite numbers above 0. "
+                    f"Leave the run out ({len(wrong)} of {len(values_P)} are like it)."
+                )
+
+    def __len__(self) -> int:
+        return len(self.loss_P)
+
+    def where(self, mask_P: np.ndarray) -> Runs:
+        """Those that a mask or an array of indices selects."""
+        return Runs(
+            self.parameters_P[mask_P],
+            self.tokens_P[mask_P],
+            self.loss_P[mask_P],
+            None if self.unique_tokens_P is None else self.unique_tokens_P[mask_P],
+            None if self.family_P is None else self.family_P[mask_P],
+        )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A law with its parameters.
+
+    Attributes:
+        law: the form.
+        theta_K: logarithms of the coefficients, then the shapes, at centred points.
+        centre_N: mean of log N over the runs.
+        centre_D: mean of log D.
+        log_mean_loss: mean of log L.
+        objective: the sum of Huber losses.
+        num_runs: that it was fitted to.
+        num_starts: that were tried.
+        num_in_basin: how many of them ended at this objective.
+        at_bound: parameters that stand at a bound, so that the data do not say what they are.
+        huber_delta: of the objective; None for least squares.
+        in_log: whether its residuals are of log loss.
+    """
+
+    law: Law
+    theta_K: np.ndarray
+    centre_N: float
+    centre_D: float
+    log_mean_loss: float
+    objective: float
+    num_runs: int
+    num_starts: int
+    num_in_basin: int
+    at_bound: tuple[str, ...]
+    huber_delta: float | None
+    in_log: bool
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the parameters, in the order of ``theta_K``."""
+        return (*self.law.coefficients, *(shape.name for shape in self.law.shapes))
+
+    @cached_property
+    def parameters(self) -> dict[str, float]:
+        """By the names of the law's formula, in its units: N in parameters, D in tokens."""
+        values = {}
+        for number, name in enumerate(self.law.coefficients):
+            values[name] = float(np.exp(self.theta_K[number]))
+        shapes = {}
+        for shape, value in zip(self.law.shapes, self.theta_K[len(values) :], strict=True):
+            shapes[shape.name] = float(np.exp(value)) if shape.is_log else float(value)
+        found = self.law.uncentred(values, shapes, self.centre_N, self.centre_D)
+        return {name: float(found[name]) for name in self.names}
+
+    @property
+    def bounds(self) -> list[tuple[float, float]]:
+        """Of the entries of ``theta_K``."""
+        return _bounds(self.law, self.log_mean_loss)
+
+    def natural(self, number: int, value: float) -> float:
+        """What an entry of ``theta_K`` would be in the formula's units, the others being as they are."""
+        of_shape = number - len(self.law.coefficients)
+        if of_shape >= 0 and not self.law.shapes[of_shape].is_log:
+            return value
+        return self.parameters[self.names[number]] * float(np.exp(value - self.theta_K[number]))
+
+    def loss(
+        self, parameters_P: np.ndarray | float, tokens_P: np.ndarray | float, unique_tokens_P: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The loss that it predicts."""
+        parameters_P, tokens_P = np.broadcast_arrays(np.atleast_1d(parameters_P), np.atleast_1d(tokens_P))
+        points = _points(parameters_P, tokens_P, unique_tokens_P, self.centre_N, self.centre_D)
+        return np.asarray(np.exp(_log_loss(self.law, self.theta_K, points)[0]))
+
+    def residuals(self, runs: Runs) -> np.ndarray:
+        """log predicted less log measured, of each run."""
+        predicted_P = self.loss(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P)
+        return np.asarray(np.log(predicted_P) - np.log(runs.loss_P))
+
+
+def fit(
+    law: Law,
+    runs: Runs,
+    *,
+    huber_delta: float | None = HUBER_DELTA,
+    in_log: bool = True,
+    weights_P: np.ndarray | None = None,
+    starts: Sequence[np.ndarray] | None = None,
+    fixed: Mapping[int, float] | None = None,
+) -> Fit:
+    """The parameters with the least objective of all starts.
+
+    Args:
+        law: the form.
+        runs: at least one more than the law has parameters.
+        huber_delta: where a residual is no longer squared; None for least squares.
+        in_log: take residuals of log loss; else of the loss itself.
+        weights_P: of each run; 1 by default.
+        starts: vectors like ``Fit.theta_K`` of the same runs; by default from the law's shapes, the coefficients
+            by non-negative least squares (variable projection).
+        fixed: entries of ``Fit.theta_K`` that are not fitted.
+
+    Raises:
+        ConfigError: if there are too few runs, sizes or amounts of data.
+    """
+    _require_enough(law, runs)
+    log_loss_P = np.log(runs.loss_P)
+    centre_N, centre_D = float(np.log(runs.parameters_P).mean()), float(np.log(runs.tokens_P).mean())
+    points = _points(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P, centre_N, centre_D)
+    weights_P = np.ones(len(runs)) if weights_P is None else weights_P
+    bounds = _bounds(law, float(log_loss_P.mean()))
+    starts = _starts(law, points, runs.loss_P) if starts is None else starts
+
+    fixed = {} if fixed is None else fixed
+    free_F = [number for number in range(len(bounds)) if number not in fixed]
+    theta_K = starts[0].copy()
+
+    def residuals(free_theta_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        theta_K[free_F] = free_theta_F
+        theta_K[list(fixed)] = list(fixed.values())
+        predicted_P, jacobian_KP = _log_loss(law, theta_K, points)
+        if in_log:
+            return predicted_P - log_loss_P, jacobian_KP[free_F]
+        return np.exp(predicted_P) - runs.loss_P, jacobian_KP[free_F] * np.exp(predicted_P)
+
+    of_free = [bounds[number] for number in free_F]
+
+    def descent(start_F: np.ndarray, tolerance: float) -> tuple[np.ndarray, float]:
+        if huber_delta is None:
+            return _least_squares(residuals, start_F, weights_P, of_free, tolerance)
+        return _least_huber(residuals, start_F, weights_P, of_free, tolerance, huber_delta)
+
+    ends = [descent(start[free_F], _ROUGH) for start in starts]
+    theta_F, least = descent(min(ends, key=lambda end: end[1])[0], _EXACT)
+    theta_K[free_F] = theta_F
+    names = (*law.coefficients, *(shape.name for shape in law.shapes))
+    margin = [_ABSENT * (high - low) for low, high in bounds]
+    at_bound = tuple(
+        name
+        for name, value, (low, high), m in zip(names, theta_K, bounds, margin, strict=True)
+        if not low + m < value < high - m
+    )
+    return Fit(
+        law=law,
+        theta_K=theta_K,
+        centre_N=centre_N,
+        centre_D=centre_D,
+        log_mean_loss=float(log_loss_P.mean()),
+        objective=least,
+        num_runs=len(runs),
+        num_starts=len(starts),
+        num_in_basin=sum(end[1] <= (1 + _SAME_BASIN) * least + _NO_NOISE for end in ends),
+        at_bound=at_bound,
+        huber_delta=huber_delta,
+        in_log=in_log,
+    )
+
+
+def _require_enough(law: Law, runs: Runs) -> None:
+    names = (*law.coefficients, *(shape.name for shape in law.shapes))
+    if len(runs) <= len(names):
+        raise ConfigError(
+            f"{type(law).__name__} has {len(names)} parameters ({', '.join(names)}), and {len(runs)} runs cannot give "
+            f"them: at least {len(names) + 1} are needed. Run more, or choose a law with fewer."
+        )
+    for name, values_P in (("size", runs.parameters_P), ("amount of data", runs.tokens_P)):
+        needed = "beta" in names if name != "size" else "alpha" in names
+        if needed and len(np.unique(values_P)) < 2:
+            raise ConfigError(
+                f"All {len(runs)} runs have the same {name}, {values_P[0]:g}, so no law can say what it is worth. "
+                f"Add runs with another {name}."
+            )
+
+
+def _points(
+    parameters_P: np.ndarray,
+    tokens_P: np.ndarray,
+    unique_tokens_P: np.ndarray | None,
+    centre_N: float,
+    centre_D: float,
+) -> Points:
+    log_tokens_P = np.log(tokens_P)
+    passes_P = np.zeros_like(log_tokens_P) if unique_tokens_P is None else log_tokens_P - np.log(unique_tokens_P)
+    return Points(np.log(parameters_P) - centre_N, log_tokens_P - centre_D, np.maximum(passes_P, 0.0))
+
+
+def _log_loss(law: Law, theta_K: np.ndarray, points: Points) -> tuple[np.ndarray, np.ndarray]:
+    """The predicted log loss at each point, and its gradient."""
+    num_terms = len(law.coefficients)
+    terms = law.terms(theta_K[num_terms:], points)
+    log_TP = theta_K[:num_terms, None] + terms.log_TP
+    largest_P = log_TP.max(axis=0)
+    share_TP = np.exp(log_TP - largest_P)
+    total_P = share_TP.sum(axis=0)
+    share_TP /= total_P
+    by_shape_SP = (share_TP[:, None] * terms.by_shape_TSP).sum(axis=0)
+    return largest_P + np.log(total_P), np.concatenate([share_TP, by_shape_SP])
+
+
+Residuals = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Of parameters: the residual of each run, and their gradients."""
+
+
+def _least_huber(
+    residuals: Residuals,
+    start_K: np.ndarray,
+    weights_P: np.ndarray,
+    bounds: list[tuple[float, float]],
+    tolerance: float,
+    delta: float,
+) -> tuple[np.ndarray, float]:
+    """The parameters with the least sum of Huber losses that a descent from a start finds, and that sum."""
+
+    def objective(
+        theta_K: np.ndarray,
+    ) -> tuple[float, np.ndarray]:  # in units of delta
+        residual_P, jacobian_KP = residuals(theta_K)
+        slope_P = np.clip(residual_P, -delta, delta)
+        value_P = slope_P * (residual_P - 0.5 * slope_P)
+        return float(weights_P @ value_P) / delta, jacobian_KP @ (weights_P * slope_P) / delta
+
+    options = {"maxiter": 5000, "maxfun": 20000, "ftol": tolerance, "gtol": 1e-10}
+    end = minimize(objective, start_K, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    return end.x, float(end.fun) * delta
+
+
+def _least_squares(
+    residuals: Residuals,
+    start_K: np.ndarray,
+    weights_P: np.ndarray,
+    bounds: list[tuple[float, float]],
+    tolerance: float,
+) -> tuple[np.ndarray, float]:
+    """The same for half the sum of squares, which has a faster method."""
+    roots_P = np.sqrt(weights_P)
+    low_K, high_K = np.array(bounds).T
+
+    def descent(start_K: np.ndarray, **options: Any) -> tuple[np.ndarray, float]:
+        end = least_squares(
+            lambda theta_K: roots_P * residuals(theta_K)[0],
+            start_K,
+            jac=lambda theta_K: (roots_P * residuals(theta_K)[1]).T,
+            x_scale="jac",
+            ftol=tolerance,
+            xtol=tolerance,
+            gtol=tolerance,
+            max_nfev=2000,
+            **options,
+        )
+        return end.x, float(end.cost)
+
+    start_K = np.clip(start_K, low_K, high_K)
+    with np.errstate(over="ignore", invalid="ignore"):
+        theta_K, least = descent(start_K, method="lm")  # knows no bounds, and is several times faster
+    if np.isfinite(least) and ((low_K <= theta_K) & (theta_K <= high_K)).all():
+        return theta_K, least
+    return descent(start_K, bounds=(low_K, high_K))
+
+
+def _bounds(law: Law, log_loss: float) -> list[tuple[float, float]]:
+    of_coefficients = (log_loss + np.log(_VANISHING), log_loss + np.log(_LARGE))
+    return [*(of_coefficients for _ in law.coefficients), *((shape.low, shape.high) for shape in law.shapes)]
+
+
+def _starts(law: Law, points: Points, loss_P: np.ndarray) -> list[np.ndarray]:
+    """For each combination of shapes the coefficients by least squares; with few of those, for some constants too."""
+    grid = [np.array(values) for values in product(*(shape.starts for shape in law.shapes))]
+    constants: list[float | None] = [None, 0.9, 0.5, 0.1]
+    starts = []
+    for constant in constants[: -(-_MIN_STARTS // len(grid))]:
+        for shape_S in grid:
+            basis_TP = np.exp(law.terms(shape_S, points).log_TP)
+            if constant is None:
+                coefficients_T, _ = nnls((basis_TP / loss_P).T, np.ones(len(loss_P)))
+            else:
+                fixed = constant * loss_P.min()
+                others_T, _ = nnls((basis_TP[1:] / loss_P).T, 1 - fixed / loss_P)
+                coefficients_T = np.array([fixed, *others_T])
+            floor = 1e-3 * loss_P.mean()
+            starts.append(np.concatenate([np.log(np.maximum(coefficients_T, floor)), shape_S]))
+    return starts
