@@ -1,0 +1,254 @@
+"""What one training run did, written once and whole: the facts that laws and recipes rest on.
+
+Each run has its record in its own folder, so any number of machines write beside each other on a shared file system. A
+ledger is no file but a view over such folders.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+import numpy as np
+
+from embedlab.errors import RecordError
+from embedlab.search.fitting import Runs
+
+FILE = "record.json"
+SCHEMA = 1
+Status = Literal["finished", "diverged", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossDefinition:
+    """What a held-out loss is the loss of: losses under different definitions cannot be compared.
+
+    Attributes:
+        loss: class of the contrastive loss.
+        temperature: of the evaluation.
+        candidates: that each query is told apart from, its own document included.
+        evaluation_set: name and fingerprint of the held-out texts.
+    """
+
+    loss: str
+    temperature: float
+    candidates: int
+    evaluation_set: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One training run.
+
+    Attributes:
+        run_id: unique.
+        status: how it ended; only a finished run is fitted.
+        backbone: path or id.
+        method: class of the fine-tuning method.
+        method_options: its arguments.
+        parameters: all of the backbone and what the method adds.
+        nonembedding_parameters: N.
+        forward_weights: N_F.
+        backward_weights: N_B.
+        update_weights: N_U.
+        tokens: real ones seen, D.
+        padded_tokens: with padding.
+        pairs: seen.
+        unique_pairs: different ones.
+        batch_size: pairs a step.
+        max_length: tokens of a text, at most.
+        learning_rate: peak.
+        schedule: class and arguments, as written.
+        seed: of everything.
+        data_hash: fingerprint of the training data.
+        loss_definition: what ``loss`` is.
+        loss: on held-out pairs, at the end.
+        loss_standard_error: over those pairs.
+        metrics: all that was measured at the end, by name.
+        flops_algorithmic: without padding and recomputation.
+        flops_executed: with both.
+        seconds: of training, evaluation left out.
+        peak_memory_bytes: of a device.
+        device: its name, and how many.
+        versions: of packages.
+        git_revision: of the working tree, where there is one.
+        parent_run_id: the trunk that a cool-down branched off.
+        branch_step: where it did.
+        schema: of this record.
+    """
+
+    run_id: str
+    status: Status
+    backbone: str
+    method: str
+    method_options: Mapping[str, Any] = field(default_factory=dict)
+    parameters: int
+    nonembedding_parameters: int
+    forward_weights: float
+    backward_weights: float
+    update_weights: float
+    tokens: int
+    padded_tokens: int
+    pairs: int
+    unique_pairs: int
+    batch_size: int
+    max_length: int
+    learning_rate: float
+    schedule: str
+    seed: int
+    data_hash: str
+    loss_definition: LossDefinition
+    loss: float
+    loss_standard_error: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    flops_algorithmic: int
+    flops_executed: int
+    seconds: float
+    peak_memory_bytes: int | None = None
+    device: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    git_revision: str | None = None
+    parent_run_id: str | None = None
+    branch_step: int | None = None
+    schema: int = SCHEMA
+
+    @property
+    def family(self) -> str:
+        """Runs of one have noise in common: a trunk and the branches off it."""
+        return self.parent_run_id or self.run_id
+
+    @property
+    def left_out(self) -> str | None:
+        """Why no law is fitted to it; None if one is."""
+        if self.status != "finished":
+            return self.status
+        if not math.isfinite(self.loss):
+            return f"its loss is {self.loss}"
+        return None
+
+
+def write_record(record: RunRecord, folder: Path) -> Path:
+    """Writes a record into a run's folder: whole, and once.
+
+    Raises:
+        RecordError: if there is one already, or it cannot be written.
+    """
+    path, unfinished = folder / FILE, folder / f"{FILE}.{uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with unfinished.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(record), indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(unfinished, path)  # unlike a rename, never over another
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise RecordError(f"{path} is there already, and a record is written once. Choose another folder.") from error
+    except OSError as error:
+        raise RecordError(f"The record of {record.run_id} could not be written to {path}: {error}.") from error
+    return path
+
+
+def read_record(path: Path) -> RunRecord:
+    """A record from its file.
+
+    Raises:
+        RecordError: if it is none, is of a later version, or lacks something.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} cannot be read as a run record: {error}.") from error
+    if not isinstance(values, dict) or not isinstance(values.get("schema"), int):
+        raise RecordError(f"{path} is no run record: it has no schema number. `embedlab fit` writes {FILE}.")
+    if values["schema"] > SCHEMA:
+        raise RecordError(
+            f"{path} is a record of schema {values['schema']}, and this embedlab reads up to {SCHEMA}. Update embedlab."
+        )
+    known = {entry.name: entry for entry in fields(RunRecord)}
+    needed = [n for n, e in known.items() if e.default is MISSING and e.default_factory is MISSING]
+    missing = [name for name in needed if name not in values]
+    if missing:
+        raise RecordError(f"{path} is a record without {', '.join(missing)}. Write it anew, or leave the run out.")
+    values["loss_definition"] = LossDefinition(**values["loss_definition"])
+    return RunRecord(**{name: value for name, value in values.items() if name in known})
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All records below some folders.
+
+    Attributes:
+        folders: each a run's, or one that holds runs at any depth.
+    """
+
+    folders: Sequence[Path]
+
+    def paths(self) -> Iterator[Path]:
+        """Of the records, in the order of their names.
+
+        Raises:
+            RecordError: if a folder is not there.
+        """
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise RecordError(f"There is no folder {folder} with runs. Expected one that `embedlab fit` wrote.")
+            yield from sorted(folder.rglob(FILE))
+
+    def records(self) -> list[RunRecord]:
+        """Every one, read anew: other machines may have written more.
+
+        Raises:
+            RecordError: if one cannot be read, or two have the same identifier.
+        """
+        found: dict[str, Path] = {}
+        records = []
+        for path in self.paths():
+            record = read_record(path)
+            if record.run_id in found:
+                raise RecordError(
+                    f"{path} and {found[record.run_id]} are records of the same run, {record.run_id}. Remove the copy."
+                )
+            found[record.run_id] = path
+            records.append(record)
+        return records
+
+
+def runs_of(records: Iterable[RunRecord]) -> Runs:
+    """What laws are fitted to, of the runs that have not failed.
+
+    Raises:
+        RecordError: if the losses are of different definitions, or no run is left.
+    """
+    fitted = [record for record in records if record.left_out is None]
+    if not fitted:
+        raise RecordError("No run is finished with a finite loss, so there is nothing to fit.")
+    by_definition: dict[LossDefinition, list[str]] = {}
+    for record in fitted:
+        by_definition.setdefault(record.loss_definition, []).append(record.run_id)
+    if len(by_definition) > 1:
+        (one, its), (other, others) = list(by_definition.items())[:2]
+        differ = [f.name for f in fields(one) if getattr(one, f.name) != getattr(other, f.name)]
+        described = "; ".join(f"{name} {getattr(one, name)} and {getattr(other, name)}" for name in differ)
+        raise RecordError(
+            f"Losses of different definitions cannot be compared: {described} ({len(its)} runs like {its[0]}, "
+            f"{len(others)} like {others[0]}). Fit them apart."
+        )
+    tokens_P = np.array([record.tokens for record in fitted], dtype=float)
+    passes_P = np.array([max(1.0, record.pairs / record.unique_pairs) for record in fitted])
+    _, family_P = np.unique([record.family for record in fitted], return_inverse=True)
+    return Runs(
+        parameters_P=np.array([record.nonembedding_parameters for record in fitted], dtype=float),
+        tokens_P=tokens_P,
+        loss_P=np.array([record.loss for record in fitted]),
+        unique_tokens_P=tokens_P / passes_P,
+        family_P=family_P,
+    )
