@@ -45,6 +45,7 @@ class Runs:
         unique_tokens_P: how many of the tokens are different; as many as there are tokens, by default.
         family_P: runs with the same number have noise in common (a trunk and its branches, a seed) and are drawn
             together by the bootstrap; each run is its own family by default.
+        flops_P: that each run cost; 6 N D by default.
 
     Raises:
         ConfigError: if a value is not finite or not above 0.
@@ -55,9 +56,10 @@ class Runs:
     loss_P: np.ndarray
     unique_tokens_P: np.ndarray | None = None
     family_P: np.ndarray | None = None
+    flops_P: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for name in ("parameters_P", "tokens_P", "loss_P", "unique_tokens_P"):
+        for name in ("parameters_P", "tokens_P", "loss_P", "unique_tokens_P", "flops_P"):
             values_P = getattr(self, name)
             if values_P is None:
                 continue
@@ -80,7 +82,15 @@ class Runs:
             self.loss_P[mask_P],
             None if self.unique_tokens_P is None else self.unique_tokens_P[mask_P],
             None if self.family_P is None else self.family_P[mask_P],
+            None if self.flops_P is None else self.flops_P[mask_P],
         )
+
+    @property
+    def budget_P(self) -> np.ndarray:
+        """Which budget each run had: 0 the largest, and one more for each halving of it."""
+        flops_P = 6 * self.parameters_P * self.tokens_P if self.flops_P is None else self.flops_P
+        halvings_P: np.ndarray = np.rint(np.log2(flops_P.max() / flops_P)).astype(int)
+        return halvings_P
 
 
 @dataclass(frozen=True)

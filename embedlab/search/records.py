@@ -251,4 +251,5 @@ def runs_of(records: Iterable[RunRecord]) -> Runs:
         loss_P=np.array([record.loss for record in fitted]),
         unique_tokens_P=tokens_P / passes_P,
         family_P=family_P,
+        flops_P=np.array([record.flops_algorithmic for record in fitted], dtype=float),
     )
