@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from embedlab import flop_observer, flop_profile, flops
 from embedlab.backbone import BackboneConfig, backbone_without_weights, load_config, max_positions
 from embedlab.data.cache import build_once, cache_folder
 from embedlab.errors import ConfigError
@@ -219,6 +220,7 @@ def _key(config: Mapping[str, Any], backbone: BackboneConfig, method: FineTuning
         "config": {name: value for name, value in config.items() if name != "_name_or_path"},
         "backbone": asdict(replace(backbone, path="")),
         "method": [kind.__qualname__, inspect.getsource(inspect.getmodule(kind) or kind), vars(method)],
+        "code": [inspect.getsource(module) for module in (flops, flop_observer, flop_profile)],
         "shape": [shape.max_length, shape.tokens_per_chunk, shape.optimizer_states],
         "versions": {name: version(name) for name in ("embedlab", "torch", "transformers", "peft")},
     }

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -35,6 +35,7 @@ from embedlab.replay import ChunkedGradient, Recompute
 from embedlab.schedule import Schedule, WarmupCosine
 
 _FEW_STEPS = 10  # fewer are hardly a schedule
+_SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +165,11 @@ class EmbeddingModule(LightningModule):
                 "trainer.precision '16-mixed' scales the loss, which a chunked gradient does not support. "
                 "Use 'bf16-mixed' or '32-true'."
             )
+        if isinstance(self.trainer.strategy, _SHARDED):
+            raise ConfigError(
+                f"trainer.strategy {type(self.trainer.strategy).__name__} shards the model, and its ranks would wait "
+                "for each other over numbers of chunks that differ. Use 'ddp', and LoRA where memory is short."
+            )
         self.train()
         counts = [sum(p.numel() for p in ps) for ps in (self._encoder.parameters(), self._trained())]
         if self.trainer.is_global_zero:
@@ -181,11 +187,11 @@ class EmbeddingModule(LightningModule):
     def on_train_start(self) -> None:
         """Warns of a run that is too short to learn."""
         steps = self.trainer.estimated_stepping_batches
-        if self.flop_account.budget is None and steps < _FEW_STEPS:
+        if self.flop_account.budget is None and steps < _FEW_STEPS and self.schedule.factor(1.0) < 1:
             rank_zero_warn(
-                f"This run has {steps} step{'s' * (steps != 1)}, the last at the schedule's end "
-                f"({self.schedule.factor(1.0):g} times the learning rate), so it hardly learns. Lower data.batch_size, "
-                "give more pairs, or raise trainer.max_epochs."
+                f"This run has {steps} step{'s' * (steps != 1)}, the last at {self.schedule.factor(1.0):g} times the "
+                "learning rate, where the schedule ends, so it hardly learns. Lower data.batch_size, give more pairs, "
+                "or raise trainer.max_epochs."
             )
 
     def _observe_flops(self, frozen_blocks: list[nn.Module]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from embedlab.cli import COMMANDS, main
 from embedlab.registry import discover
@@ -166,6 +167,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
 def test_a_run_without_an_end_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = error_of(capsys, ["fit", "--config", str(write_config(tmp_path)), "--trainer.max_epochs", "-1"])
     assert "trainer.max_epochs or trainer.max_steps" in printed
+
+
+def test_a_strategy_that_shards_the_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedlab.module._SHARDED", (SingleDeviceStrategy,))  # the real ones refuse to run on a CPU
+    printed = error_of(capsys, ["fit", "--config", str(write_config(tmp_path))])
+    assert "SingleDeviceStrategy shards the model" in printed and "Use 'ddp'" in printed
 
 
 def limit_files(size: int) -> None:

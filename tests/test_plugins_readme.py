@@ -76,13 +76,16 @@ def test_the_method_passes_the_contract(package: Path, installed: dict[str, str]
 def test_the_method_is_listed_and_trains_by_the_readme_s_commands(
     package: Path, installed: dict[str, str], tmp_path: Path
 ) -> None:
-    listed = run(["embedlab", "methods"], package, COLUMNS="200", **installed)
-    assert "LayerNormTuning" in listed and "embedlab-layer-norm-tuning 0.1.0" in listed
-    assert "biases: bool = True  train the norms' biases too" in listed
     # The one thing the README leaves to the reader's machine: a backbone, here a tiny one instead of ladder:r0.
     backbone = save_tiny_backbone(tmp_path / "backbone")
-    command = ["embedlab", "fit", "--config", "fit.yaml", "--model.method", "LayerNormTuning"]
-    options = ["--model.backbone.path", str(backbone), "--output", str(tmp_path / "run"), "--data.max_length", "32"]
-    run([*command, *options, "--trainer.max_steps", "3"], package, **installed)
+    fit = ["fit", "--config", "fit.yaml", "--model.method", "LayerNormTuning"]
+    fit += ["--model.backbone.path", str(backbone), "--output", str(tmp_path / "run"), "--data.max_length", "32"]
+    fit += ["--trainer.max_steps", "3"]
+    (package / "commands.py").write_text(
+        f"from embedlab.__main__ import main\nfor command in (['methods'], {fit}): main(command)"
+    )
+    printed = run(["commands"], package, COLUMNS="200", **installed)
+    assert "LayerNormTuning" in printed and "embedlab-layer-norm-tuning 0.1.0" in printed
+    assert "biases: bool = True  train the norms' biases too" in printed
     weights = trained_weights(tmp_path / "run")
     assert weights and all("norm" in name for name in weights)

@@ -133,6 +133,10 @@ class RunRecord:
         return None
 
 
+_KNOWN = {entry.name for entry in fields(RunRecord)}
+_NEEDED = {e.name for e in fields(RunRecord) if e.default is MISSING and e.default_factory is MISSING}
+
+
 def write_record(record: RunRecord, folder: Path) -> Path:
     """Writes a record into a run's folder: whole, and once.
 
@@ -173,13 +177,13 @@ def read_record(path: Path) -> RunRecord:
         raise RecordError(
             f"{path} is a record of schema {values['schema']}, and this embedlab reads up to {SCHEMA}. Update embedlab."
         )
-    known = {entry.name: entry for entry in fields(RunRecord)}
-    needed = [n for n, e in known.items() if e.default is MISSING and e.default_factory is MISSING]
-    missing = [name for name in needed if name not in values]
+    missing = _NEEDED - values.keys()
     if missing:
-        raise RecordError(f"{path} is a record without {', '.join(missing)}. Write it anew, or leave the run out.")
+        raise RecordError(
+            f"{path} is a record without {', '.join(sorted(missing))}. Write it anew, or leave the run out."
+        )
     values["loss_definition"] = LossDefinition(**values["loss_definition"])
-    return RunRecord(**{name: value for name, value in values.items() if name in known})
+    return RunRecord(**{name: value for name, value in values.items() if name in _KNOWN})
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,7 @@ class Ledger:
         for folder in self.folders:
             if not folder.is_dir():
                 raise RecordError(f"There is no folder {folder} with runs. Expected one that `embedlab fit` wrote.")
-            yield from sorted(folder.rglob(FILE))
+            yield from sorted(Path(at, FILE) for at, _, files in os.walk(folder) if FILE in files)
 
     def records(self) -> list[RunRecord]:
         """Every one, read anew: other machines may have written more.

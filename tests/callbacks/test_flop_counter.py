@@ -15,6 +15,8 @@ from embedlab.flop_observer import ADDED_FORMULAS
 from embedlab.registry import discover
 from runs import error_of, fit, scalars, write_config
 
+METHODS = sorted(discover())
+
 
 class TorchsCounter(Callback):
     """Counts every training step as torch does, fused attention on the CPU added."""
@@ -34,8 +36,7 @@ class TorchsCounter(Callback):
         TorchsCounter.steps.append(self.counter.get_total_flops())
 
 
-@pytest.mark.parametrize("recompute", ["auto", "always"])
-@pytest.mark.parametrize("method", sorted(discover()))
+@pytest.mark.parametrize(("method", "recompute"), [*((method, "auto") for method in METHODS), ("LoRA", "always")])
 def test_the_executed_count_is_torchs_in_real_training(tmp_path: Path, method: str, recompute: str) -> None:
     config = write_config(tmp_path, method=method)
     options = ["--trainer.callbacks+", f"{__name__}.TorchsCounter", "--model.recompute", recompute]

@@ -104,7 +104,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
         ("[]", "no schema number"),
         ("{}", "no schema number"),
         (json.dumps({"schema": 99}), "schema 99, and this embedlab reads up to 1"),
-        (json.dumps({"schema": 1, "run_id": "x"}), "without status, backbone"),
+        (json.dumps({"schema": 1, "run_id": "x"}), "without backbone, backward_weights"),
     ],
 )
 def test_what_is_no_record_is_refused(tmp_path: Path, text: str, message: str) -> None:
