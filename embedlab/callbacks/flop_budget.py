@@ -62,7 +62,7 @@ class FlopBudget(Callback):
         """Gives the module its budget, and lets nothing else end the run.
 
         Raises:
-            ConfigError: if the run is to end after a number of steps, too.
+            ConfigError: if a number of steps is to end the run, or to keep it going, too.
         """
         assert isinstance(pl_module, EmbeddingModule)
         if stage != "fit":
@@ -71,6 +71,11 @@ class FlopBudget(Callback):
             raise ConfigError(
                 f"Both a budget of {self.flops:g} FLOPs and trainer.max_steps {trainer.max_steps} are given, and only "
                 "one can end the run. Leave one out."
+            )
+        if trainer.fit_loop.min_epochs or trainer.min_steps:
+            raise ConfigError(
+                f"trainer.min_epochs {trainer.fit_loop.min_epochs} and min_steps {trainer.min_steps} would keep the "
+                f"run going when its budget of {self.flops:g} FLOPs is spent. Leave them out."
             )
         pl_module.flop_account.budget = self.flops
         self._epochs = trainer.max_epochs if trainer.max_epochs is not None else 1

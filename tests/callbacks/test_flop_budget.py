@@ -104,6 +104,15 @@ def test_a_budget_and_a_number_of_steps_are_refused(tmp_path: Path, capsys: pyte
     assert "trainer.max_steps 3" in printed and "Leave one out" in printed
 
 
+@pytest.mark.parametrize("option", ["min_epochs", "min_steps"])
+def test_a_budget_and_a_least_length_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    options = ["--budget", "1e9", f"--trainer.{option}", "2"]
+    printed = error_of(capsys, ["fit", "--config", str(write_config(tmp_path)), *options])
+    assert f"{option} 2" in printed and "Leave them out" in printed
+
+
 def test_a_budget_larger_than_the_data_says_how_many_epochs_it_means(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
