@@ -38,11 +38,11 @@ def make_texts(num_texts: int = 13) -> list[np.ndarray]:
     return [generator.integers(3, 100, size=length) for length in generator.integers(1, 20, size=num_texts)]
 
 
-def chunks_of(texts: list[np.ndarray], max_tokens: int) -> list[Chunk]:
+def chunks_of(texts: list[np.ndarray], max_tokens: int, max_padding: float = 0.05) -> list[Chunk]:
     lengths = np.array([len(text) for text in texts])
     return [
         pad_chunk([texts[row] for row in rows], rows, pad_token_id=0)
-        for rows in cut_chunks(lengths, max_tokens=max_tokens)
+        for rows in cut_chunks(lengths, max_tokens=max_tokens, max_padding=max_padding)
     ]
 
 

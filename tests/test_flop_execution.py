@@ -22,7 +22,7 @@ def counted_step(
     """What a step of contrastive training was said to execute, and what the counter saw."""
     texts = make_texts(10)
     assert max(map(len, texts)) < LONGEST, "no length at which the cost was measured"
-    chunks, engine = chunks_of(texts, max_tokens), make_engine(encoder, policy)
+    chunks, engine = chunks_of(texts, max_tokens, max_padding=1.0), make_engine(encoder, policy)
     cost.kept, cost.replayed  # noqa: B018  measured here, where nobody counts
     with counter:
         encoded = engine.encode(chunks)

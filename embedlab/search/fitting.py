@@ -26,7 +26,8 @@ HUBER_DELTA = 1e-3
 """In log loss. Residuals above it count by their size, not by its square; of runs without noise, all are below it."""
 
 _MIN_STARTS = 16
-_ROUGH, _EXACT = 1e-9, 1e-15  # relative changes of the objective at which a descent ends: of each start, of the best
+# Relative changes of the objective at which a descent ends: of each start, by method, and of the best.
+_ROUGH_SQUARES, _ROUGH_HUBER, _EXACT = 1e-9, 1e-12, 1e-15
 _SAME_BASIN = 1e-3  # of the objective
 _NO_NOISE = 1e-15  # an objective this small is none
 _VANISHING = 1e-6  # a coefficient this small, in units of the mean loss, is a term that is not there
@@ -125,10 +126,10 @@ class Fit:
     huber_delta: float | None
     in_log: bool
 
-    @cached_property
+    @property
     def names(self) -> tuple[str, ...]:
         """Of the parameters, in the order of ``theta_K``."""
-        return (*self.law.coefficients, *(shape.name for shape in self.law.shapes))
+        return self.law.names
 
     @cached_property
     def parameters(self) -> dict[str, float]:
@@ -204,10 +205,11 @@ def fit(
     fixed = {} if fixed is None else fixed
     free_F = [number for number in range(len(bounds)) if number not in fixed]
     theta_K = starts[0].copy()
+    for number, value in fixed.items():
+        theta_K[number] = value
 
     def residuals(free_theta_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         theta_K[free_F] = free_theta_F
-        theta_K[list(fixed)] = list(fixed.values())
         predicted_P, jacobian_KP = _log_loss(law, theta_K, points)
         if in_log:
             return predicted_P - log_loss_P, jacobian_KP[free_F]
@@ -220,16 +222,10 @@ def fit(
             return _least_squares(residuals, start_F, weights_P, of_free, tolerance)
         return _least_huber(residuals, start_F, weights_P, of_free, tolerance, huber_delta)
 
-    ends = [descent(start[free_F], _ROUGH) for start in starts]
+    rough = _ROUGH_SQUARES if huber_delta is None else _ROUGH_HUBER
+    ends = [descent(start[free_F], rough) for start in starts]
     theta_F, least = descent(min(ends, key=lambda end: end[1])[0], _EXACT)
     theta_K[free_F] = theta_F
-    names = (*law.coefficients, *(shape.name for shape in law.shapes))
-    margin = [_ABSENT * (high - low) for low, high in bounds]
-    at_bound = tuple(
-        name
-        for name, value, (low, high), m in zip(names, theta_K, bounds, margin, strict=True)
-        if not low + m < value < high - m
-    )
     return Fit(
         law=law,
         theta_K=theta_K,
@@ -240,14 +236,23 @@ def fit(
         num_runs=len(runs),
         num_starts=len(starts),
         num_in_basin=sum(end[1] <= (1 + _SAME_BASIN) * least + _NO_NOISE for end in ends),
-        at_bound=at_bound,
+        at_bound=_at_bound(law, theta_K, bounds),
         huber_delta=huber_delta,
         in_log=in_log,
     )
 
 
+def _at_bound(law: Law, theta_K: np.ndarray, bounds: list[tuple[float, float]]) -> tuple[str, ...]:
+    found = []
+    for name, value, (low, high) in zip(law.names, theta_K, bounds, strict=True):
+        margin = _ABSENT * (high - low)
+        if not low + margin < value < high - margin:
+            found.append(name)
+    return tuple(found)
+
+
 def _require_enough(law: Law, runs: Runs) -> None:
-    names = (*law.coefficients, *(shape.name for shape in law.shapes))
+    names = law.names
     if len(runs) <= len(names):
         raise ConfigError(
             f"{type(law).__name__} has {len(names)} parameters ({', '.join(names)}), and {len(runs)} runs cannot give "

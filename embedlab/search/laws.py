@@ -84,6 +84,11 @@ class Law(ABC):
     def shapes(self) -> tuple[Shape, ...]:
         """What it is not linear in."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all parameters: the coefficients, then the shapes."""
+        return (*self.coefficients, *(shape.name for shape in self.shapes))
+
     @abstractmethod
     def terms(self, shape_S: np.ndarray, points: Points) -> Terms:
         """Its terms at some points, and their gradients."""

@@ -168,7 +168,7 @@ def read_record(path: Path) -> RunRecord:
         RecordError: if it is none, is of a later version, or lacks something.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RecordError(f"{path} cannot be read as a run record: {error}.") from error
     if not isinstance(values, dict) or not isinstance(values.get("schema"), int):
@@ -183,7 +183,9 @@ def read_record(path: Path) -> RunRecord:
             f"{path} is a record without {', '.join(sorted(missing))}. Write it anew, or leave the run out."
         )
     values["loss_definition"] = LossDefinition(**values["loss_definition"])
-    return RunRecord(**{name: value for name, value in values.items() if name in _KNOWN})
+    for name in values.keys() - _KNOWN:
+        del values[name]
+    return RunRecord(**values)
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,8 @@ class Ledger:
         for folder in self.folders:
             if not folder.is_dir():
                 raise RecordError(f"There is no folder {folder} with runs. Expected one that `embedlab fit` wrote.")
-            yield from sorted(Path(at, FILE) for at, _, files in os.walk(folder) if FILE in files)
+            for run in sorted(at for at, _, files in os.walk(folder) if FILE in files):
+                yield Path(run, FILE)
 
     def records(self) -> list[RunRecord]:
         """Every one, read anew: other machines may have written more.

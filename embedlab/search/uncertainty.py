@@ -96,7 +96,7 @@ def bootstrap(estimate: Fit, runs: Runs, *, num_replicates: int = NUM_REPLICATES
         )
     generator = np.random.default_rng(seed)
     fits: list[Fit] = []
-    while len(fits) < num_replicates:
+    for _ in range(num_replicates):
         drawn = generator.multinomial(len(families), np.full(len(families), 1 / len(families)))
         fits.append(
             fit(
