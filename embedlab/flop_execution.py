@@ -61,18 +61,19 @@ class ExecutionCost:
 
 def _cost(count: Callable[[int, int], int], max_length: int) -> Cost:
     """As a function of the number of texts and their length, from ``count`` at a few of those."""
+    max_length = max(max_length, 1 + SHORT_LENGTHS[-1])  # not one of those
     first, second, third = SHORT_LENGTHS
     flops = {length: count(1, length) for length in (first, third)}
-    at_longest = count(2, max_length)
-    # A third point that proves the usual form, B (alpha L + beta L^2): a polynomial without a constant.
+    at_longest, of_two = count(1, max_length), count(2, first)
+    # Two points that prove the usual form, B (alpha L + beta L^2): a polynomial without a constant.
     _, linear, square = fitted({0: 0, **flops})
     cost = Cost(per_token=linear, per_squared_token=square)
-    if cost.of_chunk(2, max_length) == at_longest:
+    if cost.of_chunk(1, max_length) == at_longest and cost.of_chunk(2, first) == of_two:
         return cost
     constant, linear, square = fitted({**flops, second: count(1, second)})
-    per_text = count(2, first) - flops[first] - linear * first - square * first**2
+    per_text = of_two - flops[first] - linear * first - square * first**2
     cost = Cost(per_token=linear, per_squared_token=square, per_text=per_text, per_call=constant - per_text)
-    if abs(cost.of_chunk(2, max_length) - at_longest) <= 0.001 * at_longest:
+    if abs(cost.of_chunk(1, max_length) - at_longest) <= 0.001 * at_longest:
         return cost
     return Cost(measured=tuple((length, count(1, length)) for length in lengths_between(max_length)))
 

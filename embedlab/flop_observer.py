@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -31,6 +32,8 @@ _FUSED_ATTENTION = {
 }
 # Where an operator's operands stand among its arguments, if not first.
 _FIRST_OPERAND = {aten.addmm: 1, aten.baddbmm: 1}
+_LOOKUPS = {aten.embedding, aten.index, aten.index_select, aten.gather}
+_UNPACKED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
@@ -81,19 +84,41 @@ class Trace:
 
     Attributes:
         weights: of products of activations with weights, by role and pass.
-        mixing: of products of activations with each other.
-        folding: of products of weights with each other.
+        attention: of products of activations with each other.
+        reparametrisation: of products of weights with each other, as methods make a weight of several.
         elementwise: parameters that only scale and shift, by pass.
     """
 
     weights: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
-    mixing: int = 0
-    folding: int = 0
+    attention: int = 0
+    reparametrisation: int = 0
     elementwise: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
+@dataclass
+class _Gradients:
+    """FLOPs of the gradients of one product's operands, counted if the product turns out to matter to the output.
+
+    Attributes:
+        output: of the product, until autograd has noted how it came about.
+        node: what autograd noted; None within a custom function, where it notes nothing.
+        weights: by role and pass.
+        attention: as in ``Trace``.
+        reparametrisation: as in ``Trace``.
+    """
+
+    output: Tensor | None
+    node: Node | None = None
+    weights: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    attention: int = 0
+    reparametrisation: int = 0
+
+
 class Observer(TorchDispatchMode):
-    """Watches one forward pass: what is data, what is made of weights alone, and what needs a gradient."""
+    """Watches one forward pass: what is data, what is made of weights alone, and what needs a gradient.
+
+    Data is what is made of the texts' tokens; anything else (a matrix of ones, say) is the same for every text.
+    """
 
     def __init__(self, model: nn.Module, roles: Mapping[nn.Parameter, str], data: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -101,27 +126,31 @@ class Observer(TorchDispatchMode):
         self._model = model
         self._roles = roles
         self._names = {module: name for name, module in model.named_modules()}
-        # By storage. What is neither data nor made of it is constant, whether or not it is a registered parameter.
+        # By storage; the weak reference keeps a freed one's address from being given to another.
         self._data = {_storage(tensor) for tensor in data}
         self._made_of = {_storage(p): frozenset([p]) for p in model.parameters()}
-        self._needs_gradient: set[int] = set()  # in custom functions, whose tensors do not say so themselves
-        self._seen: set[nn.Parameter] = set()
+        self._needs_gradient: set[StorageWeakRef] = set()  # in custom functions, whose tensors do not say so
+        self._viewed: set[nn.Parameter] = set()
+        self._used: set[nn.Parameter] = set()
+        self._looked_up: set[nn.Parameter] = set()
         self._multiplied: set[nn.Parameter] = set()
         self._opaque: dict[nn.Parameter, str] = {}
+        self._gradients: list[_Gradients] = []
         self._called: dict[nn.Module, tuple[bool, int]] = {}  # whether an input needs a gradient; its elements
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Within it the model's forward pass is observed; at its end what could not be seen is settled."""
+    def watch(self, forward: Callable[[], Tensor]) -> Trace:
+        """What a forward pass of the model costs, and the backward pass from the tensor that it returns."""
         handles = [m.register_forward_pre_hook(self._enter, with_kwargs=True) for m in self._model.modules()]
         try:
             with torch.enable_grad(), self:
-                yield
+                output = forward()
         finally:
             for handle in handles:
                 handle.remove()
         for module, (needs_gradient, elements) in self._called.items():
             self._settle(module, needs_gradient, elements)
+        self._count_gradients(output)
+        return self.trace
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -133,24 +162,30 @@ class Observer(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        self._note_node()
         out = func(*args, **kwargs)
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         operator = func._overloadpacket
         if operator in _FORMULAS:
-            self._product(operator, args, _FORMULAS[operator](*args, **kwargs, out_val=out))
+            self._product(operator, args, out, _FORMULAS[operator](*args, **kwargs, out_val=out))
         elif func.namespace != "aten" and any(map(self._is_data, inputs)):
             for parameter in self._parameters_of(inputs):
                 self._opaque[parameter] = str(func)
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         # A view of a weight says nothing of what becomes of it.
         views = set(map(_storage, outputs))
-        self._seen.update(self._parameters_of([tensor for tensor in inputs if _storage(tensor) not in views]))
+        self._viewed.update(self._parameters_of([tensor for tensor in inputs if _storage(tensor) in views]))
+        self._used.update(self._parameters_of([tensor for tensor in inputs if _storage(tensor) not in views]))
+        if operator in _LOOKUPS and not self._is_data(inputs[0]):
+            self._looked_up.update(self._parameters_of(inputs[:1]))
+            if inputs[0].ndim > 2:
+                inputs = inputs[:1]  # data that chooses among matrices (experts) does not make data of them
         self._follow(inputs, outputs)
         return out
 
     def _follow(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Marks what an operator made by what it was made of."""
-        is_data = not inputs or any(map(self._is_data, inputs))  # a range of positions is data, too
+        is_data = any(map(self._is_data, inputs))
         made_of = frozenset(self._parameters_of(inputs))
         hidden = not torch.is_grad_enabled() and any(map(self._is_active, inputs))
         shared = set(map(_storage, inputs))
@@ -160,68 +195,93 @@ class Observer(TorchDispatchMode):
                 self._data.add(key)
                 self._made_of.pop(key, None)
             else:
-                self._data.discard(key)  # a storage that was data's may have been freed and taken again
                 self._made_of[key] = made_of
             if hidden:
                 self._needs_gradient.add(key)
             elif key not in shared:
                 self._needs_gradient.discard(key)
 
-    def _product(self, operator: Any, args: tuple[Any, ...], flops: int) -> None:
+    def _product(self, operator: Any, args: tuple[Any, ...], out: Any, flops: int) -> None:
         first = _FIRST_OPERAND.get(operator, 0)
         operands: tuple[Tensor, ...] = args[first : first + (3 if operator in _FUSED_ATTENTION else 2)]
         active = [self._is_active(operand) for operand in operands]
+        output = next(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
         if operator in _FUSED_ATTENTION:
             query, key, value = active
             query_BHLD, _, value_BHLD = operands
             of_values = Fraction(value_BHLD.shape[-1], query_BHLD.shape[-1] + value_BHLD.shape[-1]) * flops
             scores = flops - of_values
             backward = scores * (query + key) + of_values * ((query or key) + value)
-            self.trace.mixing += flops + round(backward)
+            self.trace.attention += flops
+            self._gradients.append(_Gradients(output, attention=round(backward)))
             return
         data = [self._is_data(operand) for operand in operands]
         if all(data):
-            self.trace.mixing += flops * (1 + sum(active))
+            self.trace.attention += flops
+            self._gradients.append(_Gradients(output, attention=flops * sum(active)))
         elif not any(data):
-            self.trace.folding += flops * (1 + sum(active))
+            self.trace.reparametrisation += flops
+            self._gradients.append(_Gradients(output, reparametrisation=flops * sum(active)))
         else:
             weight, activation = operands[data.index(False)], active[data.index(True)]
-            self._weight_product(weight, activation, flops)
+            self._weight_product(weight, activation, output, flops)
 
-    def _weight_product(self, weight: Tensor, activation_needs_gradient: bool, flops: int) -> None:
+    def _weight_product(self, weight: Tensor, activation_needs_gradient: bool, output: Tensor, flops: int) -> None:
         parameters = set(self._parameters_of([weight]))
         self._multiplied.update(parameters)
         if not parameters and not _is_matrix(weight):
-            return  # a vector of constants, rotary frequencies for instance
+            return  # a vector of constants
         roles = {self._roles[p] for p in parameters} or {"backbone"}  # quantised matrices may be buffers
         role = "added" if roles == {"added"} else min(roles - {"added"})
         self.trace.weights[role, "forward"] += flops
-        self.trace.weights[role, "backward"] += flops * activation_needs_gradient
-        self.trace.weights[role, "update"] += flops * any(p.requires_grad for p in parameters)
+        backward, update = flops * activation_needs_gradient, flops * any(p.requires_grad for p in parameters)
+        gradients = {(role, "backward"): backward, (role, "update"): update}
+        self._gradients.append(_Gradients(output, weights=gradients))
+
+    def _note_node(self) -> None:
+        """Autograd notes how a tensor came about when its operator is done, which is before the next begins."""
+        if self._gradients and self._gradients[-1].output is not None:
+            self._gradients[-1].node = self._gradients[-1].output.grad_fn
+            self._gradients[-1].output = None  # may be freed now
+
+    def _count_gradients(self, output: Tensor) -> None:
+        self._note_node()
+        reached = _nodes_behind(output)
+        for gradients in self._gradients:
+            if gradients.node is not None and gradients.node not in reached:
+                continue  # detached, a norm that is taken for a constant for instance
+            for key, flops in gradients.weights.items():
+                self.trace.weights[key] += flops
+            self.trace.attention += gradients.attention
+            self.trace.reparametrisation += gradients.reparametrisation
 
     def _settle(self, module: nn.Module, needs_gradient: bool, elements: int) -> None:
         """Counts what a module's own weights did besides visible products."""
-        for parameter in module.parameters(recurse=False):
-            role = self._roles[parameter]
-            if parameter in self._multiplied or role in ("embeddings", "head"):
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter in self._multiplied | self._looked_up or self._roles[parameter] in ("embeddings", "head"):
                 continue
-            hidden = parameter in self._opaque or parameter not in self._seen
-            if hidden and (_is_matrix(parameter) or not parameter.is_floating_point()):
-                self._count_linear(module, parameter, needs_gradient, elements)
+            packed = parameter.dtype not in _UNPACKED
+            if not (packed or parameter in self._viewed | self._used or parameter in self._opaque):
+                continue  # the module does without it
+            hidden = parameter in self._opaque or parameter not in self._used
+            if hidden and (packed or _is_matrix(parameter)):
+                self._count_linear(module, name, parameter, needs_gradient, elements)
                 continue
             self.trace.elementwise["forward"] += parameter.numel()
             self.trace.elementwise["backward"] += parameter.numel() * needs_gradient
             self.trace.elementwise["update"] += parameter.numel() * parameter.requires_grad
 
-    def _count_linear(self, module: nn.Module, parameter: nn.Parameter, needs_gradient: bool, elements: int) -> None:
+    def _count_linear(
+        self, module: nn.Module, name: str, parameter: nn.Parameter, needs_gradient: bool, elements: int
+    ) -> None:
         """A matrix that an operator of its own multiplies, in 8 bits for instance, counts as what it stands for."""
         inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
         if not (isinstance(inputs, int) and isinstance(outputs, int)):
             by = self._opaque.get(parameter, "something that torch does not see")
             raise PluginError(
                 f"The cost of layer '{self._names[module]}' ({type(module).__name__}) cannot be observed: {by} uses "
-                f"its weight of shape {tuple(parameter.shape)}. Expected operators of torch, or a layer with "
-                "in_features and out_features."
+                f"its parameter '{name}' of shape {tuple(parameter.shape)}. Expected operators of torch, or a layer "
+                "with in_features and out_features."
             )
         flops = 2 * elements * outputs
         role = self._roles[parameter]
@@ -244,5 +304,19 @@ def _is_matrix(tensor: Tensor) -> bool:
     return sum(size > 1 for size in tensor.shape) >= 2
 
 
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def _nodes_behind(output: Tensor) -> set[Node]:
+    """What a backward pass from there runs through."""
+    reached: set[Node] = set()
+    waiting = [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in reached:
+            reached.add(node)
+            waiting.extend(following for following, _ in node.next_functions)
+    return reached
+
+
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor._values()
+    return StorageWeakRef(tensor.untyped_storage())

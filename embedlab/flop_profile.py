@@ -44,6 +44,7 @@ def observe(
         PluginError: if a layer computes in a way that cannot be seen; it is named.
     """
     roles = _roles(model, set(backbone_parameters))
+    max_length = max(max_length, 1 + SHORT_LENGTHS[-1])  # not one of those
     with visible_attention(model):
         shortest = _trace(model, roles, SHORT_LENGTHS[0])
         with during_longest or nullcontext():
@@ -52,7 +53,7 @@ def observe(
         if _is_plain(traces):  # what two lengths agree on needs no third
             return _profile(model, roles, _extrapolated(traces))
         traces |= {length: _trace(model, roles, length) for length in SHORT_LENGTHS[1:]}
-        found = _profile(model, roles, traces)
+        found = _profile(model, roles, traces, two_texts=_trace(model, roles, SHORT_LENGTHS[0], num_texts=2))
         expected = _total(longest)
         if abs(found.algorithmic(_one(max_length)) - expected) <= 0.001 * expected:
             return found
@@ -64,10 +65,10 @@ def _is_plain(traces: Mapping[int, Trace]) -> bool:
     """Whether weights cost in proportion to a text's length, attention to its square, and nothing else costs."""
     (short, first), (long, second) = traces.items()
     return (
-        not first.folding
+        not first.reparametrisation
         and first.weights.keys() == second.weights.keys()
         and all(long * flops == short * second.weights[key] for key, flops in first.weights.items())
-        and long**2 * first.mixing == short**2 * second.mixing
+        and long**2 * first.attention == short**2 * second.attention
     )
 
 
@@ -78,7 +79,7 @@ def _extrapolated(traces: Mapping[int, Trace]) -> dict[int, Trace]:
         length: replace(
             first,
             weights={key: flops * length // SHORT_LENGTHS[0] for key, flops in first.weights.items()},
-            mixing=first.mixing * length**2 // SHORT_LENGTHS[0] ** 2,
+            attention=first.attention * length**2 // SHORT_LENGTHS[0] ** 2,
         )
         for length in SHORT_LENGTHS
     }
@@ -128,25 +129,30 @@ def _roles(model: nn.Module, of_backbone: set[nn.Parameter]) -> dict[nn.Paramete
     return roles
 
 
-def _trace(model: nn.Module, roles: Mapping[nn.Parameter, str], length: int) -> Trace:
-    tokens_BL = torch.zeros(1, length, dtype=torch.int64, device=next(model.parameters()).device)
+def _trace(model: nn.Module, roles: Mapping[nn.Parameter, str], length: int, num_texts: int = 1) -> Trace:
+    tokens_BL = torch.zeros(num_texts, length, dtype=torch.int64, device=next(model.parameters()).device)
     mask_BL = torch.ones_like(tokens_BL)
     observer = Observer(model, roles, [tokens_BL, mask_BL])
     torch.clear_autocast_cache()  # the observer has to see what the low-precision copies of weights are made of
-    with torch.random.fork_rng(devices=[]), observer.watching():
-        model(input_ids=tokens_BL, attention_mask=mask_BL)
-    return observer.trace
+    with torch.random.fork_rng(devices=[]):
+        return observer.watch(lambda: model(input_ids=tokens_BL, attention_mask=mask_BL).last_hidden_state)
 
 
 def _total(trace: Trace) -> int:
-    return sum(trace.weights.values()) + trace.mixing + trace.folding
+    return sum(trace.weights.values()) + trace.attention + trace.reparametrisation
 
 
 def _one(length: int) -> np.ndarray:
     return np.array([length])
 
 
-def _profile(model: nn.Module, roles: Mapping[nn.Parameter, str], traces: Mapping[int, Trace]) -> FlopProfile:
+def _profile(
+    model: nn.Module,
+    roles: Mapping[nn.Parameter, str],
+    traces: Mapping[int, Trace],
+    two_texts: Trace | None = None,
+) -> FlopProfile:
+    """Of three short texts, and of two texts at once where products of weights with each other cost something."""
     short = {length: traces[length] for length in SHORT_LENGTHS}
     passes: dict[str, dict[str, float]] = defaultdict(dict)
     border, squares = 0.0, 0.0
@@ -154,8 +160,11 @@ def _profile(model: nn.Module, roles: Mapping[nn.Parameter, str], traces: Mappin
         constant, linear, square = fitted({length: trace.weights[key] for length, trace in short.items()})
         passes[key[0]][key[1]] = linear // 2 if linear % 2 == 0 else linear / 2
         border, squares = border + constant, squares + square
-    constant, linear, square = fitted({length: trace.mixing for length, trace in short.items()})
-    a_call, a_folded_token, _ = fitted({length: trace.folding for length, trace in short.items()})
+    constant, linear, square = fitted({length: trace.attention for length, trace in short.items()})
+    once, a_token, _ = fitted({length: trace.reparametrisation for length, trace in short.items()})
+    if two_texts is not None:  # what each text of a call adds, a weight that is made anew for every text, say
+        a_text = two_texts.reparametrisation - short[SHORT_LENGTHS[0]].reparametrisation - a_token * SHORT_LENGTHS[0]
+        border, once = border + a_text, once - a_text
     numbers = {parameter: parameter.numel() for parameter in roles}
     for module in model.modules():  # packed into bytes, a quantised matrix has fewer elements than entries
         for parameter in module.parameters(recurse=False):
@@ -168,8 +177,8 @@ def _profile(model: nn.Module, roles: Mapping[nn.Parameter, str], traces: Mappin
         trainable_parameters=sum(n for p, n in numbers.items() if p.requires_grad),
         **{role: Passes(**passes[role]) for role in _ROLES},
         elementwise=Passes(**traces[SHORT_LENGTHS[0]].elementwise),
-        mixing=Cost(per_text=constant, per_token=linear, per_squared_token=square),
-        overhead=Cost(per_text=border, per_squared_token=squares, per_token=a_folded_token, per_call=a_call),
+        attention=Cost(per_text=constant, per_token=linear, per_squared_token=square),
+        overhead=Cost(per_text=border, per_squared_token=squares, per_token=a_token, per_call=once),
     )
 
 
@@ -180,6 +189,6 @@ def _measured(found: FlopProfile, traces: Mapping[int, Trace]) -> FlopProfile:
     for (role, name), flops in traces[longest].weights.items():
         passes[role][name] = flops / (2 * longest)
     weights: dict[str, Any] = {role: Passes(**passes[role]) for role in _ROLES}
-    without = replace(found, **weights, mixing=Cost(), overhead=Cost())
+    without = replace(found, **weights, attention=Cost(), overhead=Cost())
     rest = tuple((length, _total(trace) - without.algorithmic(_one(length))) for length, trace in traces.items())
-    return replace(without, mixing=Cost(measured=rest))
+    return replace(without, attention=Cost(measured=rest))

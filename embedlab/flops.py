@@ -96,7 +96,7 @@ class FlopProfile:
         head: the unembedding, where the model has one.
         elementwise: weights that only scale or shift (norms, biases, gates), outside tables and unembedding. They cost
             no matrix product; the paper's convention counts them as if they did.
-        mixing: products of activations with each other, forward and backward: softmax attention, for most models.
+        attention: products of activations with each other, forward and backward: softmax attention, for most models.
         overhead: what matrices cost besides a token's share: convolutions' borders, products of weights.
     """
 
@@ -109,7 +109,7 @@ class FlopProfile:
     embeddings: Passes
     head: Passes
     elementwise: Passes
-    mixing: Cost
+    attention: Cost
     overhead: Cost = field(default_factory=Cost)
 
     @classmethod
@@ -139,15 +139,15 @@ class FlopProfile:
     @property
     def by_measurement(self) -> bool:
         """Whether the model has no softmax attention, so that its cost is what was measured at some lengths."""
-        return bool(self.mixing.measured) or not self.mixing.per_squared_token
+        return bool(self.attention.measured) or not self.attention.per_squared_token
 
-    def algorithmic(self, lengths_U: np.ndarray, *, mixing: bool = True) -> int:
+    def algorithmic(self, lengths_U: np.ndarray, *, attention: bool = True) -> int:
         """FLOPs of one training step over texts with these lengths, padding and recomputation left out.
 
-        2 (N_F + N_B + N_U) a token, plus attention (without: ``mixing=False``).
+        2 (N_F + N_B + N_U) a token, plus attention (without: ``attention=False``).
         """
         flops = round(self.matrices.flops_per_token * int(lengths_U.sum())) + self.overhead.of(lengths_U)
-        return flops + self.mixing.of(lengths_U) if mixing else flops
+        return flops + self.attention.of(lengths_U) if attention else flops
 
     def paper_flops_per_token(self) -> float:
         """The convention of Ziarko et al. 2024, arXiv:2406.04165: no tables, no attention, no recomputation.

@@ -47,13 +47,13 @@ def profile(**changes: object) -> FlopProfile:
         "elementwise": Passes(5, 4, 3),
     }
     sizes = {"parameters": 200, "embedding_parameters": 60, "added_parameters": 30, "trainable_parameters": 40}
-    return FlopProfile(**{**sizes, **passes, "mixing": Cost(per_squared_token=2), **changes})  # type: ignore[arg-type]
+    return FlopProfile(**{**sizes, **passes, "attention": Cost(per_squared_token=2), **changes})  # type: ignore[arg-type]
 
 
 def test_the_algorithmic_count_is_two_for_each_weight_and_pass_and_attention() -> None:
     lengths = np.array([3, 4])
     without = 2 * (110 + 99 + 90) * 7
-    assert profile().algorithmic(lengths, mixing=False) == without
+    assert profile().algorithmic(lengths, attention=False) == without
     assert profile().algorithmic(lengths) == without + 2 * (9 + 16)
 
 
@@ -66,7 +66,7 @@ def test_the_backbones_parameters_are_without_tables_and_adapters() -> None:
 
 
 def test_a_profile_can_be_written_as_json() -> None:
-    assert json.loads(json.dumps(asdict(profile())))["mixing"]["per_squared_token"] == 2
+    assert json.loads(json.dumps(asdict(profile())))["attention"]["per_squared_token"] == 2
 
 
 def test_an_account_keeps_its_counts_and_takes_its_budget_from_elsewhere() -> None:
