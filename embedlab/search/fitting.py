@@ -10,22 +10,23 @@ parameters are so correlated that few starts end at the same place. Names end in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares, minimize, nnls
+from scipy.optimize import nnls
 
 from embedlab.errors import ConfigError
+from embedlab.search.descent import least_huber, least_squares
 from embedlab.search.laws import Law, Points
 
 HUBER_DELTA = 1e-3
 """In log loss. Residuals above it count by their size, not by its square; of runs without noise, all are below it."""
 
-_MIN_STARTS = 16
+_NUM_STARTS = 16
+_ROUGH_RUNS = 250  # that the starts descend on; the best end goes on with all
 # Relative changes of the objective at which a descent ends: of each start, by method, and of the best.
 _ROUGH_SQUARES, _ROUGH_HUBER, _EXACT = 1e-9, 1e-12, 1e-15
 _SAME_BASIN = 1e-3  # of the objective
@@ -107,7 +108,7 @@ class Fit:
         objective: the sum of Huber losses.
         num_runs: that it was fitted to.
         num_starts: that were tried.
-        num_in_basin: how many of them ended at this objective.
+        num_in_basin: how many of them ended at the lowest objective that any of them did.
         at_bound: parameters that stand at a bound, so that the data do not say what they are.
         huber_delta: of the objective; None for least squares.
         in_log: whether its residuals are of log loss.
@@ -178,6 +179,7 @@ def fit(
     weights_P: np.ndarray | None = None,
     starts: Sequence[np.ndarray] | None = None,
     fixed: Mapping[int, float] | None = None,
+    tolerance: float = _EXACT,
 ) -> Fit:
     """The parameters with the least objective of all starts.
 
@@ -190,6 +192,7 @@ def fit(
         starts: vectors like ``Fit.theta_K`` of the same runs; by default from the law's shapes, the coefficients
             by non-negative least squares (variable projection).
         fixed: entries of ``Fit.theta_K`` that are not fitted.
+        tolerance: relative change of the objective at which the last descent ends.
 
     Raises:
         ConfigError: if there are too few runs, sizes or amounts of data.
@@ -204,28 +207,38 @@ def fit(
 
     fixed = {} if fixed is None else fixed
     free_F = [number for number in range(len(bounds)) if number not in fixed]
+    of_free = [bounds[number] for number in free_F]
     theta_K = starts[0].copy()
     for number, value in fixed.items():
         theta_K[number] = value
 
-    def residuals(free_theta_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        theta_K[free_F] = free_theta_F
-        predicted_P, jacobian_KP = _log_loss(law, theta_K, points)
-        if in_log:
-            return predicted_P - log_loss_P, jacobian_KP[free_F]
-        return np.exp(predicted_P) - runs.loss_P, jacobian_KP[free_F] * np.exp(predicted_P)
-
-    of_free = [bounds[number] for number in free_F]
-
-    def descent(start_F: np.ndarray, tolerance: float) -> tuple[np.ndarray, float]:
-        if huber_delta is None:
-            return _least_squares(residuals, start_F, weights_P, of_free, tolerance)
-        return _least_huber(residuals, start_F, weights_P, of_free, tolerance, huber_delta)
-
     rough = _ROUGH_SQUARES if huber_delta is None else _ROUGH_HUBER
-    ends = [descent(start[free_F], rough) for start in starts]
-    theta_F, least = descent(min(ends, key=lambda end: end[1])[0], _EXACT)
+
+    def descent(start_F: np.ndarray, tolerance: float, some_P: np.ndarray | slice) -> tuple[np.ndarray, float]:
+        of_some, measured_P = points.where(some_P), runs.loss_P[some_P]
+
+        def residuals(free_theta_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            theta_K[free_F] = free_theta_F
+            predicted_P, jacobian_KP = _log_loss(law, theta_K, of_some)
+            if in_log:
+                return predicted_P - log_loss_P[some_P], jacobian_KP[free_F]
+            return np.exp(predicted_P) - measured_P, jacobian_KP[free_F] * np.exp(predicted_P)
+
+        if huber_delta is None:
+            return least_squares(residuals, start_F, weights_P[some_P], of_free, tolerance)
+        near = tolerance != rough
+        return least_huber(residuals, start_F, weights_P[some_P], of_free, tolerance, huber_delta, near=near)
+
+    everything = slice(None)
+    if len(starts) == 1:
+        ends = [descent(starts[0][free_F], tolerance, everything)]
+        theta_F, least = ends[0]
+    else:
+        some_P = _some(len(runs))
+        ends = [descent(start[free_F], rough, some_P) for start in starts]
+        theta_F, least = descent(min(ends, key=lambda end: end[1])[0], tolerance, everything)
     theta_K[free_F] = theta_F
+    lowest = min(end[1] for end in ends)
     return Fit(
         law=law,
         theta_K=theta_K,
@@ -235,11 +248,18 @@ def fit(
         objective=least,
         num_runs=len(runs),
         num_starts=len(starts),
-        num_in_basin=sum(end[1] <= (1 + _SAME_BASIN) * least + _NO_NOISE for end in ends),
+        num_in_basin=sum(end[1] <= (1 + _SAME_BASIN) * lowest + _NO_NOISE for end in ends),
         at_bound=_at_bound(law, theta_K, bounds),
         huber_delta=huber_delta,
         in_log=in_log,
     )
+
+
+def _some(num_runs: int) -> np.ndarray | slice:
+    """A fixed random choice of the runs, where there are many."""
+    if num_runs <= _ROUGH_RUNS:
+        return slice(None)
+    return np.random.default_rng(0).choice(num_runs, _ROUGH_RUNS, replace=False)
 
 
 def _at_bound(law: Law, theta_K: np.ndarray, bounds: list[tuple[float, float]]) -> tuple[str, ...]:
@@ -292,77 +312,20 @@ def _log_loss(law: Law, theta_K: np.ndarray, points: Points) -> tuple[np.ndarray
     return largest_P + np.log(total_P), np.concatenate([share_TP, by_shape_SP])
 
 
-Residuals = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Of parameters: the residual of each run, and their gradients."""
-
-
-def _least_huber(
-    residuals: Residuals,
-    start_K: np.ndarray,
-    weights_P: np.ndarray,
-    bounds: list[tuple[float, float]],
-    tolerance: float,
-    delta: float,
-) -> tuple[np.ndarray, float]:
-    """The parameters with the least sum of Huber losses that a descent from a start finds, and that sum."""
-
-    def objective(
-        theta_K: np.ndarray,
-    ) -> tuple[float, np.ndarray]:  # in units of delta
-        residual_P, jacobian_KP = residuals(theta_K)
-        slope_P = np.clip(residual_P, -delta, delta)
-        value_P = slope_P * (residual_P - 0.5 * slope_P)
-        return float(weights_P @ value_P) / delta, jacobian_KP @ (weights_P * slope_P) / delta
-
-    options = {"maxiter": 5000, "maxfun": 20000, "ftol": tolerance, "gtol": 1e-10}
-    end = minimize(objective, start_K, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    return end.x, float(end.fun) * delta
-
-
-def _least_squares(
-    residuals: Residuals,
-    start_K: np.ndarray,
-    weights_P: np.ndarray,
-    bounds: list[tuple[float, float]],
-    tolerance: float,
-) -> tuple[np.ndarray, float]:
-    """The same for half the sum of squares, which has a faster method."""
-    roots_P = np.sqrt(weights_P)
-    low_K, high_K = np.array(bounds).T
-
-    def descent(start_K: np.ndarray, **options: Any) -> tuple[np.ndarray, float]:
-        end = least_squares(
-            lambda theta_K: roots_P * residuals(theta_K)[0],
-            start_K,
-            jac=lambda theta_K: (roots_P * residuals(theta_K)[1]).T,
-            x_scale="jac",
-            ftol=tolerance,
-            xtol=tolerance,
-            gtol=tolerance,
-            max_nfev=2000,
-            **options,
-        )
-        return end.x, float(end.cost)
-
-    start_K = np.clip(start_K, low_K, high_K)
-    with np.errstate(over="ignore", invalid="ignore"):
-        theta_K, least = descent(start_K, method="lm")  # knows no bounds, and is several times faster
-    if np.isfinite(least) and ((low_K <= theta_K) & (theta_K <= high_K)).all():
-        return theta_K, least
-    return descent(start_K, bounds=(low_K, high_K))
-
-
 def _bounds(law: Law, log_loss: float) -> list[tuple[float, float]]:
     of_coefficients = (log_loss + np.log(_VANISHING), log_loss + np.log(_LARGE))
     return [*(of_coefficients for _ in law.coefficients), *((shape.low, shape.high) for shape in law.shapes)]
 
 
 def _starts(law: Law, points: Points, loss_P: np.ndarray) -> list[np.ndarray]:
-    """For each combination of shapes the coefficients by least squares; with few of those, for some constants too."""
+    """For each combination of shapes the coefficients by least squares; with few of those, for some constants too.
+
+    Of them those that are nearest to the losses.
+    """
     grid = [np.array(values) for values in product(*(shape.starts for shape in law.shapes))]
     constants: list[float | None] = [None, 0.9, 0.5, 0.1]
     starts = []
-    for constant in constants[: -(-_MIN_STARTS // len(grid))]:
+    for constant in constants[: -(-_NUM_STARTS // len(grid))]:
         for shape_S in grid:
             basis_TP = np.exp(law.terms(shape_S, points).log_TP)
             if constant is None:
@@ -373,4 +336,6 @@ def _starts(law: Law, points: Points, loss_P: np.ndarray) -> list[np.ndarray]:
                 coefficients_T = np.array([fixed, *others_T])
             floor = 1e-3 * loss_P.mean()
             starts.append(np.concatenate([np.log(np.maximum(coefficients_T, floor)), shape_S]))
-    return starts
+    log_loss_P = np.log(loss_P)
+    starts.sort(key=lambda theta_K: float(np.abs(_log_loss(law, theta_K, points)[0] - log_loss_P).sum()))
+    return starts[:_NUM_STARTS]

@@ -34,6 +34,10 @@ class Points:
     log_tokens_P: np.ndarray
     log_passes_P: np.ndarray
 
+    def where(self, some_P: np.ndarray | slice) -> Points:
+        """Those that indices select."""
+        return Points(self.log_parameters_P[some_P], self.log_tokens_P[some_P], self.log_passes_P[some_P])
+
 
 class Shape(NamedTuple):
     """A parameter that a law is not linear in.

@@ -21,6 +21,7 @@ from embedlab.errors import ConfigError
 from embedlab.search.fitting import Fit, Runs, fit
 
 NUM_REPLICATES = 1000
+_TOLERANCE = 1e-10  # relative, of a replicate's objective: far less than replicates differ by
 
 
 class Interval(NamedTuple):
@@ -106,6 +107,7 @@ def bootstrap(estimate: Fit, runs: Runs, *, num_replicates: int = NUM_REPLICATES
                 in_log=estimate.in_log,
                 weights_P=drawn[family_P].astype(float),
                 starts=[estimate.theta_K],
+                tolerance=_TOLERANCE,
             )
         )
     num_free = max(1, len(runs) - len(estimate.theta_K))
