@@ -43,6 +43,7 @@ from embedlab.flop_table import Shape, flop_rows, print_rows
 from embedlab.ladder import default_rung_config, ensure_rung, pretrain
 from embedlab.method import FineTuningMethod
 from embedlab.module import EmbeddingModule
+from embedlab.search.commands import recipe_command
 
 LADDER = "ladder:"
 # What a configuration of fit holds and no FLOP depends on.
@@ -264,6 +265,21 @@ def _function(command: Callable[..., None]) -> Callable[[Sequence[str]], None]:
     return run
 
 
+def _planning(command: Callable[[ArgumentParser, Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
+    """A command of ``embedlab.search``, with this parser's errors."""
+
+    def run(arguments: Sequence[str]) -> None:
+        command(_ErrorParser(prog=f"embedlab {arguments[0]}"), [_underscored(word) for word in arguments[1:]])
+
+    return run
+
+
+def _underscored(word: str) -> str:
+    """`--max-memory` is `--max_memory`."""
+    name, equals, value = word.partition("=")
+    return (f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name) + equals + value
+
+
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "fit": ("train an embedding model", _train),
     "validate": ("evaluate a checkpoint on the validation sets", _train),
@@ -272,6 +288,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "export": ("write a checkpoint as a Sentence-Transformers folder", _function(export)),
     "pretrain": ("pre-train a ladder of small language models from raw text", _function(pretrain)),
     "flops": ("show what training costs, without training", _flops),
+    "recipe": ("say what to train with a budget, from finished runs", _planning(recipe_command)),
     "methods": ("list the registered fine-tuning methods", _function(methods)),
 }
 

@@ -28,7 +28,7 @@ HUBER_DELTA = 1e-3
 _NUM_STARTS = 16
 _ROUGH_RUNS = 250  # that the starts descend on; the best end goes on with all
 # Relative changes of the objective at which a descent ends: of each start, by method, and of the best.
-_ROUGH_SQUARES, _ROUGH_HUBER, _EXACT = 1e-9, 1e-12, 1e-15
+_ROUGH_SQUARES, _ROUGH_HUBER, _EXACT = 1e-9, 1e-9, 1e-15
 _SAME_BASIN = 1e-3  # of the objective
 _NO_NOISE = 1e-15  # an objective this small is none
 _VANISHING = 1e-6  # a coefficient this small, in units of the mean loss, is a term that is not there

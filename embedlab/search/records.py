@@ -9,16 +9,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-import numpy as np
-
 from embedlab.errors import RecordError
-from embedlab.search.fitting import Runs
 
 FILE = "record.json"
 SCHEMA = 1
@@ -227,36 +224,3 @@ class Ledger:
             found[record.run_id] = path
             records.append(record)
         return records
-
-
-def runs_of(records: Iterable[RunRecord]) -> Runs:
-    """What laws are fitted to, of the runs that have not failed.
-
-    Raises:
-        RecordError: if the losses are of different definitions, or no run is left.
-    """
-    fitted = [record for record in records if record.left_out is None]
-    if not fitted:
-        raise RecordError("No run is finished with a finite loss, so there is nothing to fit.")
-    by_definition: dict[LossDefinition, list[str]] = {}
-    for record in fitted:
-        by_definition.setdefault(record.loss_definition, []).append(record.run_id)
-    if len(by_definition) > 1:
-        (one, its), (other, others) = list(by_definition.items())[:2]
-        differ = [f.name for f in fields(one) if getattr(one, f.name) != getattr(other, f.name)]
-        described = "; ".join(f"{name} {getattr(one, name)} and {getattr(other, name)}" for name in differ)
-        raise RecordError(
-            f"Losses of different definitions cannot be compared: {described} ({len(its)} runs like {its[0]}, "
-            f"{len(others)} like {others[0]}). Fit them apart."
-        )
-    tokens_P = np.array([record.tokens for record in fitted], dtype=float)
-    passes_P = np.array([max(1.0, record.pairs / record.unique_pairs) for record in fitted])
-    _, family_P = np.unique([record.family for record in fitted], return_inverse=True)
-    return Runs(
-        parameters_P=np.array([record.nonembedding_parameters for record in fitted], dtype=float),
-        tokens_P=tokens_P,
-        loss_P=np.array([record.loss for record in fitted]),
-        unique_tokens_P=tokens_P / passes_P,
-        family_P=family_P,
-        flops_P=np.array([record.flops_algorithmic for record in fitted], dtype=float),
-    )

@@ -18,6 +18,8 @@ from embedlab.search.laws import Law
 HELD_OUT = (1, 2, 3)
 """Budgets that are held out, the largest first."""
 
+_HARDLY = 0.05  # of squared errors: a law that has another as a limit may differ from it by as little
+
 
 @dataclass(frozen=True)
 class HoldOut:
@@ -29,6 +31,7 @@ class HoldOut:
         root_mean_square: of log predicted less log measured.
         bias: its mean: above 0 where the prediction is too high.
         largest: of its absolute values.
+        errors: all of them, in the order of the runs.
     """
 
     num_budgets: int
@@ -36,6 +39,7 @@ class HoldOut:
     root_mean_square: float
     bias: float
     largest: float
+    errors: tuple[float, ...]
 
 
 def hold_out(law: Law, runs: Runs, num_budgets: int, *, huber_delta: float | None = HUBER_DELTA) -> HoldOut | None:
@@ -55,6 +59,7 @@ def hold_out(law: Law, runs: Runs, num_budgets: int, *, huber_delta: float | Non
         root_mean_square=float(np.sqrt(np.mean(errors**2))),
         bias=float(errors.mean()),
         largest=float(np.abs(errors).max()),
+        errors=tuple(errors.tolist()),
     )
 
 
@@ -87,3 +92,30 @@ def choices(laws: Sequence[Law], runs: Runs, *, huber_delta: float | None = HUBE
         error = float(np.mean(errors)) if law in possible else np.inf
         ranked.append(Choice(law, tuple(one for one in found if one is not None), error))
     return sorted(ranked, key=lambda choice: choice.error)
+
+
+def preferred(ranked: Sequence[Choice], laws: Sequence[Law]) -> Choice:
+    """The first of the laws that is not told to be worse than the best one, by the rule of one standard error.
+
+    A few held-out runs rank laws almost by chance: one that is preferred for other reasons gives way only to a law
+    whose squared errors are smaller by more than the standard error of that difference (Breiman et al. 1984, 3.4.3).
+
+    Args:
+        ranked: choices between them, the best first.
+        laws: the preferred ones first.
+    """
+    best = ranked[0]
+    by_law = {choice.law: choice for choice in ranked}
+    for law in laws:
+        choice = by_law[law]
+        if not np.isfinite(choice.error) and np.isfinite(best.error):
+            continue
+        common = min(len(choice.hold_outs), len(best.hold_outs))
+        if common == 0:
+            return choice
+        own, least = (np.square(one.hold_outs[common - 1].errors) for one in (choice, best))
+        more = own - least
+        by_chance = more.std(ddof=1) / np.sqrt(len(more)) if len(more) > 1 else np.inf
+        if more.mean() <= max(by_chance, _HARDLY * least.mean()):
+            return choice
+    return best

@@ -3,56 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import resource
 import signal
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
+from run_records import record
 
 from embedlab.errors import RecordError
-from embedlab.search.records import FILE, Ledger, LossDefinition, RunRecord, read_record, runs_of, write_record
-
-DEFINITION = LossDefinition(loss="InfoNCE", temperature=0.05, candidates=256, evaluation_set="arxiv 1a2b")
-
-
-def record(number: int = 0, **values: Any) -> RunRecord:
-    return replace(
-        RunRecord(
-            run_id=f"run-{number}",
-            status="finished",
-            backbone="ladder:r0",
-            method="LoRA",
-            method_options={"rank": 8},
-            parameters=281_152,
-            nonembedding_parameters=150_080,
-            forward_weights=147_456.0,
-            backward_weights=147_456.0,
-            update_weights=4_096.0,
-            tokens=100_000 + number,
-            padded_tokens=104_000,
-            pairs=2_560,
-            unique_pairs=1_280,
-            batch_size=128,
-            max_length=64,
-            learning_rate=3e-3,
-            schedule="WarmupCosine",
-            seed=0,
-            data_hash="3c4d",
-            loss_definition=DEFINITION,
-            loss=2.5,
-            flops_algorithmic=10**11,
-            flops_executed=12 * 10**10,
-            seconds=12.5,
-            device="cpu x 1",
-        ),
-        **values,
-    )
+from embedlab.search.records import FILE, Ledger, read_record, write_record
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -124,31 +86,6 @@ def test_a_ledger_is_all_records_below_its_folders(tmp_path: Path) -> None:
         ledger.records()
     with pytest.raises(RecordError, match="no folder"):
         Ledger([tmp_path / "nowhere"]).records()
-
-
-def test_runs_are_the_finished_ones_with_their_repetition_and_family() -> None:
-    trunk = record(1, tokens=50_000, pairs=1_000)
-    records = [
-        record(0),
-        trunk,
-        record(2, parent_run_id="run-1", branch_step=5),
-        record(3, loss=math.nan, status="diverged"),
-        record(4, status="failed"),
-    ]
-    assert [one.left_out for one in records] == [None, None, None, "diverged", "failed"]
-    runs = runs_of(records)
-    np.testing.assert_array_equal(runs.tokens_P, [100_000, 50_000, 100_002])
-    assert runs.unique_tokens_P is not None and runs.family_P is not None
-    np.testing.assert_allclose(runs.unique_tokens_P, [50_000, 50_000, 50_001])
-    assert runs.family_P[0] != runs.family_P[1] == runs.family_P[2]
-
-
-def test_losses_of_different_definitions_are_not_mixed() -> None:
-    other = record(1, loss_definition=replace(DEFINITION, temperature=0.02))
-    with pytest.raises(RecordError, match=r"temperature 0.05 and 0.02 \(1 runs like run-0, 1 like run-1\)"):
-        runs_of([record(), other])
-    with pytest.raises(RecordError, match="nothing to fit"):
-        runs_of([record(status="failed")])
 
 
 def test_ten_thousand_records_load_in_two_seconds(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from embedlab.search.fitting import Runs
 from embedlab.search.laws import Chinchilla, Law, Multiplicative, Rectified
-from embedlab.search.validation import choices, hold_out
+from embedlab.search.validation import Choice, HoldOut, choices, hold_out, preferred
 from tables import TRUTHS, chinchilla_runs, made, needs_shared
 
 
@@ -56,6 +56,23 @@ def test_too_few_budgets_leave_a_law_without_a_hold_out() -> None:
     assert hold_out(law, one_budget, 1) is None
     (choice,) = choices([law], one_budget)
     assert choice.hold_outs == () and choice.error == np.inf
+
+
+def judged(law: Law, *errors: float) -> Choice:
+    rms = float(np.sqrt(np.mean(np.square(errors))))
+    return Choice(law, (HoldOut(1, len(errors), rms, float(np.mean(errors)), max(errors), errors),), rms)
+
+
+def test_a_preferred_law_gives_way_only_to_one_that_is_clearly_better() -> None:
+    sum_, product = Chinchilla(), Multiplicative()
+    clearly = [judged(product, 0.01, 0.01, 0.011), judged(sum_, 0.02, 0.021, 0.02)]
+    assert preferred(clearly, [sum_, product]).law is product
+    by_chance = [judged(product, 0.01, 0.02, 0.01), judged(sum_, 0.005, 0.03, 0.005)]
+    assert preferred(by_chance, [sum_, product]).law is sum_
+    one_run = [judged(product, 0.01), judged(sum_, 0.02)]
+    assert preferred(one_run, [sum_, product]).law is sum_, "one run tells nothing"
+    impossible = [judged(product, 0.01, 0.02), Choice(sum_, (), np.inf)]
+    assert preferred(impossible, [sum_, product]).law is product
 
 
 @needs_shared

@@ -1,0 +1,162 @@
+"""A law for each method, chosen, fitted and doubted: what every plan rests on.
+
+Names end in their axes:
+
+    R  replicates      C  configurations
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from embedlab.errors import ConfigError
+from embedlab.search.fitting import HUBER_DELTA, Fit, Runs, fit
+from embedlab.search.isoflop import has_interior_optimum
+from embedlab.search.laws import Chinchilla, Law, Multiplicative, Rectified, Repeated
+from embedlab.search.observations import Observation, runs_of
+from embedlab.search.uncertainty import NUM_REPLICATES, Replicates, bootstrap
+from embedlab.search.validation import Choice, choices, preferred
+
+_SEED_OF_ERRORS = 1
+_REPEATS = 1.5  # passes over the data, in some run, from which on their worth can be fitted
+
+
+@dataclass(frozen=True)
+class MethodLaw:
+    """What the runs of one method say.
+
+    Attributes:
+        method: its name.
+        observations: the runs.
+        choices: the laws that were tried, the one that was taken first.
+        replicates: of the best one's fit.
+        held_out_error: by which it is off, as a share of the loss (root mean square), one, two and three budgets beyond
+            what it was fitted to, as far as the runs allow that; empty if they do not.
+    """
+
+    method: str
+    observations: tuple[Observation, ...]
+    choices: tuple[Choice, ...]
+    replicates: Replicates
+    held_out_error: tuple[float, ...]
+
+    @property
+    def fit(self) -> Fit:
+        """Of the law to all runs."""
+        return self.replicates.fit
+
+    @property
+    def runs(self) -> Runs:
+        """The numbers of its observations."""
+        return runs_of(self.observations)
+
+    @property
+    def largest_flops(self) -> float:
+        """Of its runs."""
+        return max(row.flops for row in self.observations)
+
+    def flops_per_token(self, parameters_C: np.ndarray) -> np.ndarray:
+        """What its runs cost, at any size: between sizes along the line through their logarithms."""
+        by_size: dict[float, list[float]] = {}
+        for row in self.observations:
+            by_size.setdefault(row.parameters, []).append(row.flops / row.tokens)
+        sizes = np.array(sorted(by_size))
+        # Per parameter it hardly changes, so beyond the sizes of the runs it is taken to stay.
+        per_parameter = np.array([np.median(by_size[size]) / size for size in sizes])
+        return np.asarray(parameters_C * np.exp(np.interp(np.log(parameters_C), np.log(sizes), np.log(per_parameter))))
+
+    def error_at(self, flops: float) -> float:
+        """By which a prediction at this budget may be off, as a share of the loss, besides the noise of the runs.
+
+        The hold-out's error as many budgets beyond the runs as this is, each being twice the one before; within them
+        that of one budget.
+        """
+        if not self.held_out_error:
+            return 0.0
+        beyond = int(np.ceil(np.log2(max(1.0, flops / self.largest_flops))))
+        return max(self.held_out_error[: max(1, beyond)])
+
+    def log_losses(
+        self, parameters_C: np.ndarray, tokens_C: np.ndarray, flops: float, unique_tokens: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms of predicted losses: (C,) by the fit, and (R, C) as they might be, hold-out errors in them."""
+        unique_C = None if unique_tokens is None else np.minimum(tokens_C, unique_tokens)
+        estimate_C, log_RC = self.replicates.quantity(lambda one: np.log(one.loss(parameters_C, tokens_C, unique_C)))
+        # A law that is off is off for neighbouring configurations alike.
+        generator = np.random.default_rng([_SEED_OF_ERRORS, *self.method.encode()])
+        off_R = self.error_at(flops) * generator.standard_normal(len(log_RC))
+        return estimate_C, log_RC + off_R[:, None]
+
+
+def laws_to_try(runs: Runs) -> list[Law]:
+    """The laws that these runs can tell apart, sums first, whose best size is neither the least nor the largest.
+
+    A product of powers has its best size at an end, so it is not tried where the runs show it in between.
+    """
+    one_size = len(np.unique(runs.parameters_P)) == 1
+    laws: list[Law] = [Rectified(one_model=True)] if one_size else [Chinchilla(), Rectified()]
+    if not one_size and not has_interior_optimum(runs):
+        laws.append(Multiplicative())
+    unique_P = runs.tokens_P if runs.unique_tokens_P is None else runs.unique_tokens_P
+    if (runs.tokens_P > _REPEATS * unique_P).any():
+        laws = [Repeated(law) for law in laws]
+    return laws
+
+
+def law_of(
+    method: str,
+    observations: Sequence[Observation],
+    *,
+    huber_delta: float | None = HUBER_DELTA,
+    num_replicates: int = NUM_REPLICATES,
+    seed: int = 0,
+) -> MethodLaw:
+    """Chooses a law by hold-out, fits it to all runs and draws them anew.
+
+    Raises:
+        ConfigError: if there are too few runs, sizes or amounts of data for any law.
+    """
+    runs = runs_of(observations)
+    laws = laws_to_try(runs)
+    ranked = choices(laws, runs, huber_delta=huber_delta)
+    first = preferred(ranked, laws)
+    tried = (first, *(choice for choice in ranked if choice is not first))
+    refusal: ConfigError | None = None
+    for choice in tried:
+        try:
+            found = fit(choice.law, runs, huber_delta=huber_delta)
+        except ConfigError as error:
+            refusal = refusal or error
+            continue
+        errors = tuple(held.root_mean_square for held in choice.hold_outs)
+        replicates = bootstrap(found, runs, num_replicates=num_replicates, seed=seed)
+        in_order = (choice, *(other for other in tried if other is not choice))
+        return MethodLaw(method, tuple(observations), in_order, replicates, errors)
+    assert refusal is not None
+    raise ConfigError(f"The runs of {method} give no law. {refusal}") from refusal
+
+
+def laws_of(
+    observations: Mapping[str, Sequence[Observation]],
+    *,
+    huber_delta: float | None = HUBER_DELTA,
+    num_replicates: int = NUM_REPLICATES,
+) -> tuple[list[MethodLaw], dict[str, str]]:
+    """A law for each method, and of those that have none the reason.
+
+    Raises:
+        ConfigError: if no method has one.
+    """
+    found: list[MethodLaw] = []
+    refused: dict[str, str] = {}
+    for number, (method, rows) in enumerate(observations.items()):
+        try:  # another seed for each: what runs of one method might have been says nothing of another's
+            found.append(law_of(method, rows, huber_delta=huber_delta, num_replicates=num_replicates, seed=number))
+        except ConfigError as error:
+            refused[method] = str(error)
+    if not found:
+        raise ConfigError(" ".join(refused.values()))
+    return found, refused

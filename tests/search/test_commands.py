@@ -1,0 +1,86 @@
+"""`embedlab recipe` answers from anybody's runs, as one types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedlab.cli import main
+from runs import error_of
+from tables import PUBLISHED, TRUTHS, made, needs_shared
+
+CHINCHILLA = ["--table", str(PUBLISHED / "chinchilla_epoch" / "svg_extracted_data.csv")]
+CHINCHILLA += ["--columns.parameters", "Model Size", "--columns.flops", "Training FLOP"]
+GADRE = ["--table", str(PUBLISHED / "gadre" / "gadre_104_runs.csv"), "--columns.parameters", "N"]
+GADRE += ["--columns.tokens", "D", "--columns.loss", "loss_c4_val", "--columns.method", "dataset_name"]
+GADRE += ["--columns.backbone", "model_name"]
+RECTIFIED = ["--table", str(PUBLISHED / "rectified_ft" / "wmt19.csv"), "--columns.parameters", "size"]
+RECTIFIED += ["--columns.tokens", "columns", "--columns.backbone", "config name", "--columns.family", "config name"]
+
+
+def answered(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    main(["recipe", *arguments, "--replicates", "30", "--json"])
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> list[str]:
+    runs = made(*TRUTHS[0], noise=0.003)
+    rows = zip(runs.parameters_P, runs.tokens_P, runs.loss_P, strict=True)
+    lines = ["N,D,loss", *(f"{n},{d},{loss}" for n, d, loss in rows)]
+    (tmp_path / "runs.csv").write_text("\n".join(lines))
+    return ["--table", str(tmp_path / "runs.csv"), "--columns.parameters", "N", "--columns.tokens", "D"]
+
+
+def test_a_recipe_is_printed_and_given_as_json(capsys: pytest.CaptureFixture[str], table: list[str]) -> None:
+    report = answered(capsys, *table, "--budget", "1e16", "1e18")
+    assert [one["budget"] for one in report["recipes"]] == [1e16, 1e18]
+    (law,) = report["laws"]
+    assert law["law"] in ("Chinchilla", "Rectified"), "the second is the first where pre-training is worth nothing"
+    assert law["parameters"]["alpha"]["estimate"] == pytest.approx(0.35, abs=0.1)
+    main(["recipe", *table, "--budget", "1e18", "--replicates", "30", "--max-parameters", "5e7"])
+    printed = capsys.readouterr().out
+    assert "1e+18 FLOPs" in printed and "Ruled out by max_parameters: 1." in printed
+
+
+@needs_shared
+def test_somebody_elses_single_sweep_gives_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    report = answered(capsys, *CHINCHILLA, "--budget", "1e22")
+    (law,) = report["laws"]
+    assert law["law"] == "Chinchilla" and len(law["held_out"]) == 3
+    assert 1e9 < report["recipes"][0]["configurations"][0]["parameters"] < 2e10
+
+
+@needs_shared
+def test_somebody_elses_datasets_are_compared_like_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    report = answered(capsys, *GADRE, "--budget", "1e21")
+    assert {law["method"] for law in report["laws"]} == {"c4_original", "rpj", "rw_original"}
+    assert sum(report["recipes"][0]["method_probability"].values()) == pytest.approx(1)
+
+
+@needs_shared
+def test_somebody_elses_fine_tuning_gives_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    report = answered(capsys, *RECTIFIED, "--budget", "1e15")
+    assert report["recipes"][0]["configurations"] and report["laws"][0]["runs"] > 400
+    assert all(reason == "it saw no data" for reason in report["left_out"].values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--budget", "1e17"], "Say where the runs are"),
+        (["--runs", "./nowhere", "--budget", "1e17"], "no folder nowhere"),
+        (["--runs", ".", "--table", "x.csv", "--budget", "1"], "Say where the runs are"),
+        (["--table", "nowhere.csv", "--columns.tokens", "D", "--budget", "1"], "cannot be read as a table"),
+        (["--runs", "."], "budget"),
+        (["--runs", ".", "--budget", "much"], "much"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_clear_error(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    assert named in error_of(capsys, ["recipe", *arguments])

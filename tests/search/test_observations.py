@@ -1,0 +1,114 @@
+"""Runs become rows whoever made them, and what cannot be fitted stays with its reason."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_records import DEFINITION, record
+
+from embedlab.errors import RecordError
+from embedlab.search.foreign_table import Columns, read_table
+from embedlab.search.observations import by_method, of_records, runs_of, with_best_learning_rates
+
+
+def test_records_become_rows_with_their_repetition_and_family() -> None:
+    rows = of_records(
+        [
+            record(0),
+            record(1, tokens=50_000, pairs=1_000),
+            record(2, parent_run_id="run-1", branch_step=5),
+            record(3, loss=math.nan, status="diverged"),
+            record(4, status="failed"),
+            record(5, loss=math.inf),
+        ]
+    )
+    assert [row.left_out for row in rows] == [None, None, None, "diverged", "failed", "its loss is inf"]
+    runs = runs_of(by_method(rows)["LoRA"])
+    np.testing.assert_array_equal(runs.tokens_P, [100_000, 50_000, 100_002])
+    assert runs.unique_tokens_P is not None and runs.family_P is not None
+    np.testing.assert_allclose(runs.unique_tokens_P, [50_000, 50_000, 50_001])
+    assert runs.family_P[0] != runs.family_P[1] == runs.family_P[2]
+
+
+def test_losses_of_different_definitions_are_not_mixed() -> None:
+    other = record(1, loss_definition=replace(DEFINITION, temperature=0.02))
+    with pytest.raises(RecordError, match=r"temperature 0.05 and 0.02 \(1 runs like run-0, 1 like run-1\)"):
+        of_records([record(), other])
+    of_records([record(), replace(other, status="failed")])
+    with pytest.raises(RecordError, match="no run to fit a law to; 1 were left out"):
+        by_method(of_records([record(status="failed")]))
+
+
+def test_of_runs_that_differ_in_their_learning_rate_the_best_is_fitted() -> None:
+    rows = of_records(
+        [
+            record(0, learning_rate=1e-3, loss=1.0),
+            record(1, learning_rate=3e-3, loss=0.9),
+            record(2, learning_rate=3e-3, loss=0.95, seed=1),
+            record(3, learning_rate=1e-3, loss=0.5, tokens=400_000, pairs=8_000),
+        ]
+    )
+    reasons = [row.left_out for row in with_best_learning_rates(rows)]
+    assert reasons == ["learning rate 0.003 is better (run-1)", None, None, None], "another seed is no worse rate"
+
+
+TABLE = "model,N (M),tok,val,set\na,70,1e9,3.5,x\nb,160,2e9,3.1,y\nc,410,4e9,nan,x\nd,410,,2.9,y\n"
+
+
+def written(folder: Path, text: str, name: str = "runs.csv") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_a_table_with_other_names_and_units_is_read(tmp_path: Path) -> None:
+    columns = Columns(parameters="N (M)*1e6", tokens="tok", loss="val", method="set", backbone="model")
+    rows = read_table(written(tmp_path, TABLE), columns)
+    assert [row.parameters for row in rows] == [70e6, 160e6, 410e6, 410e6]
+    assert [row.method for row in rows] == ["x", "y", "x", "y"] and rows[0].backbone == "a"
+    assert rows[0].flops == 6 * 70e6 * 1e9 and rows[0].name == "runs.csv:2"
+    assert [row.left_out for row in rows] == [None, None, "its loss is 'nan'", "its tokens is ''"]
+    zipped = tmp_path / "runs.tsv.gz"
+    with gzip.open(zipped, "wt") as file:
+        file.write(TABLE.replace(",", "\t"))
+    assert [row.tokens for row in read_table(zipped, columns)][:3] == [1e9, 2e9, 4e9]
+
+
+def test_data_follow_from_flops_where_the_table_has_no_tokens(tmp_path: Path) -> None:
+    path = written(tmp_path, "N,C,loss\n1e8,6e17,3\n")
+    (row,) = read_table(path, Columns(parameters="N", flops="C"))
+    assert row.tokens == pytest.approx(1e9) and row.method == "all runs" and row.backbone == "1e+08 parameters"
+
+
+def test_a_table_with_an_amount_of_data_in_each_column_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path, "model,size,0,200,400\na,1e8,4.0,3.5,3.2\n")
+    rows = read_table(path, Columns(parameters="size", tokens="columns*64", backbone="model", family="model"))
+    assert [(row.tokens, row.loss) for row in rows] == [(0, 4.0), (12800, 3.5), (25600, 3.2)]
+    assert [row.left_out for row in rows] == ["it saw no data", None, None]
+    assert {row.family for row in rows} == {"a"} and len({row.name for row in rows}) == 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (Columns(parameters="N (M)", tokens="tok", loss="val"), r"median of 285.*--columns.parameters 'N \(M\)\*1e6'"),
+        (Columns(parameters="n", tokens="tok", loss="val"), "no column 'n' .columns.parameters.. It has model, N"),
+        (Columns(parameters="N (M)*1e6", tokens="tok", loss="vall"), "Did you mean 'val'"),
+        (Columns(parameters="N (M)*1e6", loss="val"), "columns.tokens.*columns.flops"),
+        (Columns(parameters="N (M)*many", tokens="tok", loss="val"), "no column and factor"),
+        (Columns(parameters="N (M)*1e6", tokens="columns", loss="val"), "no column of the table is named by a number"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_one_clear_error(tmp_path: Path, columns: Columns, message: str) -> None:
+    with pytest.raises(RecordError, match=message):
+        read_table(written(tmp_path, TABLE), columns)
+
+
+def test_a_file_that_is_no_table_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="cannot be read as a table"):
+        read_table(tmp_path / "nowhere.csv", Columns(tokens="tokens"))
