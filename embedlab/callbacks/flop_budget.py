@@ -77,7 +77,7 @@ class FlopBudget(Callback):
                 f"trainer.min_epochs {trainer.fit_loop.min_epochs} and min_steps {trainer.min_steps} would keep the "
                 f"run going when its budget of {self.flops:g} FLOPs is spent. Leave them out."
             )
-        pl_module.flop_account.budget = self.flops
+        pl_module.flop_meter.account.budget = self.flops
         self._epochs = trainer.max_epochs if trainer.max_epochs is not None else 1
         trainer.fit_loop.max_epochs = -1
 
@@ -87,9 +87,9 @@ class FlopBudget(Callback):
         Raises:
             ConfigError: if that is less than a step or more than the data may be seen, or it is spent already.
         """
-        assert isinstance(pl_module, EmbeddingModule) and pl_module.flop_profile is not None
+        assert isinstance(pl_module, EmbeddingModule) and pl_module.flop_meter.profile is not None
         data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        account, profile = pl_module.flop_account, pl_module.flop_profile
+        account, profile = pl_module.flop_meter.account, pl_module.flop_meter.profile
         if account.is_spent:
             raise ConfigError(
                 f"The checkpoint has spent {account.algorithmic:.4g} FLOPs, and the budget is {self.flops:g}. Raise "
@@ -125,7 +125,7 @@ class FlopBudget(Callback):
         """Says, after a few steps, how long the budget will last."""
         assert isinstance(pl_module, EmbeddingModule)
         self._steps_taken += 1
-        spent = pl_module.flop_account.algorithmic
+        spent = pl_module.flop_meter.account.algorithmic
         if self._timed_from is None:  # the first step warms caches up
             self._timed_from = (time.monotonic(), spent)
         elif self._steps_taken == 1 + _STEPS_TIMED and trainer.is_global_zero:

@@ -69,13 +69,13 @@ def test_a_peak_that_cannot_be_is_refused() -> None:
 def test_a_backbone_whose_cost_cannot_be_observed_trains_without_a_budget_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embedlab import module
+    from embedlab import flop_meter
     from embedlab.errors import PluginError
 
     def refuse(*_: object, **__: object) -> None:
         raise PluginError("The cost of layer 'x' (Opaque) cannot be observed.")
 
-    monkeypatch.setattr(module, "observe", refuse)
+    monkeypatch.setattr(flop_meter, "observe", refuse)
     config = write_config(tmp_path)
     with pytest.warns(UserWarning, match="FLOPs are not counted in this run. The cost of layer 'x'"):
         fit(config, "--trainer.max_steps", "2")
