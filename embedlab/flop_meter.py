@@ -87,7 +87,11 @@ class FlopMeter:
         try:
             profile = observe(encoder.backbone, backbone_parameters, max_length=max_length)
             execution = ExecutionCost(encoder, frozen_blocks, max_length=max_length)
-            _ = execution.replayed if recompute == "always" else execution.kept  # not in a step
+            # Both are measured when they are first asked for, which must not be inside a step.
+            if recompute != "always":
+                _ = execution.kept
+            if recompute != "never":
+                _ = execution.replayed
         except PluginError as error:
             if self.account.budget is not None:
                 raise
