@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from embedlab.callbacks.step_clock import TimeLeft
 from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError
 from embedlab.module import EmbeddingModule
@@ -55,7 +54,7 @@ class FlopBudget(Callback):
         self.flops = number_of_flops(flops)
         self.allow_repeat = allow_repeat
         self._epochs = -1
-        self._timed_from: tuple[float, int] | None = None
+        self._time_left = TimeLeft()
         self._steps_taken = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -119,16 +118,19 @@ class FlopBudget(Callback):
                 + (f" {account.algorithmic:.4g} of it are spent." if account.algorithmic else "")
             )
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lets the clock go on: validation is no training."""
+        self._time_left.resume()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Says, after a few steps, how long the budget will last."""
         assert isinstance(pl_module, EmbeddingModule)
         self._steps_taken += 1
-        spent = pl_module.flop_meter.account.algorithmic
-        if self._timed_from is None:  # the first step warms caches up
-            self._timed_from = (time.monotonic(), spent)
-        elif self._steps_taken == 1 + _STEPS_TIMED and trainer.is_global_zero:
-            since, before = self._timed_from
-            left = (time.monotonic() - since) * (self.flops - spent) / (spent - before)
-            print(f"It is spent in about {timedelta(seconds=round(max(0.0, left)))}, evaluation not counted.")
+        if self._steps_taken == 1:  # it warms caches up
+            self._time_left.start(pl_module.share_done)
+            return
+        self._time_left.step()
+        if self._steps_taken == 1 + _STEPS_TIMED and trainer.is_global_zero:
+            print(f"It is spent in about {self._time_left.after(pl_module.share_done)}, evaluation not counted.")
