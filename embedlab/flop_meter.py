@@ -56,11 +56,13 @@ class FlopMeter:
     Attributes:
         account: what is spent.
         profile: what the model costs; None before it is observed, and if it cannot be: then nothing is counted.
+        is_complete: whether the account holds the whole run: not after a resume from a checkpoint without counts.
     """
 
     def __init__(self) -> None:
         self.account = FlopAccount()
         self.profile: FlopProfile | None = None
+        self.is_complete = True
         self._execution: ExecutionCost | None = None
 
     def observe(
@@ -84,6 +86,7 @@ class FlopMeter:
         Raises:
             PluginError: if there is a budget and a layer computes in a way that cannot be seen.
         """
+        self.profile = self._execution = None
         try:
             profile = observe(encoder.backbone, backbone_parameters, max_length=max_length)
             execution = ExecutionCost(encoder, frozen_blocks, max_length=max_length)
@@ -98,6 +101,11 @@ class FlopMeter:
             rank_zero_warn(f"FLOPs are not counted in this run. {error}")
         else:
             self.profile, self._execution = profile, execution
+            if not self.is_complete:
+                rank_zero_warn(
+                    "The checkpoint does not say how many FLOPs its run has spent. They are counted from 0 here, and "
+                    "the run's next checkpoints will not say it either. To count a whole run, begin it anew."
+                )
 
     def algorithmic(self, batch: PairBatch) -> int:
         """FLOPs of a step, as a budget counts them; 0 if nothing is counted."""
@@ -125,11 +133,14 @@ class FlopMeter:
         self.account.tokens += int(batch.lengths_of_all_ranks.sum())
         self.account.pairs += trainer.world_size * len(batch.rows.queries_P)
 
-    def state_dict(self) -> dict[str, int]:
-        """The counts; the budget is the configuration's, so that a run can be given more."""
+    def state_dict(self) -> dict[str, int] | None:
+        """The counts of the whole run, None if they are not known; the budget is the configuration's."""
+        if self.profile is None or not self.is_complete:
+            return None
         return {name: getattr(self.account, name) for name in _COUNTS}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Takes the counts of a checkpoint."""
+    def load_state_dict(self, state: Mapping[str, int] | None) -> None:
+        """Takes the counts of a checkpoint; None if it has none."""
+        self.is_complete = state is not None
         for name in _COUNTS:
-            setattr(self.account, name, int(state[name]))
+            setattr(self.account, name, 0 if state is None else int(state[name]))

@@ -101,6 +101,7 @@ class EmbeddingModule(LightningModule):
         self._split: Literal["validation", "test"] = "validation"
         self.tasks: Sequence[EvaluationTask] = ()
         self._tables: list[EmbeddingTable] = []
+        self._gradient: ChunkedGradient | None = None
 
     # Building
 
@@ -117,10 +118,17 @@ class EmbeddingModule(LightningModule):
             self.encoder = Encoder(prepare_backbone(self.method, backbone), self.pooling)
 
     def setup(self, stage: str) -> None:
-        """Takes the evaluation tasks of this stage from the data module."""
+        """Takes the evaluation tasks of this stage from the data module.
+
+        Raises:
+            ConfigError: if there are none for an evaluation, or the trainer's precision or strategy cannot train.
+        """
         if stage in ("fit", "validate", "test"):
             self._split = "test" if stage == "test" else "validation"
             self.tasks = self.trainer.datamodule.evaluation_tasks(self._split)  # type: ignore[attr-defined]
+        if stage == "fit":
+            self._gradient = None
+            self._refuse_what_cannot_train()
         if stage in ("validate", "test") and not self.tasks:
             raise ConfigError(
                 f"There is nothing to measure on. Set data.{self._split}_fraction to hold out pairs, or name sets in "
@@ -154,8 +162,7 @@ class EmbeddingModule(LightningModule):
 
     # Training
 
-    def on_fit_start(self) -> None:
-        """Sets training mode and looks for the blocks that a replay can skip."""
+    def _refuse_what_cannot_train(self) -> None:
         if self.trainer.precision == "16-mixed":
             raise ConfigError(
                 "trainer.precision '16-mixed' scales the loss, which a chunked gradient does not support. "
@@ -166,6 +173,18 @@ class EmbeddingModule(LightningModule):
                 f"trainer.strategy {type(self.trainer.strategy).__name__} shards the model, and its ranks would wait "
                 "for each other over numbers of chunks that differ. Use 'ddp', and LoRA where memory is short."
             )
+
+    def on_fit_start(self) -> None:
+        """Prepares the training."""
+        self.prepare_training()
+
+    def prepare_training(self) -> None:
+        """Sets training mode, looks for the blocks that a replay can skip and observes what a step costs, once.
+
+        Lightning starts callbacks before their module: one that needs the cost of a step there calls this.
+        """
+        if self._gradient is not None:
+            return
         self.train()
         counts = [sum(p.numel() for p in ps) for ps in (self._encoder.parameters(), self._trained())]
         if self.trainer.is_global_zero:
@@ -228,6 +247,7 @@ class EmbeddingModule(LightningModule):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         self._seed_step()
+        assert self._gradient is not None, "on_fit_start has run"
         encoded = self._gradient.encode(batch.chunks)
         replayed = encoded.num_replayed_tokens
         executed = self.flop_meter.executed(encoded)
@@ -261,6 +281,7 @@ class EmbeddingModule(LightningModule):
     def _backward(self, encoded: Any, result: LossGradient, num_chunks: int) -> None:
         # Every rank's chunks give their part of the global gradient, which is the sum over ranks; the
         # strategy averages over ranks, hence the factor. The temperature's gradient is complete on each.
+        assert self._gradient is not None
         gradient_UD = result.embeddings_UD * self.trainer.world_size
         for number, surrogate in enumerate(self._gradient.surrogates(encoded, gradient_UD), start=1):
             last = number == num_chunks
@@ -356,7 +377,7 @@ class EmbeddingModule(LightningModule):
                 f"they differ in {[name for name, _ in differing]}. Use the configuration that the checkpoint was "
                 "trained with: config.yaml in its run folder."
             )
-        self.flop_meter.load_state_dict(checkpoint["flops"])
+        self.flop_meter.load_state_dict(checkpoint.get("flops"))
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self._encoder.parameters() if parameter.requires_grad]

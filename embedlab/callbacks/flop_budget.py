@@ -80,15 +80,24 @@ class FlopBudget(Callback):
         self._epochs = trainer.max_epochs if trainer.max_epochs is not None else 1
         trainer.fit_loop.max_epochs = -1
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says what the budget buys.
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says what the budget buys, before the evaluation that precedes training.
 
         Raises:
-            ConfigError: if that is less than a step or more than the data may be seen, or it is spent already.
+            ConfigError: if that is less than a step or more than the data may be seen, if it is spent already, or if
+                what the checkpoint has spent is not known.
         """
-        assert isinstance(pl_module, EmbeddingModule) and pl_module.flop_meter.profile is not None
+        assert isinstance(pl_module, EmbeddingModule)
+        if not pl_module.flop_meter.is_complete:
+            raise ConfigError(
+                "The checkpoint does not say how many FLOPs its run has spent, because they were not counted, so what "
+                f"is left of the budget of {self.flops:g} is unknown. Go on without --budget, or begin a run with it "
+                "in another --output."
+            )
+        pl_module.prepare_training()
         data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
         account, profile = pl_module.flop_meter.account, pl_module.flop_meter.profile
+        assert profile is not None, "with a budget, what cannot be observed is an error"
         if account.is_spent:
             raise ConfigError(
                 f"The checkpoint has spent {account.algorithmic:.4g} FLOPs, and the budget is {self.flops:g}. Raise "

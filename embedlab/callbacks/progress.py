@@ -58,8 +58,8 @@ class ProgressLines(ProgressBar):
         values = "  ".join(f"{name} {_short(float(value))}" for name, value in trainer.progress_bar_metrics.items())
         total = trainer.estimated_stepping_batches
         step = f"{trainer.global_step}/{total}" if total < float("inf") else f"{trainer.global_step} ({share:.1%})"
-        flops = pl_module.flop_meter.account.algorithmic
-        values += f"  flops {flops:.3g}" if flops else ""
+        meter = pl_module.flop_meter
+        values += f"  flops {meter.account.algorithmic:.3g}" if meter.profile is not None else ""
         print(f"step {step}  {values}  left {self._time_left.after(share)}", flush=True)
 
 

@@ -93,7 +93,10 @@ def test_a_backbone_whose_cost_cannot_be_observed_trains_without_a_budget_alone(
     monkeypatch.setattr(flop_meter, "observe", refuse)
     config = write_config(tmp_path)
     with pytest.warns(UserWarning, match="FLOPs are not counted in this run. The cost of layer 'x'"):
-        fit(config, "--trainer.max_steps", "2")
-    assert "flops/algorithmic" not in scalars(tmp_path / "run")
+        fit(config, "--trainer.max_steps", "2", "--trainer.log_every_n_steps", "1")
+    assert not any(name.startswith("flops/") for name in scalars(tmp_path / "run"))
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["flops"] is None
+    resumed = ["fit", "--config", str(config), "--ckpt_path", "last"]
+    assert "because they were not counted" in error_of(capsys, [*resumed, "--budget", "1e9"])
     printed = error_of(capsys, ["fit", "--config", str(config), "--output", str(tmp_path / "b"), "--budget", "1e9"])
     assert "layer 'x'" in printed
