@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from embedlab.backbone import BackboneConfig, load_backbone
@@ -23,10 +23,8 @@ from embedlab.chunking import Chunk
 from embedlab.data.collate import PairBatch
 from embedlab.data.tasks import EvaluationTask
 from embedlab.encoder import Encoder
-from embedlab.errors import ConfigError, PluginError, TrainingError
-from embedlab.flop_execution import ExecutionCost
-from embedlab.flop_profile import observe
-from embedlab.flops import FlopAccount, FlopProfile
+from embedlab.errors import ConfigError, TrainingError
+from embedlab.flop_meter import FlopMeter
 from embedlab.losses import ContrastiveLoss, LossGradient, SymmetricInfoNCE
 from embedlab.method import FineTuningMethod, prepare_backbone
 from embedlab.metrics import EmbeddingTable
@@ -97,14 +95,13 @@ class EmbeddingModule(LightningModule):
         self.seed = seed
         self.encoder: Encoder | None = None
         self.learning_rate = 0.0
-        self.flop_profile: FlopProfile | None = None
-        self.flop_account = FlopAccount()
-        self.share_done = 0.0  # of the run
+        self.flop_meter = FlopMeter()
         self.run_config: dict[str, Any] = {}  # how to build this module again; the command line fills it in
         self.evaluation: dict[str, float] = {}  # the newest results of validation or test
         self._split: Literal["validation", "test"] = "validation"
         self.tasks: Sequence[EvaluationTask] = ()
         self._tables: list[EmbeddingTable] = []
+        self._gradient: ChunkedGradient | None = None
 
     # Building
 
@@ -121,10 +118,17 @@ class EmbeddingModule(LightningModule):
             self.encoder = Encoder(prepare_backbone(self.method, backbone), self.pooling)
 
     def setup(self, stage: str) -> None:
-        """Takes the evaluation tasks of this stage from the data module."""
+        """Takes the evaluation tasks of this stage from the data module.
+
+        Raises:
+            ConfigError: if there are none for an evaluation, or the trainer's precision or strategy cannot train.
+        """
         if stage in ("fit", "validate", "test"):
             self._split = "test" if stage == "test" else "validation"
             self.tasks = self.trainer.datamodule.evaluation_tasks(self._split)  # type: ignore[attr-defined]
+        if stage == "fit":
+            self._gradient = None
+            self._refuse_what_cannot_train()
         if stage in ("validate", "test") and not self.tasks:
             raise ConfigError(
                 f"There is nothing to measure on. Set data.{self._split}_fraction to hold out pairs, or name sets in "
@@ -158,8 +162,7 @@ class EmbeddingModule(LightningModule):
 
     # Training
 
-    def on_fit_start(self) -> None:
-        """Sets training mode and looks for the blocks that a replay can skip."""
+    def _refuse_what_cannot_train(self) -> None:
         if self.trainer.precision == "16-mixed":
             raise ConfigError(
                 "trainer.precision '16-mixed' scales the loss, which a chunked gradient does not support. "
@@ -170,13 +173,31 @@ class EmbeddingModule(LightningModule):
                 f"trainer.strategy {type(self.trainer.strategy).__name__} shards the model, and its ranks would wait "
                 "for each other over numbers of chunks that differ. Use 'ddp', and LoRA where memory is short."
             )
+
+    def on_fit_start(self) -> None:
+        """Prepares the training."""
+        self.prepare_training()
+
+    def prepare_training(self) -> None:
+        """Sets training mode, looks for the blocks that a replay can skip and observes what a step costs, once.
+
+        Lightning starts callbacks before their module: one that needs the cost of a step there calls this.
+        """
+        if self._gradient is not None:
+            return
         self.train()
         counts = [sum(p.numel() for p in ps) for ps in (self._encoder.parameters(), self._trained())]
         if self.trainer.is_global_zero:
             print(f"{type(self.method).__name__} trains {counts[1]:,} of {counts[0]:,} parameters.")
         with self.trainer.precision_plugin.forward_context():
             frozen_blocks = self._encoder.frozen_blocks()
-            self._observe_flops(frozen_blocks)
+            self.flop_meter.observe(
+                self._encoder,
+                self._backbone_parameters,
+                frozen_blocks,
+                max_length=self.trainer.datamodule.max_length,  # type: ignore[attr-defined]
+                recompute=self.recompute,
+            )
         self._gradient = ChunkedGradient(
             self._encoder,
             list(self._encoder.parameters()),
@@ -187,70 +208,49 @@ class EmbeddingModule(LightningModule):
     def on_train_start(self) -> None:
         """Warns of a run that is too short to learn."""
         steps = self.trainer.estimated_stepping_batches
-        if self.flop_account.budget is None and steps < _FEW_STEPS and self.schedule.factor(1.0) < 1:
+        if self.flop_meter.account.budget is None and steps < _FEW_STEPS and self.schedule.factor(1.0) < 1:
             rank_zero_warn(
                 f"This run has {steps} step{'s' * (steps != 1)}, the last at {self.schedule.factor(1.0):g} times the "
                 "learning rate, where the schedule ends, so it hardly learns. Lower data.batch_size, give more pairs, "
                 "or raise trainer.max_epochs."
             )
 
-    def _observe_flops(self, frozen_blocks: list[nn.Module]) -> None:
-        longest = self.trainer.datamodule.max_length  # type: ignore[attr-defined]
-        try:
-            self.flop_profile = observe(self._encoder.backbone, self._backbone_parameters, max_length=longest)
-            self._execution = ExecutionCost(self._encoder, frozen_blocks, max_length=longest)
-            _ = self._execution.replayed if self.recompute == "always" else self._execution.kept  # not in a step
-        except PluginError as error:
-            if self.flop_account.budget is not None:
-                raise
-            rank_zero_warn(f"FLOPs are not counted in this run. {error}")
-
-    def share_after(self, batch: PairBatch) -> float:
-        """The share of the run that is done after this step, so that the last one has the schedule's last rate.
-
-        Of the FLOP budget where there is one, else of the steps.
+    @property
+    def share_done(self) -> float:
+        """The share of the run that is done: of the FLOP budget where there is one, else of the steps.
 
         Raises:
             ConfigError: if the run has no end.
         """
-        if self.flop_account.budget is not None:
-            return self.flop_account.share_after(self._algorithmic(batch))
+        return self._share(flops=0, steps=0)
+
+    def is_done(self) -> bool:
+        """Whether the planned steps are taken, or the budget is spent."""
+        if self.flop_meter.account.budget is not None:
+            return self.flop_meter.account.is_spent
+        return self.trainer.global_step >= self.trainer.estimated_stepping_batches
+
+    def _share(self, *, flops: int, steps: int) -> float:
+        """The share of the run that is done after so much more."""
+        if self.flop_meter.account.budget is not None:
+            return self.flop_meter.account.share_after(flops)
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise ConfigError(
                 "The run has no end, so its learning rate has no schedule: set trainer.max_epochs or "
                 "trainer.max_steps, or a --budget."
             )
-        return (self.trainer.global_step + 1) / total
-
-    def is_done(self) -> bool:
-        """Whether the planned steps are taken, or the budget is spent."""
-        if self.flop_account.budget is not None:
-            return self.flop_account.is_spent
-        return self.trainer.global_step >= self.trainer.estimated_stepping_batches
-
-    def _algorithmic(self, batch: PairBatch) -> int:
-        return 0 if self.flop_profile is None else self.flop_profile.algorithmic(batch.lengths_of_all_ranks)
-
-    def _count(self, batch: PairBatch, executed: int) -> None:
-        """Adds a step to the account, what all ranks executed included."""
-        if self.trainer.world_size > 1:
-            own = torch.tensor(executed, dtype=torch.float64, device=self.device)
-            executed = int(self.trainer.strategy.reduce(own, reduce_op="sum"))
-        account = self.flop_account
-        account.algorithmic += self._algorithmic(batch)
-        account.executed += executed
-        account.tokens += int(batch.lengths_of_all_ranks.sum())
-        account.pairs += self.trainer.world_size * len(batch.rows.queries_P)
+        return (self.trainer.global_step + steps) / total
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> None:
         """One optimiser step with the exact gradient of the whole batch over all ranks."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         self._seed_step()
+        assert self._gradient is not None, "on_fit_start has run"
         encoded = self._gradient.encode(batch.chunks)
         replayed = encoded.num_replayed_tokens
-        executed = 0 if self.flop_profile is None else self._execution.of(encoded)
+        executed = self.flop_meter.executed(encoded)
         result = self.loss.gradient(encoded.embeddings_UD, batch.rows, group=self._group())
         self._require_finite(result.loss, "loss", batch)
         self._backward(encoded, result, len(batch.chunks))
@@ -259,13 +259,13 @@ class EmbeddingModule(LightningModule):
             float("inf") if self.optimizer_config.clip is None else self.optimizer_config.clip,
         )
         self._require_finite(norm, "gradient norm", batch)
-        self.share_done = self.share_after(batch)
-        factor = self.schedule.factor(self.share_done)
+        # Of the step under way, so that the last one has the schedule's last rate.
+        factor = self.schedule.factor(self._share(flops=self.flop_meter.algorithmic(batch), steps=1))
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate * group.get("lr_scale", 1.0) * factor
         optimizer.step()
         optimizer.zero_grad()
-        self._count(batch, executed + result.flops)
+        self.flop_meter.count(batch, executed + result.flops, self.trainer)
         self.trainer.should_stop |= self.is_done()  # also asks for a last validation
         self.log_dict(
             {
@@ -281,6 +281,7 @@ class EmbeddingModule(LightningModule):
     def _backward(self, encoded: Any, result: LossGradient, num_chunks: int) -> None:
         # Every rank's chunks give their part of the global gradient, which is the sum over ranks; the
         # strategy averages over ranks, hence the factor. The temperature's gradient is complete on each.
+        assert self._gradient is not None
         gradient_UD = result.embeddings_UD * self.trainer.world_size
         for number, surrogate in enumerate(self._gradient.surrogates(encoded, gradient_UD), start=1):
             last = number == num_chunks
@@ -358,7 +359,7 @@ class EmbeddingModule(LightningModule):
         checkpoint["state_dict"] = {name: state[name] for name in self._trained_names()}
         checkpoint["run_config"] = self.run_config
         checkpoint["evaluation"] = self.evaluation
-        checkpoint["flops"] = self.flop_account.state_dict()
+        checkpoint["flops"] = self.flop_meter.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another method or backbone.
@@ -376,7 +377,7 @@ class EmbeddingModule(LightningModule):
                 f"they differ in {[name for name, _ in differing]}. Use the configuration that the checkpoint was "
                 "trained with: config.yaml in its run folder."
             )
-        self.flop_account.load_state_dict(checkpoint["flops"])
+        self.flop_meter.load_state_dict(checkpoint.get("flops"))
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self._encoder.parameters() if parameter.requires_grad]

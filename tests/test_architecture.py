@@ -18,6 +18,7 @@ LEVELS = [
     ["backbone", "flop_profile"],
     ["flop_execution"],
     ["data"],
+    ["flop_meter"],
     ["module", "language_model", "rungs"],
     ["ladder"],
     ["export", "evaluate", "flop_table"],

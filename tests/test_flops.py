@@ -1,4 +1,4 @@
-"""The arithmetic of costs: sums over lengths, the paper's convention, accounts."""
+"""The arithmetic of costs: sums over lengths, the paper's convention."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import sys
 from dataclasses import asdict
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedlab.flops import Cost, FlopAccount, FlopProfile, Passes
+from embedlab.flops import Cost, FlopProfile, Passes
 
 COST = Cost(per_token=7, per_squared_token=3, per_text=11, per_call=13)
 
@@ -65,21 +66,11 @@ def test_the_backbones_parameters_are_without_tables_and_adapters() -> None:
     assert profile().nonembedding_parameters == 200 - 60 - 30
 
 
-def test_a_profile_can_be_written_as_json() -> None:
-    assert json.loads(json.dumps(asdict(profile())))["attention"]["per_squared_token"] == 2
-
-
-def test_an_account_keeps_its_counts_and_takes_its_budget_from_elsewhere() -> None:
-    account = FlopAccount(algorithmic=10**30, executed=5, tokens=6, pairs=7, budget=8.0)
-    again = FlopAccount(budget=3e30)
-    again.load_state_dict(account.state_dict())
-    assert again == FlopAccount(algorithmic=10**30, executed=5, tokens=6, pairs=7, budget=3e30)
-    assert account.is_spent and not again.is_spent and not FlopAccount(algorithmic=1).is_spent
-
-
-def test_the_share_of_a_budget_ends_at_one() -> None:
-    account = FlopAccount(algorithmic=60, budget=100.0)
-    assert [account.share_after(flops) for flops in (0, 20, 40, 50)] == [0.6, 0.8, 1.0, 1.0]
+@pytest.mark.parametrize("attention", [Cost(per_squared_token=2), Cost(measured=((3, 10.0), (8, 30.5)))])
+def test_a_profile_goes_through_json_as_it_is(attention: Cost) -> None:
+    written = profile(attention=attention)
+    assert FlopProfile.from_dict(json.loads(json.dumps(asdict(written)))) == written
+    assert FlopProfile.from_dict(asdict(written)) == written
 
 
 def test_planning_needs_no_torch() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from embedlab.callbacks.step_clock import TimeLeft
 from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError
 from embedlab.module import EmbeddingModule
@@ -55,7 +54,7 @@ class FlopBudget(Callback):
         self.flops = number_of_flops(flops)
         self.allow_repeat = allow_repeat
         self._epochs = -1
-        self._timed_from: tuple[float, int] | None = None
+        self._time_left = TimeLeft()
         self._steps_taken = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -77,19 +76,28 @@ class FlopBudget(Callback):
                 f"trainer.min_epochs {trainer.fit_loop.min_epochs} and min_steps {trainer.min_steps} would keep the "
                 f"run going when its budget of {self.flops:g} FLOPs is spent. Leave them out."
             )
-        pl_module.flop_account.budget = self.flops
+        pl_module.flop_meter.account.budget = self.flops
         self._epochs = trainer.max_epochs if trainer.max_epochs is not None else 1
         trainer.fit_loop.max_epochs = -1
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says what the budget buys.
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says what the budget buys, before the evaluation that precedes training.
 
         Raises:
-            ConfigError: if that is less than a step or more than the data may be seen, or it is spent already.
+            ConfigError: if that is less than a step or more than the data may be seen, if it is spent already, or if
+                what the checkpoint has spent is not known.
         """
-        assert isinstance(pl_module, EmbeddingModule) and pl_module.flop_profile is not None
+        assert isinstance(pl_module, EmbeddingModule)
+        if not pl_module.flop_meter.is_complete:
+            raise ConfigError(
+                "The checkpoint does not say how many FLOPs its run has spent, because they were not counted, so what "
+                f"is left of the budget of {self.flops:g} is unknown. Go on without --budget, or begin a run with it "
+                "in another --output."
+            )
+        pl_module.prepare_training()
         data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        account, profile = pl_module.flop_account, pl_module.flop_profile
+        account, profile = pl_module.flop_meter.account, pl_module.flop_meter.profile
+        assert profile is not None, "with a budget, what cannot be observed is an error"
         if account.is_spent:
             raise ConfigError(
                 f"The checkpoint has spent {account.algorithmic:.4g} FLOPs, and the budget is {self.flops:g}. Raise "
@@ -119,16 +127,19 @@ class FlopBudget(Callback):
                 + (f" {account.algorithmic:.4g} of it are spent." if account.algorithmic else "")
             )
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lets the clock go on: validation is no training."""
+        self._time_left.resume()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Says, after a few steps, how long the budget will last."""
         assert isinstance(pl_module, EmbeddingModule)
         self._steps_taken += 1
-        spent = pl_module.flop_account.algorithmic
-        if self._timed_from is None:  # the first step warms caches up
-            self._timed_from = (time.monotonic(), spent)
-        elif self._steps_taken == 1 + _STEPS_TIMED and trainer.is_global_zero:
-            since, before = self._timed_from
-            left = (time.monotonic() - since) * (self.flops - spent) / (spent - before)
-            print(f"It is spent in about {timedelta(seconds=round(max(0.0, left)))}, evaluation not counted.")
+        if self._steps_taken == 1:  # it warms caches up
+            self._time_left.start(pl_module.share_done)
+            return
+        self._time_left.step()
+        if self._steps_taken == 1 + _STEPS_TIMED and trainer.is_global_zero:
+            print(f"It is spent in about {self._time_left.after(pl_module.share_done)}, evaluation not counted.")

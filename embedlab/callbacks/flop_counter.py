@@ -37,7 +37,7 @@ class FlopCounter(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says what a token costs, and what the utilisation is measured against."""
         assert isinstance(pl_module, EmbeddingModule)
-        profile, account = pl_module.flop_profile, pl_module.flop_account
+        profile, account = pl_module.flop_meter.profile, pl_module.flop_meter.account
         if profile is None:
             return
         peak = self._stated or device_peak(pl_module.device, _dtype(trainer, pl_module))
@@ -61,13 +61,13 @@ class FlopCounter(Callback):
     ) -> None:
         """Logs the steps since it last did."""
         assert isinstance(pl_module, EmbeddingModule)
-        if pl_module.flop_profile is None:
+        if pl_module.flop_meter.profile is None:
             return
         self._seconds += self._clock.lap()
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it by name
         if not every or trainer.global_step % every:
             return  # Lightning would not write it, and to log costs more than to count
-        account = pl_module.flop_account
+        account = pl_module.flop_meter.account
         after = (account.algorithmic, account.executed)
         algorithmic, executed = (now - before for now, before in zip(after, self._before, strict=True))
         possible = self._peak * self._seconds

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
+from embedlab.callbacks.step_clock import TimeLeft
 from embedlab.module import EmbeddingModule
 
 
 class ProgressLines(ProgressBar):
-    """Prints one line every so often: step, loss, learning rate, throughput, time left.
+    """Prints one line every so often: step, loss, learning rate, throughput, and the time left without evaluation.
 
     Args:
         every_seconds: between lines.
@@ -23,8 +23,8 @@ class ProgressLines(ProgressBar):
         super().__init__()
         self.every_seconds = every_seconds
         self._enabled = True
-        self._started = self._printed = 0.0
-        self._share_before = 0.0
+        self._printed = 0.0
+        self._time_left = TimeLeft()
 
     def disable(self) -> None:
         """Prints nothing from here on: Lightning asks for it on every rank but the first."""
@@ -36,27 +36,31 @@ class ProgressLines(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
-        self._started = self._printed = time.monotonic()
         assert isinstance(pl_module, EmbeddingModule)
-        self._share_before = pl_module.share_done
+        self._printed = time.monotonic()
+        self._time_left.start(pl_module.share_done)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lets the clock go on."""
+        self._time_left.resume()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Prints if it is time, and after the last step."""
         assert isinstance(pl_module, EmbeddingModule)
+        self._time_left.step()
         now = time.monotonic()
         if not self._enabled or (now - self._printed < self.every_seconds and not pl_module.is_done()):
             return
         self._printed = now
         share = pl_module.share_done
-        left = (now - self._started) / (share - self._share_before) * (1 - share)
         values = "  ".join(f"{name} {_short(float(value))}" for name, value in trainer.progress_bar_metrics.items())
         total = trainer.estimated_stepping_batches
         step = f"{trainer.global_step}/{total}" if total < float("inf") else f"{trainer.global_step} ({share:.1%})"
-        flops = pl_module.flop_account.algorithmic
-        values += f"  flops {flops:.3g}" if flops else ""
-        print(f"step {step}  {values}  left {timedelta(seconds=round(left))}", flush=True)
+        meter = pl_module.flop_meter
+        values += f"  flops {meter.account.algorithmic:.3g}" if meter.profile is not None else ""
+        print(f"step {step}  {values}  left {self._time_left.after(share)}", flush=True)
 
 
 def _short(value: float) -> str:

@@ -21,8 +21,8 @@ class RunConfig(SaveConfigCallback):
     _before: str | None = None  # what stood there: the configuration of the run that is gone on with
     _took_a_step = False
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called by Lightning once, on rank zero, before the first step."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the configuration, when other callbacks have had their chance to refuse it."""
         text = self.parser.dump(self.config, skip_none=False)
         for logger in trainer.loggers:
             logger.log_hyperparams(dict(_flat(yaml.safe_load(text))))

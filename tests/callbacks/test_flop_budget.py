@@ -25,6 +25,15 @@ class Interrupt(Callback):
             raise RuntimeError("interrupted")
 
 
+class Evaluations(Callback):
+    """Counts them."""
+
+    begun = 0
+
+    def on_validation_start(self, *_: Any) -> None:
+        Evaluations.begun += 1
+
+
 def flops_of(run: Path) -> dict[str, int]:
     counts: dict[str, int] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["flops"]
     return counts
@@ -82,6 +91,45 @@ def test_what_a_budget_buys_is_said_before_the_first_step_and_the_time_after_a_f
     pairs = float(printed[plan:].split()[2].replace(",", ""))
     assert pairs == pytest.approx(5 * 9, rel=0.2)
     assert "epochs of 60 pairs" in printed
+
+
+@pytest.mark.parametrize(("budget", "expected"), [("1000", "less than one step"), ("1e12", "epochs of 30 pairs")])
+def test_a_wrong_budget_is_refused_before_any_evaluation_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, budget: str, expected: str
+) -> None:
+    monkeypatch.setattr(Evaluations, "begun", 0)
+    config = write_config(tmp_path, validation_fraction=0.3)
+    command = ["fit", "--config", str(config), "--trainer.callbacks+", f"{__name__}.Evaluations"]
+    assert expected in error_of(capsys, [*command, "--budget", budget])
+    assert Evaluations.begun == 0
+    left = [path.name for path in (tmp_path / "run").rglob("*")]
+    assert all(name.startswith("events.") for name in left), (
+        "Lightning opens TensorBoard's file before anybody can refuse"
+    )
+    assert scalars(tmp_path / "run") == {}
+    fit(config, *command[3:], "--trainer.max_steps", "1")
+    assert Evaluations.begun > 0
+
+
+@pytest.mark.parametrize("flops", ["missing", None])
+def test_a_run_whose_spending_is_not_known_goes_on_without_a_budget_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flops: str | None
+) -> None:
+    config = write_config(tmp_path)
+    fit(config, "--trainer.max_steps", "2")
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    saved = torch.load(checkpoint, weights_only=True)
+    counted = saved.pop("flops")["algorithmic"]
+    torch.save(saved if flops == "missing" else {**saved, "flops": flops}, checkpoint)
+    command = ["fit", "--config", str(config), "--ckpt_path", "last"]
+    refused = error_of(capsys, [*command, "--budget", str(9 * counted)])
+    assert "does not say how many FLOPs" in refused and "Go on without --budget" in refused
+    with pytest.warns(UserWarning, match="does not say how many FLOPs .* counted from 0 here"):
+        fit(config, *command[3:], "--trainer.max_steps", "4", *EVERY_STEP)
+    seen = scalars(tmp_path / "run")
+    assert seen["flops/tokens"][-1] == pytest.approx(2 * seen["flops/tokens"][-2], rel=0.3), "two steps, from 0"
+    assert flops_of(tmp_path / "run") is None, "what the whole run has spent"
+    assert "does not say how many FLOPs" in error_of(capsys, [*command, "--budget", str(9 * counted)])
 
 
 @pytest.mark.parametrize("budget", ["0", "-1e9", "nan", "inf", "plenty"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,6 +14,7 @@ from embedlab.callbacks.flop_counter import FlopCounter
 from embedlab.errors import ConfigError
 from embedlab.flop_observer import ADDED_FORMULAS
 from embedlab.registry import discover
+from embedlab.replay import ChunkedGradient
 from runs import error_of, fit, scalars, write_config
 
 METHODS = sorted(discover())
@@ -50,6 +52,19 @@ def test_the_executed_count_is_torchs_in_real_training(tmp_path: Path, method: s
     assert seen["flops/algorithmic"][-1] < executed[-1], "padding, if nothing else"
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_executed_count_is_torchs_where_memory_lasts_for_some_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(ChunkedGradient, "_free_bytes", lambda *_: 900_000.0)
+    config = write_config(tmp_path, method=method, tokens_per_chunk=32)
+    options = ["--trainer.callbacks+", f"{__name__}.TorchsCounter", "--model.recompute", "auto"]
+    fit(config, *options, "--trainer.max_steps", "4", "--trainer.log_every_n_steps", "1")
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["flops"]
+    assert 0 < sum(scalars(tmp_path / "run")["train/replayed_tokens"]) < 0.9 * saved["tokens"], "some, and not all"
+    assert saved["executed"] == pytest.approx(sum(TorchsCounter.steps), rel=0.005)
+
+
 def test_what_utilisation_is_measured_against_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path)
     fit(config, "--trainer.max_steps", "1")
@@ -69,16 +84,19 @@ def test_a_peak_that_cannot_be_is_refused() -> None:
 def test_a_backbone_whose_cost_cannot_be_observed_trains_without_a_budget_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embedlab import module
+    from embedlab import flop_meter
     from embedlab.errors import PluginError
 
     def refuse(*_: object, **__: object) -> None:
         raise PluginError("The cost of layer 'x' (Opaque) cannot be observed.")
 
-    monkeypatch.setattr(module, "observe", refuse)
+    monkeypatch.setattr(flop_meter, "observe", refuse)
     config = write_config(tmp_path)
     with pytest.warns(UserWarning, match="FLOPs are not counted in this run. The cost of layer 'x'"):
-        fit(config, "--trainer.max_steps", "2")
-    assert "flops/algorithmic" not in scalars(tmp_path / "run")
+        fit(config, "--trainer.max_steps", "2", "--trainer.log_every_n_steps", "1")
+    assert not any(name.startswith("flops/") for name in scalars(tmp_path / "run"))
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["flops"] is None
+    resumed = ["fit", "--config", str(config), "--ckpt_path", "last"]
+    assert "because they were not counted" in error_of(capsys, [*resumed, "--budget", "1e9"])
     printed = error_of(capsys, ["fit", "--config", str(config), "--output", str(tmp_path / "b"), "--budget", "1e9"])
     assert "layer 'x'" in printed

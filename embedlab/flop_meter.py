@@ -1,0 +1,146 @@
+"""Counts the FLOPs that a run spends: the prepared model is observed once, and a step is arithmetic from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from embedlab.data.collate import PairBatch
+from embedlab.encoder import Encoder
+from embedlab.errors import PluginError
+from embedlab.flop_execution import ExecutionCost
+from embedlab.flop_profile import observe
+from embedlab.flops import FlopProfile
+from embedlab.replay import EncodedBatch, Recompute
+
+_COUNTS = ("algorithmic", "executed", "tokens", "pairs")
+
+
+@dataclass
+class FlopAccount:
+    """What a run has spent, and how far that brings it towards its budget.
+
+    Attributes:
+        algorithmic: FLOPs of the texts of all ranks, without padding and recomputation: what a budget limits.
+        executed: FLOPs that the hardware of all ranks did in training steps.
+        tokens: real tokens of all ranks.
+        pairs: of all ranks.
+        budget: algorithmic FLOPs after which training stops; None if something else stops it.
+    """
+
+    algorithmic: int = 0
+    executed: int = 0
+    tokens: int = 0
+    pairs: int = 0
+    budget: float | None = None
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether there is a budget and nothing is left of it."""
+        return self.budget is not None and self.algorithmic >= self.budget
+
+    def share_after(self, flops: int) -> float:
+        """The share of the budget that is spent after so many FLOPs more, 1 at most."""
+        assert self.budget is not None
+        return min(1.0, (self.algorithmic + flops) / self.budget)
+
+
+class FlopMeter:
+    """Counts the steps of a run, once it has observed what the prepared model costs.
+
+    Attributes:
+        account: what is spent.
+        profile: what the model costs; None before it is observed, and if it cannot be: then nothing is counted.
+        is_complete: whether the account holds the whole run: not after a resume from a checkpoint without counts.
+    """
+
+    def __init__(self) -> None:
+        self.account = FlopAccount()
+        self.profile: FlopProfile | None = None
+        self.is_complete = True
+        self._execution: ExecutionCost | None = None
+
+    def observe(
+        self,
+        encoder: Encoder,
+        backbone_parameters: Collection[nn.Parameter],
+        frozen_blocks: Sequence[nn.Module],
+        *,
+        max_length: int,
+        recompute: Recompute,
+    ) -> None:
+        """Observes what steps cost, in the mode, on the device and in the precision in which the encoder trains.
+
+        Args:
+            encoder: with its backbone as the method has prepared it.
+            backbone_parameters: those of the backbone before it was prepared.
+            frozen_blocks: leading blocks that a replay skips.
+            max_length: tokens of the longest text.
+            recompute: which chunks may be replayed.
+
+        Raises:
+            PluginError: if there is a budget and a layer computes in a way that cannot be seen.
+        """
+        self.profile = self._execution = None
+        try:
+            profile = observe(encoder.backbone, backbone_parameters, max_length=max_length)
+            execution = ExecutionCost(encoder, frozen_blocks, max_length=max_length)
+            # Both are measured when they are first asked for, which must not be inside a step.
+            if recompute != "always":
+                _ = execution.kept
+            if recompute != "never":
+                _ = execution.replayed
+        except PluginError as error:
+            if self.account.budget is not None:
+                raise
+            rank_zero_warn(f"FLOPs are not counted in this run. {error}")
+        else:
+            self.profile, self._execution = profile, execution
+            if not self.is_complete:
+                rank_zero_warn(
+                    "The checkpoint does not say how many FLOPs its run has spent. They are counted from 0 here, and "
+                    "the run's next checkpoints will not say it either. To count a whole run, begin it anew."
+                )
+
+    def algorithmic(self, batch: PairBatch) -> int:
+        """FLOPs of a step, as a budget counts them; 0 if nothing is counted."""
+        return 0 if self.profile is None else self.profile.algorithmic(batch.lengths_of_all_ranks)
+
+    def executed(self, encoded: EncodedBatch) -> int:
+        """FLOPs that this rank executes to encode and back-propagate a batch; ask before its graphs are used up."""
+        return 0 if self._execution is None else self._execution.of(encoded)
+
+    def count(self, batch: PairBatch, executed: int, trainer: Trainer) -> None:
+        """Adds a step to the account.
+
+        Args:
+            batch: of the step.
+            executed: FLOPs of this rank in it, the loss included; they are summed over all ranks.
+            trainer: knows the ranks.
+        """
+        if self.profile is None:
+            return
+        if trainer.world_size > 1:
+            own = torch.tensor(executed, dtype=torch.float64, device=trainer.strategy.root_device)
+            executed = int(trainer.strategy.reduce(own, reduce_op="sum"))
+        self.account.algorithmic += self.algorithmic(batch)
+        self.account.executed += executed
+        self.account.tokens += int(batch.lengths_of_all_ranks.sum())
+        self.account.pairs += trainer.world_size * len(batch.rows.queries_P)
+
+    def state_dict(self) -> dict[str, int] | None:
+        """The counts of the whole run, None if they are not known; the budget is the configuration's."""
+        if self.profile is None or not self.is_complete:
+            return None
+        return {name: getattr(self.account, name) for name in _COUNTS}
+
+    def load_state_dict(self, state: Mapping[str, int] | None) -> None:
+        """Takes the counts of a checkpoint; None if it has none."""
+        self.is_complete = state is not None
+        for name in _COUNTS:
+            setattr(self.account, name, 0 if state is None else int(state[name]))
