@@ -6,7 +6,7 @@ from embedlab.flop_meter import FlopAccount, FlopMeter
 from embedlab.flops import Cost, FlopProfile, Passes
 
 WEIGHTS = Passes(1, 1, 1)
-PROFILE = FlopProfile(1, 0, 0, 1, WEIGHTS, WEIGHTS, WEIGHTS, WEIGHTS, WEIGHTS, mixing=Cost(per_squared_token=1))
+PROFILE = FlopProfile(1, 0, 0, 1, WEIGHTS, WEIGHTS, WEIGHTS, WEIGHTS, WEIGHTS, attention=Cost(per_squared_token=1))
 
 
 def meter(account: FlopAccount) -> FlopMeter:
