@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from embedlab.errors import ConfigError
+from embedlab.search.crossover import Crossover, crossover
 from embedlab.search.foreign_table import Columns, read_table
 from embedlab.search.method_laws import MethodLaw, laws_of
 from embedlab.search.observations import Observation, by_method, of_records, with_best_learning_rates
-from embedlab.search.recipe import Constraints, Recipe, recipe
+from embedlab.search.recipe import FARTHEST, Constraints, Recipe, recipe, suite_of
+from embedlab.search.recipe_config import recipe_config
 from embedlab.search.records import Ledger
 from embedlab.search.uncertainty import NUM_REPLICATES
 
@@ -31,6 +35,7 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     parser.add_argument("--budget", nargs="+", type=float, required=True, help="FLOPs; several give several recipes.")
     parser.add_class_arguments(Constraints)
     parser.add_argument("--extrapolate", action="store_true", help="Answer beyond 10 times the largest run, too.")
+    parser.add_argument("--output", metavar="FOLDER", help="Write each recipe there, for `embedlab fit --config`.")
     parser.add_argument("--replicates", type=int, default=NUM_REPLICATES, help="Of the bootstrap.")
     parser.add_argument("--json", action="store_true", help="Print JSON in place of a table.")
     options = parser.instantiate(parser.parse_args(list(arguments)))
@@ -38,19 +43,57 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     observations = with_best_learning_rates(_observations(options))
     laws, refused = laws_of(by_method(observations), num_replicates=options.replicates)
     answers = [recipe(laws, budget, constraints, extrapolate=options.extrapolate) for budget in options.budget]
+    crossovers = _crossovers(laws)
+    written = _written(Path(options.output), answers, laws) if options.output else []
     if options.json:
         report = {
             "laws": [_law_as_dict(law) for law in laws],
             "methods_without_a_law": refused,
             "left_out": {row.name: row.left_out for row in observations if row.left_out},
+            "crossovers": [asdict(one) for one in crossovers],
             "recipes": [asdict(answer) for answer in answers],
         }
-        print(json.dumps(report, indent=2))
+        print(json.dumps(_with_null_for_infinity(report), indent=2, allow_nan=False))
         return
     console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     _print_laws(console, laws, refused, observations)
+    for one in crossovers:
+        _print_crossover(console, one)
     for answer in answers:
         _print_recipe(console, answer)
+    for path in written:
+        console.print(f"embedlab fit --config {path}", highlight=False)
+
+
+def _with_null_for_infinity(value: Any) -> Any:
+    """JSON has no infinity: an interval without a bound has null there."""
+    if isinstance(value, dict):
+        return {key: _with_null_for_infinity(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_null_for_infinity(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _crossovers(laws: Sequence[MethodLaw]) -> list[Crossover]:
+    """Of each two methods, within the budgets of the runs and as far beyond as a law is trusted."""
+    sizes = [size for _, size in suite_of(laws)]
+    found = []
+    for one, other in combinations(laws, 2):
+        rows = [*one.observations, *other.observations]
+        low, high = min(row.flops for row in rows), max(row.flops for row in rows)
+        found.append(crossover(one, other, sizes, low, FARTHEST * high))
+    return found
+
+
+def _written(folder: Path, answers: Sequence[Recipe], laws: Sequence[MethodLaw]) -> list[Path]:
+    texts = {folder / f"recipe-{answer.budget:g}.yaml": recipe_config(answer, laws) for answer in answers}
+    for path in texts:
+        if path.exists():
+            raise ConfigError(f"{path} is there already. Choose another folder with --output, or remove it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+    return list(texts)
 
 
 def _add_runs(parser: ArgumentParser) -> None:
@@ -67,7 +110,8 @@ def _observations(options: Any) -> list[Observation]:
         )
     if options.table is not None:
         return read_table(Path(options.table), options.columns)
-    return of_records(Ledger([Path(folder) for folder in options.runs]).records())
+    ledger = Ledger([Path(folder) for folder in options.runs])
+    return of_records(ledger.records(), [path.parent for path in ledger.paths()])
 
 
 def _law_as_dict(law: MethodLaw) -> dict[str, Any]:
@@ -117,6 +161,28 @@ def _print_laws(
             reasons.setdefault(row.left_out, []).append(row.name)
     for reason, names in reasons.items():
         console.print(f"Left out: {names[0]}, {reason} ({len(names)} like it).", highlight=False, markup=False)
+
+
+def _print_crossover(console: Console, found: Crossover) -> None:
+    low, high = found.looked_at
+    if found.exists:
+        bounds = [f"{bound:.2g}" if 0 < bound < float("inf") else "" for bound in found.interval_80]
+        words = {
+            (True, True): f"between {bounds[0]} and {bounds[1]} FLOPs",
+            (True, False): f"above {bounds[0]} FLOPs",
+            (False, True): f"below {bounds[1]} FLOPs",
+            (False, False): "anywhere",
+        }[bool(bounds[0]), bool(bounds[1])]
+        text = (
+            f"{found.below} is better at small budgets, {found.above} at large ones: they change places {words} (80 %)"
+        )
+    else:
+        better = found.above if found.flops == 0 else found.below
+        worse = found.below if found.flops == 0 else found.above
+        text = f"{better} is better than {worse} at every budget from {low:.2g} to {high:.2g} FLOPs"
+    console.print(
+        f"{text}; that they cross there at all has a probability of {found.probability:.0%}.", highlight=False
+    )
 
 
 def _print_recipe(console: Console, answer: Recipe) -> None:

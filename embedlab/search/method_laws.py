@@ -2,7 +2,7 @@
 
 Names end in their axes:
 
-    R  replicates      C  configurations
+    R  replicates      C  configurations      G  budgets
 """
 
 from __future__ import annotations
@@ -85,10 +85,13 @@ class MethodLaw:
         """Logarithms of predicted losses: (C,) by the fit, and (R, C) as they might be, hold-out errors in them."""
         unique_C = None if unique_tokens is None else np.minimum(tokens_C, unique_tokens)
         estimate_C, log_RC = self.replicates.quantity(lambda one: np.log(one.loss(parameters_C, tokens_C, unique_C)))
-        # A law that is off is off for neighbouring configurations alike.
+        return estimate_C, log_RC + self.errors_at(np.array([flops]), len(log_RC))
+
+    def errors_at(self, flops_G: np.ndarray, num_replicates: int) -> np.ndarray:
+        """(R, G): by what each replicate may be off at some budgets; where a law is off, it is off for all sizes."""
         generator = np.random.default_rng([_SEED_OF_ERRORS, *self.method.encode()])
-        off_R = self.error_at(flops) * generator.standard_normal(len(log_RC))
-        return estimate_C, log_RC + off_R[:, None]
+        error_G = np.array([self.error_at(float(flops)) for flops in flops_G])
+        return np.asarray(generator.standard_normal(num_replicates)[:, None] * error_G)
 
 
 def laws_to_try(runs: Runs) -> list[Law]:

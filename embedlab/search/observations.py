@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +35,7 @@ class Observation:
         pairs: seen in training; None where it is not known.
         seconds: of training; None where it is not known.
         memory_bytes: of a device, at its peak; None where it is not known.
+        folder: of the run, with its configuration; None if it is somebody else's.
         left_out: why no law is fitted to it; None if one is.
     """
 
@@ -49,21 +52,30 @@ class Observation:
     pairs: float | None = None
     seconds: float | None = None
     memory_bytes: float | None = None
+    folder: str | None = None
     left_out: str | None = None
 
 
-def of_records(records: Iterable[RunRecord]) -> list[Observation]:
-    """Rows of records.
+def of_records(records: Iterable[RunRecord], folders: Iterable[Path] | None = None) -> list[Observation]:
+    """Rows of records; a method that was run with several options is as many methods.
+
+    Args:
+        records: of the runs.
+        folders: of each, where its configuration is to be found.
 
     Raises:
         RecordError: if the losses of runs to be fitted are of different definitions.
     """
     records = list(records)
     _require_one_definition([record for record in records if record.left_out is None])
+    options: dict[str, set[str]] = {}
+    for record in records:
+        options.setdefault(record.method, set()).add(_written(record.method_options))
+    of_record = [None] * len(records) if folders is None else [str(folder) for folder in folders]
     return [
         Observation(
             name=record.run_id,
-            method=record.method,
+            method=record.method + (_written(record.method_options) if len(options[record.method]) > 1 else ""),
             backbone=record.backbone,
             parameters=float(record.nonembedding_parameters),
             tokens=float(record.tokens),
@@ -75,10 +87,15 @@ def of_records(records: Iterable[RunRecord]) -> list[Observation]:
             pairs=float(record.pairs),
             seconds=record.seconds,
             memory_bytes=record.peak_memory_bytes,
+            folder=folder,
             left_out=record.left_out,
         )
-        for record in records
+        for record, folder in zip(records, of_record, strict=True)
     ]
+
+
+def _written(options: Mapping[str, Any]) -> str:
+    return "(" + ", ".join(f"{name}={value}" for name, value in sorted(options.items())) + ")"
 
 
 def _require_one_definition(records: Sequence[RunRecord]) -> None:

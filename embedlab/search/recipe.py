@@ -138,7 +138,7 @@ def recipe(
             f"The budget of {budget:g} FLOPs is {budget / largest:.3g} times the largest run, {largest:.3g}, and "
             f"{FARTHEST:g} times is as far as a law is trusted. Run larger ones, or add --extrapolate."
         )
-    suite = _suite(laws)
+    suite = suite_of(laws)
     tokens_per_pair = _tokens_per_pair(laws)
     if constraints.unique_pairs is not None and tokens_per_pair is None:
         raise ConfigError("unique_pairs is given, and no run says how many pairs it saw. Leave it out.")
@@ -172,7 +172,7 @@ def recipe(
     return Recipe(budget, tuple(ranked), probability, budget / largest, ruled_out)
 
 
-def _suite(laws: Sequence[MethodLaw]) -> list[tuple[str, float]]:
+def suite_of(laws: Sequence[MethodLaw]) -> list[tuple[str, float]]:
     """The backbones that exist, by size."""
     sizes: dict[str, list[float]] = {}
     for law in laws:
