@@ -23,7 +23,7 @@ from embedlab.data.cache import build_once, cache_folder
 from embedlab.errors import ConfigError
 from embedlab.flop_profile import observe
 from embedlab.flops import FlopProfile
-from embedlab.memory_estimate import training_memory
+from embedlab.memory_estimate import MemoryEstimate
 from embedlab.meta_device import GroupedProducts
 from embedlab.method import FineTuningMethod, prepare_backbone
 from embedlab.method_key import method_key
@@ -158,22 +158,22 @@ def _row(backbone: BackboneConfig, method: FineTuningMethod, shape: Shape) -> Fl
             prepared = prepare_backbone(method, model).train()
         except ConfigError as error:
             return FlopRow(backbone.path, name, None, None, str(error))
+    memory = MemoryEstimate(
+        prepared,
+        model,
+        max_length=shape.max_length,
+        tokens_per_chunk=shape.tokens_per_chunk,
+        precision=shape.precision,
+        optimizer_states=shape.optimizer_states,
+        gradient_checkpointing=backbone.gradient_checkpointing,
+        keeps_scores=attention_keeps_scores(backbone, model),
+    )
     with GroupedProducts():
         try:
-            profile = observe(prepared, parameters, max_length=shape.max_length)
+            profile = observe(prepared, parameters, max_length=shape.max_length, during_longest=memory.watching())
         except RuntimeError as error:
             reason = f"It cannot run without weights ({error}). `embedlab fit` counts its FLOPs when a run starts."
             return FlopRow(backbone.path, name, None, None, reason)
         if method.backbone_kwargs():  # loads the weights in a form of its own, which shapes alone do not have
             return FlopRow(backbone.path, name, profile, None)
-        memory = training_memory(
-            prepared,
-            model,
-            max_length=shape.max_length,
-            tokens_per_chunk=shape.tokens_per_chunk,
-            precision=shape.precision,
-            optimizer_states=shape.optimizer_states,
-            gradient_checkpointing=backbone.gradient_checkpointing,
-            keeps_scores=attention_keeps_scores(backbone, model),
-        )
-    return FlopRow(backbone.path, name, profile, memory)
+        return FlopRow(backbone.path, name, profile, memory.bytes())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, count
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from transformers import PreTrainedModel
@@ -27,17 +28,7 @@ _PRECISIONS: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {
 }
 
 
-def training_memory(
-    model: nn.Module,
-    backbone: PreTrainedModel,
-    *,
-    max_length: int,
-    tokens_per_chunk: int,
-    precision: str = "32-true",
-    optimizer_states: Literal["32bit", "8bit"] = "32bit",
-    gradient_checkpointing: bool = False,
-    keeps_scores: bool = False,
-) -> int:
+class MemoryEstimate:
     """Bytes of the weights, their gradients, AdamW's two moments, and twice the graph of one full chunk.
 
     Twice, since a backward pass needs about as much again. Left out are the loss, graphs of further chunks, which are
@@ -57,57 +48,80 @@ def training_memory(
     Raises:
         ConfigError: if there is no such precision.
     """
-    if precision not in _PRECISIONS:
-        raise ConfigError(f"trainer.precision is '{precision}'. Expected one of {', '.join(_PRECISIONS)}.")
-    dtype, autocast = _PRECISIONS[precision]
-    model.to(dtype)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    trained = [p for p in model.parameters() if p.requires_grad]
-    gradients = sum(p.numel() * p.element_size() for p in trained)
-    moments = 2 * gradients if optimizer_states == "32bit" else 2 * sum(p.numel() for p in trained)
 
-    length = max_length if keeps_scores else _unmistakable(max_length, backbone)
+    def __init__(
+        self,
+        model: nn.Module,
+        backbone: PreTrainedModel,
+        *,
+        max_length: int,
+        tokens_per_chunk: int,
+        precision: str = "32-true",
+        optimizer_states: Literal["32bit", "8bit"] = "32bit",
+        gradient_checkpointing: bool = False,
+        keeps_scores: bool = False,
+    ) -> None:
+        if precision not in _PRECISIONS:
+            raise ConfigError(f"trainer.precision is '{precision}'. Expected one of {', '.join(_PRECISIONS)}.")
+        dtype, self._autocast = _PRECISIONS[precision]
+        self._model = model.to(dtype)
+        self._backbone = backbone
+        self._max_length = max_length
+        self._length = max_length if keeps_scores else _unmistakable(max_length, backbone)
+        self._texts = max(1.0, tokens_per_chunk / self._length)
+        self._optimizer_states = optimizer_states
+        self._gradient_checkpointing = gradient_checkpointing
+        self._keeps_scores = keeps_scores
+        self._watched: GraphBytes | None = None
 
-    def counts(tensor: Tensor) -> bool:
-        return keeps_scores or tensor.ndim < 3 or tensor.shape[-2:] != (length, length)
+    def watching(self) -> AbstractContextManager[Any]:
+        """Around a forward pass over one text of ``max_length`` that is made anyway, it spares one of its own."""
+        if self._length != self._max_length or self._autocast is not None:
+            return nullcontext()
+        self._watched = self._graph(list(self._model.parameters()))
+        return self._watched
 
-    texts = max(1.0, tokens_per_chunk / length)
-    graph = _graph_bytes(model, texts, length, autocast, counts)
-    if gradient_checkpointing:
-        one_block = graph / len(decoder_blocks(backbone))
-        checkpoint_gradients(backbone)
-        graph = one_block + _graph_bytes(model, texts, length, autocast, counts)
-    return weights + gradients + moments + round(2 * graph)
+    def bytes(self) -> int:
+        """The estimate."""
+        weights = sum(p.numel() * p.element_size() for p in self._model.parameters())
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        gradients = sum(p.numel() * p.element_size() for p in trained)
+        moments = 2 * gradients if self._optimizer_states == "32bit" else 2 * sum(p.numel() for p in trained)
+        graph = self._texts * self._watched.bytes if self._watched is not None else self._of_chunk()
+        if self._gradient_checkpointing:
+            one_block = graph / len(decoder_blocks(self._backbone))
+            checkpoint_gradients(self._backbone)
+            graph = one_block + self._of_chunk()
+        return weights + gradients + moments + round(2 * graph)
 
+    def _of_chunk(self) -> float:
+        if self._autocast is None:
+            tokens_BL = torch.zeros(1, self._length, dtype=torch.int64, device="meta")
+            one = self._graph(list(self._model.parameters()))
+            with one:
+                self._model(input_ids=tokens_BL, attention_mask=torch.ones_like(tokens_BL))
+            return self._texts * one.bytes
+        # The low-precision copies of weights are there once; and of one text alone, attention keeps views.
+        two, three = self._with_autocast(2, self._autocast), self._with_autocast(3, self._autocast)
+        return two + (self._texts - 2) * (three - two)
 
-def _graph_bytes(
-    model: nn.Module, texts: float, length: int, autocast: torch.dtype | None, counts: Callable[[Tensor], bool]
-) -> float:
-    # Of one text alone attention keeps views where it keeps copies of several.
-    if autocast is None:
-        tokens_BL = torch.zeros(2, length, dtype=torch.int64, device="meta")
-        two_texts = GraphBytes(list(model.parameters()), counts)
-        with two_texts:
-            model(input_ids=tokens_BL, attention_mask=torch.ones_like(tokens_BL))
-        return texts / 2 * two_texts.bytes
-    two, three = (_graph_bytes_with_autocast(model, number, length, autocast, counts) for number in (2, 3))
-    return two + (texts - 2) * (three - two)  # the low-precision copies of weights are there once
+    def _with_autocast(self, num_texts: int, dtype: torch.dtype) -> int:
+        # Autocast leaves tensors of the meta device as they are; these say they were on the CPU.
+        mode, device = FakeTensorMode(), torch.device("cpu")
+        weights: dict[str, Any] = {}
+        for name, tensor in chain(self._model.named_parameters(), self._model.named_buffers()):
+            weights[name] = FakeTensor(mode, tensor.detach(), device).requires_grad_(tensor.requires_grad)
+        graph = self._graph(list(weights.values()))
+        with device, mode, torch.autocast("cpu", dtype):
+            ids_BL = torch.zeros(num_texts, self._length, dtype=torch.int64)
+            with graph:
+                inputs = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
+                functional_call(self._model, weights, (), inputs)
+        return graph.bytes
 
-
-def _graph_bytes_with_autocast(
-    model: nn.Module, num_texts: int, length: int, dtype: torch.dtype, counts: Callable[[Tensor], bool]
-) -> int:
-    # Autocast leaves tensors of the meta device as they are; these say they were on the CPU.
-    mode, device = FakeTensorMode(), torch.device("cpu")
-    weights: dict[str, Any] = {}
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        weights[name] = FakeTensor(mode, tensor.detach(), device).requires_grad_(tensor.requires_grad)
-    graph = GraphBytes(list(weights.values()), counts)
-    with device, mode, torch.autocast("cpu", dtype):
-        tokens_BL = torch.zeros(num_texts, length, dtype=torch.int64)
-        with graph:
-            functional_call(model, weights, (), {"input_ids": tokens_BL, "attention_mask": torch.ones_like(tokens_BL)})
-    return graph.bytes
+    def _graph(self, parameters: Sequence[nn.Parameter]) -> GraphBytes:
+        scores = (self._length, self._length)
+        return GraphBytes(parameters, lambda t: self._keeps_scores or t.ndim < 3 or t.shape[-2:] != scores)
 
 
 def _unmistakable(max_length: int, backbone: PreTrainedModel) -> int:

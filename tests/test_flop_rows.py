@@ -122,13 +122,9 @@ def test_the_precision_and_checkpointing_of_a_run_are_in_its_memory(tmp_path: Pa
     usual = memory()
     assert memory(precision="bf16-true") == pytest.approx(usual / 2, rel=0.05)
     assert memory(dtype="bfloat16") == memory(precision="bf16-true")
-    assert (
-        memory(gradient_checkpointing=True)
-        < usual / 2
-        < memory(precision="bf16-mixed")
-        < usual
-        < memory(attention="eager")
-    )
+    assert memory(gradient_checkpointing=True) < usual / 2
+    assert memory(precision="bf16-mixed") < 0.7 * usual
+    assert memory(attention="eager") > 1.2 * usual
 
 
 @pytest.mark.parametrize("tokens", [{"query_tokens": 0}, {"document_tokens": -1}, {"document_tokens": 129}])
