@@ -6,15 +6,21 @@ Their cost per token is 6 N for full fine-tuning, 2 N + 4 N_trainable for freezi
 biases; N leaves tables out and, for LoRA, holds the adapters. Four percentages a method: embedlab's view of that
 convention (a weight whose input needs no gradient costs no gradient of it); the matrix products alone (norms and biases
 multiply nothing); those and attention at the paper's mean pair, 14 + 64 tokens; and 6 N for whatever is trained, as
-Hugging Face's trainer counts.
+Hugging Face's trainer counts. The table goes to results/paper_convention.md; the FLOPs behind it, with date, hardware
+and versions, to the JSON beside that.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from embedlab.backbone import BackboneConfig
-from embedlab.flop_table import Shape, flop_rows
+from embedlab.flop_rows import Shape, flop_rows
 from embedlab.flops import FlopProfile
 from embedlab.registry import discover, method_class
 
@@ -35,8 +41,12 @@ def theirs(method: str, profile: FlopProfile) -> int:
 def main() -> None:
     shape = Shape()
     names = list(discover())
-    columns = ("paper, GFLOPs/token", "the paper's view", "matrix products", "with attention", "6 N")
-    lines = ["| backbone | method | " + " | ".join(columns) + " |", "|---|---|" + "---:|" * len(columns)]
+    columns = ("paper", "the paper's view", "matrix products", "with attention", "6 N")
+    lines = [
+        "| backbone | method | " + " | ".join(("paper, GFLOPs/token", *columns[1:])) + " |",
+        "|---|---|" + "---:|" * len(columns),
+    ]
+    rows = []
     for size in SIZES:
         backbone = BackboneConfig(path=str(PYTHIA / size))
         for name, row in zip(names, flop_rows(backbone, [method_class(n)() for n in names], shape), strict=True):
@@ -46,9 +56,18 @@ def main() -> None:
             six_n = 6 * (row.profile.nonembedding_parameters + row.profile.added_parameters)
             ours = (row.profile.paper_flops_per_token(), row.profile.matrices.flops_per_token, per_token, six_n)
             cells = " | ".join(f"{100 * (flops / paper - 1):+.2f} %" for flops in ours)
+            rows.append({"backbone": size, "method": name, **dict(zip(columns, (paper, *ours), strict=True))})
             lines.append(f"| {size} | {name} | {paper / 1e9:.4g} | {cells} |")
     text = "\n".join(lines) + "\n"
     (RESULTS / "paper_convention.md").write_text(text)
+    result = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "versions": {name: version(name) for name in ("embedlab", "torch", "transformers", "peft")},
+        "command": "python benchmarks/paper_convention.py",
+        "flops_per_token": rows,
+    }
+    (RESULTS / "paper_convention.json").write_text(json.dumps(result, indent=2) + "\n")
     print(text)
 
 

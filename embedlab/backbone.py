@@ -74,6 +74,20 @@ def max_positions(config: PretrainedConfig) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
+def check_positions(backbone: BackboneConfig, max_length: int) -> None:
+    """Refuses texts that are longer than the model has positions for.
+
+    Raises:
+        ConfigError: if they are, if there is no such model, or the hub cannot be reached.
+    """
+    positions = max_positions(load_config(backbone))
+    if positions is not None and max_length > positions:
+        raise ConfigError(
+            f"data.max_length is {max_length}, and '{backbone.path}' has positions for {positions} tokens. "
+            f"Set data.max_length to {positions} or less; longer texts are cut there, and counted."
+        )
+
+
 def load_tokenizer(backbone: BackboneConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the right, with a padding token.
 
@@ -131,12 +145,17 @@ def load_backbone(backbone: BackboneConfig, extra: Mapping[str, Any] | None = No
             )
     config.use_cache = False  # keys and values are never read again
     if backbone.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        # transformers makes the embeddings' output require a gradient with it, for the reentrant kind's sake;
-        # gradients would flow through blocks that a method has frozen.
-        model.disable_input_require_grads()
+        checkpoint_gradients(model)
     model.eval()
     return model
+
+
+def checkpoint_gradients(model: PreTrainedModel) -> None:
+    """From now on, activations are computed again block by block during the backward pass."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # transformers makes the embeddings' output require a gradient with it, for the reentrant kind's sake;
+    # gradients would flow through blocks that a method has frozen.
+    model.disable_input_require_grads()
 
 
 def backbone_without_weights(backbone: BackboneConfig) -> PreTrainedModel:
@@ -157,6 +176,11 @@ def backbone_without_weights(backbone: BackboneConfig) -> PreTrainedModel:
         )
     config.use_cache = False
     return model
+
+
+def attention_keeps_scores(backbone: BackboneConfig, model: PreTrainedModel) -> bool:
+    """Whether attention, as configured for this kind of model, keeps its matrices of scores for the backward pass."""
+    return backbone.attention == "eager" or (backbone.attention == "auto" and not model._supports_sdpa)
 
 
 @contextmanager

@@ -39,15 +39,17 @@ from embedlab.callbacks.throughput import Throughput
 from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError, EmbedLabError, suggestion
 from embedlab.export import export, read_checkpoint
-from embedlab.flop_table import Shape, flop_rows, print_rows
+from embedlab.flop_rows import Shape, flop_rows
+from embedlab.flop_table import print_rows
 from embedlab.ladder import default_rung_config, ensure_rung, pretrain
 from embedlab.method import FineTuningMethod
 from embedlab.module import EmbeddingModule
 from embedlab.search.commands import recipe_command
 
 LADDER = "ladder:"
-# What a configuration of fit holds and no FLOP depends on.
-FIT_ONLY = ("seed_everything", "trainer", "output", "allow_repeat", "checkpoint", "ckpt_path", "weights_only")
+MEAN_TOKENS = {"query": 14, "document": 64}
+# What a configuration of fit holds and no cost depends on.
+FIT_ONLY = ("seed_everything", "output", "allow_repeat", "checkpoint", "ckpt_path", "weights_only")
 
 
 class _ErrorParser(ArgumentParser):
@@ -204,23 +206,29 @@ def _flops(arguments: Sequence[str]) -> None:
     parser.add_argument("--suite", nargs="+", metavar="BACKBONE", help="Several in place of model.backbone.path.")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="Names, or `all`, in place of model.method.")
     parser.add_argument("--budget", type=number_of_flops, help="FLOPs, to see how many pairs and tokens they buy.")
-    parser.add_argument("--query_tokens", type=int, default=14, help="Of a mean pair (as in arXiv:2406.04165).")
-    parser.add_argument("--document_tokens", type=int, default=64, help="Of a mean pair.")
+    for text, mean in MEAN_TOKENS.items():
+        described = f"Of a mean {text}; by default {mean} (as in arXiv:2406.04165), or data.max_length if that is less."
+        parser.add_argument(f"--{text}_tokens", type=int, help=described)
     parser.add_argument("--json", action="store_true", help="Print JSON in place of a table.")
     parser.add_class_arguments(EmbeddingModule, "model")
-    parser.add_class_arguments(PairDataModule, "data", skip={"backbone"}, instantiate=False)
+    parser.add_class_arguments(PairDataModule, "data")
+    parser.link_arguments("model.backbone_config", "data.backbone", apply_on="instantiate")
     parser.set_defaults({"model.method": "FullFineTuning", "model.backbone.path": f"{LADDER}r0"})
+    parser.add_argument("--trainer", type=dict[str, Any], default={}, help=SUPPRESS)  # of which precision alone counts
     for without_effect in FIT_ONLY:
         parser.add_argument(f"--{without_effect}", type=Any, help=SUPPRESS)
     options = parser.parse_args(list(arguments[1:]))
-    data = options.pop("data")
-    module: EmbeddingModule = parser.instantiate(options).model
+    instances = parser.instantiate(options)
+    module: EmbeddingModule = instances.model
+    data: PairDataModule = instances.data
+    means = {f"{text}_tokens": min(mean, data.max_length) for text, mean in MEAN_TOKENS.items()}
+    stated = {name: options[name] for name in means if options[name] is not None}
     shape = Shape(
         max_length=data.max_length,
         tokens_per_chunk=data.tokens_per_chunk,
         optimizer_states=module.optimizer_config.states,
-        query_tokens=options.query_tokens,
-        document_tokens=options.document_tokens,
+        precision=str(options.trainer.get("precision") or "32-true"),
+        **(means | stated),
     )
     rows = []
     chosen = _methods_of(options.methods, module)
@@ -231,7 +239,7 @@ def _flops(arguments: Sequence[str]) -> None:
     if options.json:
         print(json.dumps([row.as_dict(shape, options.budget) for row in rows], indent=1))
     else:
-        print_rows(rows, shape, options.budget)
+        print_rows(rows, module.backbone_config, shape, options.budget)
 
 
 def _configured(path: str, folder: Path) -> str:
@@ -248,7 +256,8 @@ def _methods_of(names: Sequence[str] | None, module: EmbeddingModule) -> list[Fi
         return [module.method]
     if list(names) == ["all"]:
         names = [name for name, entry in registry.discover().items() if entry.cls is not None]
-    return [registry.method_class(name)() for name in names]
+    classes = [registry.method_class(name) for name in names]
+    return [module.method if type(module.method) is cls else cls() for cls in classes]  # the configured has options
 
 
 def _function(command: Callable[..., None]) -> Callable[[Sequence[str]], None]:

@@ -15,6 +15,8 @@ from embedlab.device_peak import device_peak, known_peak
         ("NVIDIA H100 PCIe", torch.bfloat16, 756e12),
         ("NVIDIA H200", torch.float16, 989.4e12),
         ("NVIDIA A100-SXM4-80GB", torch.float32, 19.5e12),
+        ("NVIDIA A100-PCIE-40GB", torch.bfloat16, 312e12),
+        ("NVIDIA B200", torch.bfloat16, 2250e12),
         ("NVIDIA L4", torch.bfloat16, 121e12),
         ("NVIDIA L40S", torch.bfloat16, 362e12),
     ],
@@ -24,7 +26,20 @@ def test_known_devices_have_their_data_sheets_peak(name: str, dtype: torch.dtype
     assert known is not None and known.flops_per_second == peak
 
 
-@pytest.mark.parametrize("name", ["", "NVIDIA L40", "NVIDIA A1000", "AMD Instinct MI300X"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "NVIDIA L40",
+        "NVIDIA A1000",
+        "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+        "NVIDIA H100 NVL",
+        "NVIDIA H200 NVL",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "AMD Instinct MI300X",
+    ],
+)
 def test_an_unknown_device_has_none(name: str) -> None:
     assert known_peak(name, torch.bfloat16) is None
 

@@ -9,17 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
+from transformers import GPTNeoConfig, MambaConfig, PretrainedConfig
 
-from embedlab.backbone import BackboneConfig, load_backbone
-from embedlab.chunking import Chunk
+from embedlab.backbone import BackboneConfig
 from embedlab.cli import main
-from embedlab.encoder import Encoder
-from embedlab.flop_table import Shape, flop_rows
-from embedlab.method import prepare_backbone
-from embedlab.registry import discover, method_class
-from embedlab.replay import GraphBytes
+from embedlab.data.collate import PairBatch
+from embedlab.flop_rows import FlopRow, Shape
+from embedlab.flop_table import print_rows
+from embedlab.flops import Cost, FlopProfile, Passes
+from embedlab.registry import discover
 from embedlab.testing.backbones import save_tiny_backbone
 from runs import error_of, fit, write_config
 
@@ -72,31 +74,25 @@ def test_eight_pythias_under_every_method_take_less_than_a_minute_and_four_gibib
     assert after.ru_maxrss < 4 * 2**20
 
 
+class TextLengths(Callback):
+    """Writes the real lengths of all texts that a run is trained on."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: PairBatch, *_: Any) -> None:
+        with Path(trainer.default_root_dir, "lengths").open("a") as file:
+            for chunk in batch.chunks:
+                file.writelines(f"{length}\n" for length in chunk.attention_mask_BL.sum(1).tolist())
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_costs_what_was_shown_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
     config = write_config(tmp_path, method=method)
     (row,) = shown(capsys, "--config", str(config))
-    fit(config, "--trainer.max_steps", "3")
+    fit(config, "--trainer.max_steps", "3", "--trainer.callbacks", f"{__name__}.TextLengths")
+    lengths_U = np.loadtxt(tmp_path / "run" / "lengths", dtype=np.int64)
     counts = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["flops"]
-    without_attention = row["flops_per_token"] * counts["tokens"]
-    assert without_attention < counts["algorithmic"] < 1.5 * without_attention
+    assert counts["tokens"] == lengths_U.sum() > 0
+    assert FlopProfile.from_dict(row["profile"]).algorithmic(lengths_U) == counts["algorithmic"]
     assert shown(capsys, "--config", str(tmp_path / "run" / "config.yaml")) == [row], "a run's own configuration"
-
-
-@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
-@pytest.mark.parametrize("method", ["FullFineTuning", "BlockFreezing", "LoRA"])
-def test_the_memory_of_a_graph_is_estimated_without_it(tmp_path: Path, family: str, method: str) -> None:
-    backbone = BackboneConfig(path=str(save_tiny_backbone(tmp_path / "backbone", family)))
-    shape = Shape(max_length=32, tokens_per_chunk=512)
-    (row,) = flop_rows(backbone, [method_class(method)()], shape)
-    model = prepare_backbone(method_class(method)(), load_backbone(backbone)).train()
-    tokens_BL = torch.zeros(16, 32, dtype=torch.int64)
-    graph = GraphBytes(list(model.parameters()))
-    with graph:
-        Encoder(model, "mean")(Chunk(tokens_BL, torch.ones_like(tokens_BL), torch.arange(16)))
-    assert row.profile is not None
-    weights = 4 * row.profile.parameters + 12 * row.profile.trainable_parameters
-    assert (row.memory_bytes - weights) / 2 == pytest.approx(graph.bytes, rel=0.2)
 
 
 def test_the_ladders_rungs_need_not_be_trained(
@@ -127,6 +123,54 @@ def test_a_method_that_does_not_fit_is_a_row_that_says_why(tmp_path: Path, capsy
     assert "BiasTuning trains biases and LlamaModel has none" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_method_that_is_configured_keeps_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model.method", "LoRA", "--model.method.rank", "4", "--model.backbone.path", "ladder:r0"]
+    (configured,) = shown(capsys, *options)
+    rows = shown(capsys, *options, "--methods", "LoRA", "FullFineTuning")
+    assert rows[0] == configured and rows[1]["method"] == "FullFineTuning"
+    assert rows[0]["trainable_parameters"] < shown(capsys, "--methods", "LoRA")[0]["trainable_parameters"]
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4), "has no softmax attention"),
+        (GPTNeoConfig(hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global"], 2]]), None),
+    ],
+    ids=["state space", "attention"],
+)
+def test_a_count_by_measurement_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: PretrainedConfig, sentence: str | None
+) -> None:
+    config.save_pretrained(tmp_path / "backbone")
+    main(["flops", "--suite", str(tmp_path / "backbone"), "--methods", "FullFineTuning", "BlockFreezing"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("by measurement") == (sentence is not None), "once a backbone"
+    assert (sentence or "backbone") in printed
+
+
+def test_a_count_measured_at_lengths_names_them_and_not_state_spaces(capsys: pytest.CaptureFixture[str]) -> None:
+    profile = FlopProfile(1, 0, 0, 1, *[Passes()] * 5, attention=Cost(measured=((2, 8.0), (64, 900.0))))
+    row = FlopRow("windowed", "FullFineTuning", profile, None)
+    print_rows([row], BackboneConfig(path="windowed"), Shape(), None)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no polynomial" in printed and "at lengths from 2 to 64" in printed
+    assert "no softmax attention" not in printed
+    assert "FullFineTuning loads weights in a form of its own (backbone_kwargs): its memory is not estimated" in printed
+
+
+def test_below_the_table_stands_what_memory_is_of(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--trainer.precision", "bf16-mixed", "--model.backbone.gradient_checkpointing", "true"]
+    main(["flops", *options])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "weights loaded in float32, trainer.precision bf16-mixed, gradient checkpointing." in printed
+
+
+def test_a_mean_pair_is_no_longer_than_texts_may_be(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["flops", "--data.max_length", "20"])
+    assert "A pair has 14 + 20 tokens" in capsys.readouterr().out
+
+
 def test_the_table_shows_what_a_budget_buys(capsys: pytest.CaptureFixture[str]) -> None:
     main(["flops", "--model.backbone.path", "ladder:r0", "--budget", "1e12"])
     printed = capsys.readouterr().out
@@ -141,6 +185,12 @@ def test_the_table_shows_what_a_budget_buys(capsys: pytest.CaptureFixture[str]) 
         (["--suite", "./nowhere"], "no folder here"),
         (["--methods", "Lora"], "Did you mean 'LoRA'?"),
         (["--data.max_length", "9999"], "positions for 512"),
+        (["--data.max_length", "0"], "data.max_length must be at least 1"),
+        (["--data.tokens_per_chunk", "0"], "less than one text of data.max_length 128"),
+        (["--query_tokens", "0"], "query_tokens is a mean over texts of 1 to 128 tokens"),
+        (["--query_tokens=-3"], "got -3"),
+        (["--document_tokens", "1000"], "document_tokens is a mean over texts of 1 to 128 tokens"),
+        (["--trainer.precision", "int8"], "trainer.precision is 'int8'"),
         (["--suite", "ladder:r9"], "no rung 'r9'"),
         (["--budgets", "1"], "budgets"),
     ],

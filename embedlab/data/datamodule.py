@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from embedlab.backbone import BackboneConfig, load_config, load_tokenizer, max_positions
+from embedlab.backbone import BackboneConfig, check_positions, load_tokenizer
 from embedlab.chunking import Chunk
 from embedlab.data.cache import cache_folder
 from embedlab.data.collate import EpochSteps, PairBatch, TrainingBatches
@@ -117,12 +117,7 @@ class PairDataModule(LightningDataModule):
         """The backbone's tokenizer."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.backbone)
-            positions = max_positions(load_config(self.backbone))
-            if positions is not None and self.max_length > positions:
-                raise ConfigError(
-                    f"data.max_length is {self.max_length}, and '{self.backbone.path}' has positions for {positions} "
-                    f"tokens. Set data.max_length to {positions} or less; longer texts are cut there, and counted."
-                )
+            check_positions(self.backbone, self.max_length)
         return self._tokenizer
 
     # Lightning's hooks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -76,7 +76,7 @@ class LoRA(FineTuningMethod):
         """Puts an update beside each targeted layer; the fresh update is zero, so the embeddings stay as they were.
 
         Raises:
-            ConfigError: if a target names no such layer of the backbone.
+            ConfigError: if a target names no such layer of the backbone, or peft cannot adapt one.
         """
         if isinstance(backbone, PeftModel):
             return backbone
@@ -90,8 +90,14 @@ class LoRA(FineTuningMethod):
             # GPT-2 keeps its weights transposed; peft sees it too, but warns.
             fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in targeted.values()),
         )
-        with _without_warnings_of_peft():
-            model: nn.Module = get_peft_model(backbone, config)
+        try:
+            with _without_warnings_of_peft():
+                model: nn.Module = get_peft_model(backbone, config)
+        except ValueError as error:  # peft refuses some layers of state-space models
+            raise ConfigError(
+                f"LoRA cannot adapt all targeted layers of {type(backbone).__name__}: {error} The targeted layers are: "
+                f"{_last_names(targeted)}. Name those to adapt in targets."
+            ) from error
         # For reentrant checkpointing, which embedlab does not use, peft makes the embeddings require a gradient:
         # that would send one back through blocks that need none.
         backbone.disable_input_require_grads()
@@ -115,10 +121,9 @@ class LoRA(FineTuningMethod):
         targets = [self.targets] if isinstance(self.targets, str) else self.targets
         unknown = [target for target in targets if not any(_selects(target, name) for name in layers)]
         if unknown:
-            known = dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers)
             raise ConfigError(
                 f"LoRA targets {unknown} name neither a linear layer nor the token embedding of "
-                f"{type(backbone).__name__}. It has: {', '.join(known)}. Leave targets out for {_ALL_LINEAR}."
+                f"{type(backbone).__name__}. It has: {_last_names(layers)}. Leave targets out for {_ALL_LINEAR}."
             )
         return {name: layer for name, layer in layers.items() if any(_selects(target, name) for target in targets)}
 
@@ -130,6 +135,10 @@ def _without_warnings_of_peft() -> Iterator[None]:
         # About an unembedding that shares the token embedding's weights: these backbones have none.
         warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
         yield
+
+
+def _last_names(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
 
 
 def _selects(target: str, name: str) -> bool:

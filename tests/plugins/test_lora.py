@@ -9,7 +9,7 @@ import torch
 from embedlab_methods.lora import LoRA
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import MambaConfig, MambaModel, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from embedlab.errors import ConfigError
@@ -173,3 +173,15 @@ def test_a_prepared_model_is_peft_s_and_shows_the_backbone_s_configuration() -> 
     model = LoRA().prepare(tiny_backbone("gpt_neox"))
     assert isinstance(model, PeftModel)
     assert model.config.model_type == "gpt_neox"
+
+
+def test_layers_that_peft_cannot_adapt_are_refused_with_the_names_to_choose_from() -> None:
+    def mamba() -> MambaModel:
+        return MambaModel(MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=2, state_size=4))
+
+    with pytest.raises(
+        ConfigError, match=r"layers of MambaModel.*'out_proj' is incompatible.*in_proj, x_proj, dt_proj"
+    ):
+        LoRA().prepare(mamba())
+    prepared = LoRA(targets=["in_proj", "x_proj"]).prepare(mamba())
+    assert isinstance(prepared, PeftModel)

@@ -1,0 +1,179 @@
+"""What a backbone costs under each method, and what a budget buys, before anything is trained or loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from embedlab.backbone import (
+    BackboneConfig,
+    attention_keeps_scores,
+    backbone_without_weights,
+    check_positions,
+    load_config,
+)
+from embedlab.data.cache import build_once, cache_folder
+from embedlab.errors import ConfigError
+from embedlab.flop_profile import observe
+from embedlab.flops import FlopProfile
+from embedlab.memory_estimate import MemoryEstimate
+from embedlab.meta_device import GroupedProducts
+from embedlab.method import FineTuningMethod, prepare_backbone
+from embedlab.method_key import method_key
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a run decides its cost, besides backbone and method.
+
+    Attributes:
+        max_length: tokens of a text, at most.
+        tokens_per_chunk: padded tokens a forward pass, at most.
+        optimizer_states: ``32bit`` or ``8bit``.
+        precision: as for Lightning's trainer.
+        query_tokens: of a mean pair's query; by default the paper's mean (arXiv:2406.04165).
+        document_tokens: of its document.
+
+    Raises:
+        ConfigError: if a mean is below 1 or above ``max_length``.
+    """
+
+    max_length: int = 128
+    tokens_per_chunk: int = 16384
+    optimizer_states: Literal["32bit", "8bit"] = "32bit"
+    precision: str = "32-true"
+    query_tokens: int = 14
+    document_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        for name, tokens in (("query_tokens", self.query_tokens), ("document_tokens", self.document_tokens)):
+            if not 1 <= tokens <= self.max_length:
+                raise ConfigError(
+                    f"{name} is a mean over texts of 1 to {self.max_length} tokens (data.max_length), got {tokens}. "
+                    f"Choose one between them."
+                )
+
+    @property
+    def pair(self) -> np.ndarray:
+        """The lengths of a mean pair's texts."""
+        return np.array([self.query_tokens, self.document_tokens])
+
+
+@dataclass(frozen=True)
+class FlopRow:
+    """One backbone under one method.
+
+    Attributes:
+        backbone: path or id.
+        method: name.
+        profile: its cost; None if the method does not fit the backbone, or the backbone does not run without weights.
+        memory_bytes: an estimate of the least peak memory of training; None if there is none.
+        refusal: why there is no profile.
+    """
+
+    backbone: str
+    method: str
+    profile: FlopProfile | None
+    memory_bytes: int | None
+    refusal: str = ""
+
+    def as_dict(self, shape: Shape, budget: float | None) -> dict[str, Any]:
+        """The row's numbers for JSON.
+
+        ``flops_per_token`` and ``flops_per_token_by_the_paper`` leave attention out, ``flops_per_pair`` and what a
+        budget buys do not.
+        """
+        row: dict[str, Any] = {"backbone": self.backbone, "method": self.method}
+        if self.profile is None:
+            return row | {"refusal": self.refusal}
+        per_pair = self.profile.algorithmic(shape.pair)
+        row |= {
+            "parameters": self.profile.parameters,
+            "nonembedding_parameters": self.profile.nonembedding_parameters,
+            "trainable_parameters": self.profile.trainable_parameters,
+            "flops_per_token": self.profile.matrices.flops_per_token,
+            "flops_per_token_by_the_paper": self.profile.paper_flops_per_token(),
+            "flops_per_pair": per_pair,
+            "memory_bytes": self.memory_bytes,
+            "by_measurement": self.profile.by_measurement,
+        }
+        if budget is not None:
+            pairs = int(budget / per_pair)
+            row |= {"budget": budget, "pairs": pairs, "tokens": pairs * int(shape.pair.sum())}
+        return row | {"profile": asdict(self.profile)}
+
+
+def flop_rows(backbone: BackboneConfig, methods: Sequence[FineTuningMethod], shape: Shape) -> Iterator[FlopRow]:
+    """A row for each method, from the backbone's configuration alone, kept in the cache.
+
+    Raises:
+        ConfigError: if there is no such backbone, or its texts would be longer than it has positions for.
+        PluginError: if a layer computes in a way that cannot be seen.
+    """
+    check_positions(backbone, shape.max_length)
+    for method in methods:
+        key = _key(backbone, method, shape)
+        if key is None:
+            yield _row(backbone, method, shape)
+            continue
+
+        def build(folder: Path, method: FineTuningMethod = method) -> None:
+            row = _row(backbone, method, shape)
+            (folder / "row.json").write_text(json.dumps(asdict(row)), encoding="utf-8")
+
+        folder = build_once(cache_folder() / "flops" / key, build)
+        stored = json.loads((folder / "row.json").read_text(encoding="utf-8"))
+        if stored["profile"] is not None:
+            stored["profile"] = FlopProfile.from_dict(stored["profile"])
+        yield replace(FlopRow(**stored), backbone=backbone.path)
+
+
+def _key(backbone: BackboneConfig, method: FineTuningMethod, shape: Shape) -> str | None:
+    """All that a row depends on; None where that cannot be told."""
+    if backbone.trust_remote_code:
+        return None
+    config = load_config(backbone).to_dict()
+    return method_key(
+        method,
+        config={name: value for name, value in config.items() if name != "_name_or_path"},
+        backbone=asdict(replace(backbone, path="")),
+        shape=[shape.max_length, shape.tokens_per_chunk, shape.optimizer_states, shape.precision],
+        versions={name: version(name) for name in ("torch", "transformers", "peft")},
+    )
+
+
+def _row(backbone: BackboneConfig, method: FineTuningMethod, shape: Shape) -> FlopRow:
+    name = type(method).__name__
+    with torch.device("meta"):
+        model = backbone_without_weights(backbone)
+        parameters = list(model.parameters())
+        try:
+            prepared = prepare_backbone(method, model).train()
+        except ConfigError as error:
+            return FlopRow(backbone.path, name, None, None, str(error))
+    memory = MemoryEstimate(
+        prepared,
+        model,
+        max_length=shape.max_length,
+        tokens_per_chunk=shape.tokens_per_chunk,
+        precision=shape.precision,
+        optimizer_states=shape.optimizer_states,
+        gradient_checkpointing=backbone.gradient_checkpointing,
+        keeps_scores=attention_keeps_scores(backbone, model),
+    )
+    with GroupedProducts():
+        try:
+            profile = observe(prepared, parameters, max_length=shape.max_length, during_longest=memory.watching())
+        except RuntimeError as error:
+            reason = f"It cannot run without weights ({error}). `embedlab fit` counts its FLOPs when a run starts."
+            return FlopRow(backbone.path, name, None, None, reason)
+        if method.backbone_kwargs():  # loads the weights in a form of its own, which shapes alone do not have
+            return FlopRow(backbone.path, name, profile, None)
+        return FlopRow(backbone.path, name, profile, memory.bytes())

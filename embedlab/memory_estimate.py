@@ -1,0 +1,135 @@
+"""How much memory training takes at least, from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain, count
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from embedlab.backbone import checkpoint_gradients, max_positions
+from embedlab.errors import ConfigError
+from embedlab.method import decoder_blocks
+from embedlab.replay import GraphBytes
+
+# By trainer.precision: the type that all weights are converted to, and the type of autocast.
+_PRECISIONS: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {
+    **dict.fromkeys(("32-true", "32"), (None, None)),
+    **dict.fromkeys(("bf16-mixed", "bf16"), (None, torch.bfloat16)),
+    "bf16-true": (torch.bfloat16, None),
+    "16-true": (torch.float16, None),
+    **dict.fromkeys(("64-true", "64"), (torch.float64, None)),
+}
+
+
+class MemoryEstimate:
+    """Bytes of the weights, their gradients, AdamW's two moments, and twice the graph of one full chunk.
+
+    Twice, since a backward pass needs about as much again. Left out are the loss, graphs of further chunks, which are
+    kept only while memory lasts, and what an allocator wastes.
+
+    Args:
+        model: what the method made of the backbone, on the meta device; its weights' type is changed as the precision
+            demands.
+        backbone: that the method prepared.
+        max_length: tokens of a text, at most.
+        tokens_per_chunk: padded tokens a forward pass, at most.
+        precision: as for Lightning's trainer.
+        optimizer_states: bits of the moments; 32 stands for the type of the weight.
+        gradient_checkpointing: whether only the blocks' inputs are kept, and one block's graph at a time.
+        keeps_scores: whether attention keeps its matrices of scores, as fused kernels do not.
+
+    Raises:
+        ConfigError: if there is no such precision.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        backbone: PreTrainedModel,
+        *,
+        max_length: int,
+        tokens_per_chunk: int,
+        precision: str = "32-true",
+        optimizer_states: Literal["32bit", "8bit"] = "32bit",
+        gradient_checkpointing: bool = False,
+        keeps_scores: bool = False,
+    ) -> None:
+        if precision not in _PRECISIONS:
+            raise ConfigError(f"trainer.precision is '{precision}'. Expected one of {', '.join(_PRECISIONS)}.")
+        dtype, self._autocast = _PRECISIONS[precision]
+        self._model = model.to(dtype)
+        self._backbone = backbone
+        self._max_length = max_length
+        self._length = max_length if keeps_scores else _unmistakable(max_length, backbone)
+        self._texts = max(1.0, tokens_per_chunk / self._length)
+        self._optimizer_states = optimizer_states
+        self._gradient_checkpointing = gradient_checkpointing
+        self._keeps_scores = keeps_scores
+        self._watched: GraphBytes | None = None
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """Around a forward pass over one text of ``max_length`` that is made anyway, it spares one of its own."""
+        if self._length != self._max_length or self._autocast is not None:
+            return nullcontext()
+        self._watched = self._graph(list(self._model.parameters()))
+        return self._watched
+
+    def bytes(self) -> int:
+        """The estimate."""
+        weights = sum(p.numel() * p.element_size() for p in self._model.parameters())
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        gradients = sum(p.numel() * p.element_size() for p in trained)
+        moments = 2 * gradients if self._optimizer_states == "32bit" else 2 * sum(p.numel() for p in trained)
+        graph = self._texts * self._watched.bytes if self._watched is not None else self._of_chunk()
+        if self._gradient_checkpointing:
+            one_block = graph / len(decoder_blocks(self._backbone))
+            checkpoint_gradients(self._backbone)
+            graph = one_block + self._of_chunk()
+        return weights + gradients + moments + round(2 * graph)
+
+    def _of_chunk(self) -> float:
+        if self._autocast is None:
+            tokens_BL = torch.zeros(1, self._length, dtype=torch.int64, device="meta")
+            one = self._graph(list(self._model.parameters()))
+            with one:
+                self._model(input_ids=tokens_BL, attention_mask=torch.ones_like(tokens_BL))
+            return self._texts * one.bytes
+        # The low-precision copies of weights are there once; and of one text alone, attention keeps views.
+        two, three = self._with_autocast(2, self._autocast), self._with_autocast(3, self._autocast)
+        return two + (self._texts - 2) * (three - two)
+
+    def _with_autocast(self, num_texts: int, dtype: torch.dtype) -> int:
+        # Autocast leaves tensors of the meta device as they are; these say they were on the CPU.
+        mode, device = FakeTensorMode(), torch.device("cpu")
+        weights: dict[str, Any] = {}
+        for name, tensor in chain(self._model.named_parameters(), self._model.named_buffers()):
+            weights[name] = FakeTensor(mode, tensor.detach(), device).requires_grad_(tensor.requires_grad)
+        graph = self._graph(list(weights.values()))
+        with device, mode, torch.autocast("cpu", dtype):
+            ids_BL = torch.zeros(num_texts, self._length, dtype=torch.int64)
+            with graph:
+                inputs = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
+                functional_call(self._model, weights, (), inputs)
+        return graph.bytes
+
+    def _graph(self, parameters: Sequence[nn.Parameter]) -> GraphBytes:
+        scores = (self._length, self._length)
+        return GraphBytes(parameters, lambda t: self._keeps_scores or t.ndim < 3 or t.shape[-2:] != scores)
+
+
+def _unmistakable(max_length: int, backbone: PreTrainedModel) -> int:
+    """A length near ``max_length`` that is no size of anything else, so that scores are known by their shape."""
+    config = backbone.config.get_text_config()
+    sizes = {size for parameter in backbone.parameters() for size in parameter.shape}
+    numbers = {value for value in config.to_dict().values() if isinstance(value, int) and value > 0}
+    sizes |= numbers | {config.hidden_size // number for number in numbers}  # a head's, whatever its number's name
+    positions = max_positions(config)
+    longer = count(max_length) if positions is None else range(max_length, positions + 1)
+    return next((n for n in chain(longer, range(max_length - 1, 0, -1)) if n not in sizes), max_length)
