@@ -258,10 +258,12 @@ class Observer(TorchDispatchMode):
     def _settle(self, module: nn.Module, needs_gradient: bool, elements: int) -> None:
         """Counts what a module's own weights did besides visible products."""
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter in self._multiplied | self._looked_up or self._roles[parameter] in ("embeddings", "head"):
+            if parameter in self._multiplied or parameter in self._looked_up:
+                continue
+            if self._roles[parameter] in ("embeddings", "head"):
                 continue
             packed = parameter.dtype not in _UNPACKED
-            if not (packed or parameter in self._viewed | self._used or parameter in self._opaque):
+            if not (packed or any(parameter in seen for seen in (self._viewed, self._used, self._opaque))):
                 continue  # the module does without it
             hidden = parameter in self._opaque or parameter not in self._used
             if hidden and (packed or _is_matrix(parameter)):

@@ -128,8 +128,10 @@ def _unmistakable(max_length: int, backbone: PreTrainedModel) -> int:
     """A length near ``max_length`` that is no size of anything else, so that scores are known by their shape."""
     config = backbone.config.get_text_config()
     sizes = {size for parameter in backbone.parameters() for size in parameter.shape}
-    numbers = {value for value in config.to_dict().values() if isinstance(value, int) and value > 0}
-    sizes |= numbers | {config.hidden_size // number for number in numbers}  # a head's, whatever its number's name
+    sizes |= {value for value in config.to_dict().values() if isinstance(value, int)}
+    heads = getattr(config, "num_attention_heads", None)  # a state-space model has none
+    if heads:
+        sizes.add(config.hidden_size // heads)
     positions = max_positions(config)
     longer = count(max_length) if positions is None else range(max_length, positions + 1)
     return next((n for n in chain(longer, range(max_length - 1, 0, -1)) if n not in sizes), max_length)
