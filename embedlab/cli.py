@@ -35,6 +35,7 @@ from embedlab.callbacks.flop_budget import FlopBudget, number_of_flops
 from embedlab.callbacks.flop_counter import FlopCounter
 from embedlab.callbacks.progress import ProgressLines
 from embedlab.callbacks.run_config import RunConfig
+from embedlab.callbacks.run_record import RunRecorder
 from embedlab.callbacks.throughput import Throughput
 from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError, EmbedLabError, suggestion
@@ -47,7 +48,7 @@ from embedlab.search.commands import recipe_command
 
 LADDER = "ladder:"
 # What a configuration of fit holds and no FLOP depends on.
-FIT_ONLY = ("seed_everything", "trainer", "output", "allow_repeat", "checkpoint", "ckpt_path", "weights_only")
+FIT_ONLY = ("seed_everything", "trainer", "output", "allow_repeat", "checkpoint", "record", "ckpt_path", "weights_only")
 
 
 class _ErrorParser(ArgumentParser):
@@ -112,6 +113,7 @@ class EmbedLabCLI(LightningCLI):
             help="Let a budget see the data more often than trainer.max_epochs.",
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunRecorder, "record")
         parser.link_arguments("output", "trainer.default_root_dir")
         parser.link_arguments("model.backbone_config", "data.backbone", apply_on="instantiate")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
