@@ -45,6 +45,7 @@ from embedlab.ladder import default_rung_config, ensure_rung, pretrain
 from embedlab.method import FineTuningMethod
 from embedlab.module import EmbeddingModule
 from embedlab.search.commands import recipe_command
+from embedlab.search.runs_command import runs_command
 
 LADDER = "ladder:"
 # What a configuration of fit holds and no FLOP depends on.
@@ -290,6 +291,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "export": ("write a checkpoint as a Sentence-Transformers folder", _function(export)),
     "pretrain": ("pre-train a ladder of small language models from raw text", _function(pretrain)),
     "flops": ("show what training costs, without training", _flops),
+    "runs": ("list, show or export what has been run", _planning(runs_command)),
     "recipe": ("say what to train with a budget, from finished runs", _planning(recipe_command)),
     "methods": ("list the registered fine-tuning methods", _function(methods)),
 }
