@@ -14,6 +14,7 @@ _HOMES = {
     "embedlab.errors": [
         "ConfigError",
         "DataError",
+        "DivergenceError",
         "EmbedLabError",
         "PluginError",
         "RecordError",

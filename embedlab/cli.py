@@ -35,6 +35,7 @@ from embedlab.callbacks.flop_budget import FlopBudget, number_of_flops
 from embedlab.callbacks.flop_counter import FlopCounter
 from embedlab.callbacks.progress import ProgressLines
 from embedlab.callbacks.run_config import RunConfig
+from embedlab.callbacks.run_record import RunRecorder
 from embedlab.callbacks.throughput import Throughput
 from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError, EmbedLabError, suggestion
@@ -45,11 +46,12 @@ from embedlab.ladder import default_rung_config, ensure_rung, pretrain
 from embedlab.method import FineTuningMethod
 from embedlab.module import EmbeddingModule
 from embedlab.search.commands import recipe_command
+from embedlab.search.runs_command import runs_command
 
 LADDER = "ladder:"
 MEAN_TOKENS = {"query": 14, "document": 64}
 # What a configuration of fit holds and no cost depends on.
-FIT_ONLY = ("seed_everything", "output", "allow_repeat", "checkpoint", "ckpt_path", "weights_only")
+FIT_ONLY = ("seed_everything", "output", "allow_repeat", "checkpoint", "record", "ckpt_path", "weights_only")
 
 
 class _ErrorParser(ArgumentParser):
@@ -114,6 +116,7 @@ class EmbedLabCLI(LightningCLI):
             help="Let a budget see the data more often than trainer.max_epochs.",
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunRecorder, "record")
         parser.link_arguments("output", "trainer.default_root_dir")
         parser.link_arguments("model.backbone_config", "data.backbone", apply_on="instantiate")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -297,6 +300,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "export": ("write a checkpoint as a Sentence-Transformers folder", _function(export)),
     "pretrain": ("pre-train a ladder of small language models from raw text", _function(pretrain)),
     "flops": ("show what training costs, without training", _flops),
+    "runs": ("list, show or export what has been run", _planning(runs_command)),
     "recipe": ("say what to train with a budget, from finished runs", _planning(recipe_command)),
     "methods": ("list the registered fine-tuning methods", _function(methods)),
 }

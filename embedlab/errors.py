@@ -30,7 +30,11 @@ class RecordError(EmbedLabError):
 
 
 class TrainingError(EmbedLabError):
-    """A training run that cannot go on (a loss that is not finite, say)."""
+    """A training run that cannot go on (a checkpoint that cannot be written, say)."""
+
+
+class DivergenceError(TrainingError):
+    """A loss or a gradient that is not finite."""
 
 
 def suggestion(received: str, known: Iterable[str]) -> str:

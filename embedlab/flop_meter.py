@@ -18,7 +18,7 @@ from embedlab.flop_profile import observe
 from embedlab.flops import FlopProfile
 from embedlab.replay import EncodedBatch, Recompute
 
-_COUNTS = ("algorithmic", "executed", "tokens", "pairs")
+_COUNTS = ("algorithmic", "executed", "tokens", "padded_tokens", "pairs")
 
 
 @dataclass
@@ -29,6 +29,7 @@ class FlopAccount:
         algorithmic: FLOPs of the texts of all ranks, without padding and recomputation: what a budget limits.
         executed: FLOPs that the hardware of all ranks did in training steps.
         tokens: real tokens of all ranks.
+        padded_tokens: tokens of all ranks with padding.
         pairs: of all ranks.
         budget: algorithmic FLOPs after which training stops; None if something else stops it.
     """
@@ -36,6 +37,7 @@ class FlopAccount:
     algorithmic: int = 0
     executed: int = 0
     tokens: int = 0
+    padded_tokens: int = 0
     pairs: int = 0
     budget: float | None = None
 
@@ -125,12 +127,14 @@ class FlopMeter:
         """
         if self.profile is None:
             return
+        padded_tokens = batch.num_padded_tokens
         if trainer.world_size > 1:
-            own = torch.tensor(executed, dtype=torch.float64, device=trainer.strategy.root_device)
-            executed = int(trainer.strategy.reduce(own, reduce_op="sum"))
+            own = torch.tensor([executed, padded_tokens], dtype=torch.float64, device=trainer.strategy.root_device)
+            executed, padded_tokens = (int(count) for count in trainer.strategy.reduce(own, reduce_op="sum"))
         self.account.algorithmic += self.algorithmic(batch)
         self.account.executed += executed
         self.account.tokens += int(batch.lengths_of_all_ranks.sum())
+        self.account.padded_tokens += padded_tokens
         self.account.pairs += trainer.world_size * len(batch.rows.queries_P)
 
     def state_dict(self) -> dict[str, int] | None:
@@ -140,7 +144,8 @@ class FlopMeter:
         return {name: getattr(self.account, name) for name in _COUNTS}
 
     def load_state_dict(self, state: Mapping[str, int] | None) -> None:
-        """Takes the counts of a checkpoint; None if it has none."""
+        """Takes the counts of a checkpoint; None if it has none, and as good as none if it lacks one."""
+        state = state if state is not None and state.keys() >= set(_COUNTS) else None
         self.is_complete = state is not None
         for name in _COUNTS:
             setattr(self.account, name, 0 if state is None else int(state[name]))

@@ -23,7 +23,7 @@ from embedlab.chunking import Chunk
 from embedlab.data.collate import PairBatch
 from embedlab.data.tasks import EvaluationTask
 from embedlab.encoder import Encoder
-from embedlab.errors import ConfigError, TrainingError
+from embedlab.errors import ConfigError, DivergenceError
 from embedlab.flop_meter import FlopMeter
 from embedlab.losses import ContrastiveLoss, LossGradient, SymmetricInfoNCE
 from embedlab.method import FineTuningMethod, prepare_backbone
@@ -305,7 +305,7 @@ class EmbeddingModule(LightningModule):
     def _require_finite(self, value: Tensor, name: str, batch: PairBatch) -> None:
         if bool(torch.isfinite(value)):
             return
-        raise TrainingError(
+        raise DivergenceError(
             f"The {name} is {value.item()} at step {self.trainer.global_step} (epoch {self.trainer.current_epoch}, "
             f"source '{batch.source}', pairs {list(batch.pair_rows[:8])} and {max(0, len(batch.pair_rows) - 8)} more). "
             "The weights were not changed by it, and the checkpoint before it, if there is one, stands. Lower "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Literal
@@ -186,6 +188,17 @@ class PairDataModule(LightningDataModule):
     def batch_lengths(self, step: int) -> np.ndarray:
         """Tokens of each unique text of a training step, over all ranks."""
         return self._batches().lengths(step)
+
+    def num_unique_pairs(self, steps: int) -> int:
+        """How many different training pairs there are in the first so many steps."""
+        assert self._plan is not None
+        return self._plan.num_unique_pairs(steps)
+
+    def training_fingerprint(self) -> str:
+        """Hexadecimal digits of what is trained on: the tokenised pairs, their weights and what is held out."""
+        stores = [(store.folder.name, store.source.weight) for store in self._stores()]
+        words = json.dumps([stores, self.validation_fraction, self.test_fraction])
+        return hashlib.sha256(words.encode()).hexdigest()[:16]
 
     # Parts
 

@@ -77,6 +77,13 @@ class BatchPlan:
         """Pairs of each source that an epoch of it leaves out."""
         return [order.num_left_out for order in self._orders]
 
+    def num_unique_pairs(self, steps: int) -> int:
+        """Different pairs in so many steps from the first one on, at most: what an epoch leaves out another may not."""
+        epochs, rest = divmod(steps, self.steps_per_epoch)
+        in_the_last = np.bincount(self._schedule(epochs)[0][:rest], minlength=len(self._steps_S))
+        seen_S = (epochs * self._steps_S + in_the_last) * self.batch_size
+        return sum(min(int(seen), order.num_pairs) for seen, order in zip(seen_S, self._orders, strict=True))
+
     def _schedule(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Each step's source, and how many steps of the epoch before it have the same."""
         sources = np.repeat(np.arange(len(self._steps_S)), self._steps_S)
@@ -126,6 +133,7 @@ class _SourceOrder:
         self._epochs = {epoch: batches[: self.num_batches] for epoch, batches in enumerate(probes)}
         if self.num_batches == 0:
             raise DataError(self._why_no_batch(store.name))
+        self.num_pairs = len(pairs)
         self.num_left_out = len(pairs) - self.num_batches * batch_size
 
     def batch(self, turn: int) -> np.ndarray:

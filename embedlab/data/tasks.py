@@ -17,7 +17,7 @@ from embedlab.chunking import Chunk, cut_chunks, pad_chunk
 from embedlab.data.texts import TokenisedTexts
 from embedlab.data.tokenised import TokenisedPairs
 from embedlab.errors import DataError
-from embedlab.metrics import pair_loss, retrieval_metrics, spearman
+from embedlab.metrics import PAIR_LOSS_BLOCK, pair_loss, retrieval_metrics, spearman
 
 
 class TextChunks(Dataset[Chunk]):
@@ -230,6 +230,10 @@ class HeldOutPairs(EvaluationTask):
         store: the source.
         pairs: those that are held out.
 
+    Attributes:
+        fingerprint: of the texts that the loss is over, in their order.
+        num_candidates: texts that the loss tells each one's partner apart from, itself included.
+
     Raises:
         DataError: if there are fewer than two.
     """
@@ -256,6 +260,8 @@ class HeldOutPairs(EvaluationTask):
             document_prompt=store.source.document_prompt,
         )
         super().__init__(store.name, store.texts, self._retrieval.rows_to_encode(), self._retrieval)
+        self.fingerprint = store.texts.fingerprint(np.concatenate([queries_P[first], positives_P[first]]))
+        self.num_candidates = min(PAIR_LOSS_BLOCK, len(first))
         self._queries_P, self._positives_P = (
             torch.from_numpy(np.searchsorted(self.rows_U, rows[first])) for rows in (queries_P, positives_P)
         )

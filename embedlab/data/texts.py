@@ -70,6 +70,10 @@ class TokenisedTexts:
         """
         return mapped_array(self.folder / "hashes.npy")
 
+    def fingerprint(self, rows: np.ndarray) -> str:
+        """Hexadecimal digits of some texts in their order, whatever tokenizer cut them."""
+        return hashlib.sha256(self.hashes_U[rows].tobytes()).hexdigest()[:16]
+
     @property
     def num_truncated(self) -> int:
         """Texts that were longer than the maximal length and were cut there."""

@@ -27,7 +27,7 @@ class LossDefinition:
     """What a held-out loss is the loss of: losses under different definitions cannot be compared.
 
     Attributes:
-        loss: class of the contrastive loss.
+        loss: the contrastive loss of the evaluation, whatever is trained with.
         temperature: of the evaluation.
         candidates: that each query is told apart from, its own document included.
         evaluation_set: name and fingerprint of the held-out texts.
@@ -47,35 +47,37 @@ class RunRecord:
         run_id: unique.
         status: how it ended; only a finished run is fitted.
         backbone: path or id.
+        random_weights: whether it began from fresh ones in place of pre-trained ones.
         method: class of the fine-tuning method.
         method_options: its arguments.
         parameters: all of the backbone and what the method adds.
         nonembedding_parameters: N.
-        forward_weights: N_F.
-        backward_weights: N_B.
-        update_weights: N_U.
+        forward_weights: N_F of all matrix products with weights: of the backbone, of the method, and of tables where
+            they are multiplied with.
+        backward_weights: N_B of the same.
+        update_weights: N_U of the same.
         tokens: real ones seen, D.
         padded_tokens: with padding.
         pairs: seen.
-        unique_pairs: different ones.
+        unique_pairs: different ones among them.
         batch_size: pairs a step.
         max_length: tokens of a text, at most.
         learning_rate: peak.
         schedule: class and arguments, as written.
         seed: of everything.
-        data_hash: fingerprint of the training data.
+        data_hash: fingerprint of the tokenised training pairs.
         loss_definition: what ``loss`` is.
-        loss: on held-out pairs, at the end.
+        loss: on held-out pairs, at the end; NaN if it came to no such end.
         loss_standard_error: over those pairs.
         metrics: all that was measured at the end, by name.
         flops_algorithmic: without padding and recomputation.
         flops_executed: with both.
         seconds: of training, evaluation left out.
-        peak_memory_bytes: of a device.
+        peak_memory_bytes: allocated on the first rank's GPU; on the CPU, resident in its process.
         device: its name, and how many.
         versions: of packages.
-        git_revision: of the working tree, where there is one.
-        parent_run_id: the trunk that a cool-down branched off.
+        git_revision: of the working directory, where there is one.
+        parent_run_id: the first run of the family, where this one went on from a checkpoint of another.
         branch_step: where it did.
         schema: of this record.
     """
@@ -83,6 +85,7 @@ class RunRecord:
     run_id: str
     status: Status
     backbone: str
+    random_weights: bool = False
     method: str
     method_options: Mapping[str, Any] = field(default_factory=dict)
     parameters: int
@@ -125,6 +128,8 @@ class RunRecord:
         """Why no law is fitted to it; None if one is."""
         if self.status != "finished":
             return self.status
+        if self.random_weights:
+            return "it began from random weights"
         if not math.isfinite(self.loss):
             return f"its loss is {self.loss}"
         return None

@@ -215,6 +215,13 @@ def test_a_weighted_source_goes_through_epochs_of_its_own() -> None:
         assert sorted(first + second) == list(range(10))
 
 
+def test_different_pairs_are_counted_source_by_source() -> None:
+    plan = plan_of(unique_pairs(10, weight=3.0), unique_pairs(30, weight=1.0), batch_size=5)
+    for steps in range(30):
+        seen = {(source, int(pair)) for source, pairs in map(plan.batch, range(steps)) for pair in pairs}
+        assert plan.num_unique_pairs(steps) == len(seen)
+
+
 def test_the_sources_alternate() -> None:
     plan = plan_of(unique_pairs(100), unique_pairs(100), batch_size=2)
     sources = [source for source, _ in epoch_of(plan, 0)]

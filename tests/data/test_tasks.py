@@ -108,6 +108,14 @@ def test_the_loss_of_held_out_pairs_takes_each_text_once(tmp_path: Path) -> None
     assert metrics["loss_standard_error"] == pytest.approx(standard_error, rel=1e-6)
 
 
+def test_the_loss_of_held_out_pairs_says_over_which_texts_it_is(tmp_path: Path) -> None:
+    task = HeldOutPairs(store_of(tmp_path / "some", PAIRS), np.arange(6))
+    alike = HeldOutPairs(store_of(tmp_path / "cut", PAIRS[::-1], max_length=3), np.arange(6)[::-1])
+    other = HeldOutPairs(store_of(tmp_path / "prompt", PAIRS, query_prompt="Q "), np.arange(6))
+    assert task.num_candidates == 4
+    assert task.fingerprint == alike.fingerprint != other.fingerprint
+
+
 def test_perfect_embeddings_of_held_out_pairs_score_one(tmp_path: Path) -> None:
     task = HeldOutPairs(store_of(tmp_path, PAIRS), np.array([1, 4, 5]))
     directions = torch.eye(3)

@@ -1,0 +1,259 @@
+"""What a run did, in its folder for laws and recipes to read: see ``embedlab.search.records``."""
+
+from __future__ import annotations
+
+import math
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from embedlab.callbacks.step_clock import StepClock
+from embedlab.data.datamodule import PairDataModule
+from embedlab.data.tasks import HeldOutPairs
+from embedlab.errors import ConfigError, DivergenceError, RecordError, suggestion
+from embedlab.metrics import LOSS_PROTOCOL
+from embedlab.module import EmbeddingModule
+from embedlab.schedule import Schedule
+from embedlab.search.records import FILE, Ledger, LossDefinition, RunRecord, Status, write_record
+
+CONTINUED = "continued"
+"""Folder in a run's folder for the records of runs that went on from it; each has one of its own there."""
+
+_PACKAGES = ("embedlab", "torch", "lightning", "transformers", "peft", "numpy")
+_IDENTITY = ("run_id", "parent_run_id", "branch_step", "seconds", "peak_memory_bytes")
+
+
+class RunRecorder(Callback):
+    """Writes a run's record into its folder: at its end, or where it diverged or failed.
+
+    A run that was interrupted or killed has none until it has gone on to its end. A record is final: what goes on from
+    a checkpoint whose run has one (a larger budget, say), or from a checkpoint of another folder, is another run of the
+    same family, with an identifier and a record of its own. No record is written of a run whose FLOPs are not counted,
+    or that was not evaluated where it ended: one line says so.
+
+    Args:
+        evaluation_set: name of the held-out pairs whose loss is recorded; by default those of the first source.
+    """
+
+    def __init__(self, *, evaluation_set: str | None = None) -> None:
+        self.evaluation_set = evaluation_set
+        self.run_id: str | None = None
+        self.parent_run_id: str | None = None
+        self.branch_step: int | None = None
+        self.seconds = 0.0  # of training, evaluation left out
+        self.peak_memory_bytes: int | None = None
+        self._clock = StepClock()
+        self._device: torch.device | None = None  # None until training begins
+        self._git_revision: str | None = None
+        self._evaluated_step = -1
+        self._is_written = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which run this is, how long it has trained and the memory it took."""
+        self._measure_memory()
+        return {name: getattr(self, name) for name in _IDENTITY}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes what the run has been so far."""
+        for name in _IDENTITY:
+            setattr(self, name, state_dict[name])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says which loss is recorded where there are several.
+
+        Raises:
+            ConfigError: if there are no held-out pairs of that name.
+        """
+        assert isinstance(pl_module, EmbeddingModule)
+        names = [task.name for task in _held_out(pl_module)]
+        if self.evaluation_set is not None and self.evaluation_set not in names:
+            raise ConfigError(
+                f"record.evaluation_set is '{self.evaluation_set}', and no held-out pairs have that name. There are: "
+                f"{', '.join(names) or 'none; data.validation_fraction holds some out'}."
+                + suggestion(self.evaluation_set, names)
+            )
+        if self.evaluation_set is None and len(names) > 1 and trainer.is_global_zero:
+            print(
+                f"The run record's loss is that of '{names[0]}'; record.evaluation_set names another of "
+                f"{', '.join(names)}."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decides which run this is, and starts the clock.
+
+        Raises:
+            RecordError: if a record in the run's folder cannot be read.
+        """
+        self._device = pl_module.device
+        if trainer.is_global_zero:
+            self._git_revision = _git_revision()
+            if self.run_id is None:
+                self.run_id = _new_id()
+            elif self._goes_on_from_another(trainer):
+                self.parent_run_id = self.parent_run_id or self.run_id
+                self.run_id, self.branch_step = _new_id(), trainer.global_step
+        self._clock.start()
+
+    def _goes_on_from_another(self, trainer: Trainer) -> bool:
+        folder = Path(trainer.default_root_dir)
+        checkpoint = Path(str(trainer.ckpt_path)).resolve()
+        if folder.resolve() not in checkpoint.parents:
+            return True
+        return self.run_id in {record.run_id for record in Ledger([folder]).records()}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock again: validation is no training."""
+        self._clock.start()
+        if not trainer.sanity_checking:
+            self._evaluated_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts the time of the step."""
+        self.seconds += self._clock.lap()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Records the finished run, after its last validation."""
+        assert isinstance(pl_module, EmbeddingModule)
+        self._write(trainer, pl_module, "finished")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Records a run that diverged or failed; one that is interrupted (Ctrl-C, SIGTERM) is to go on."""
+        assert isinstance(pl_module, EmbeddingModule)
+        if not isinstance(exception, Exception):
+            return
+        try:
+            self._write(trainer, pl_module, "diverged" if isinstance(exception, DivergenceError) else "failed")
+        except RecordError as error:  # must not hide why the run failed
+            rank_zero_warn(str(error))
+
+    def _write(self, trainer: Trainer, module: EmbeddingModule, status: Status) -> None:
+        has_begun = self._device is not None and trainer.global_step > (self.branch_step or 0)
+        if not has_begun or self._is_written or not trainer.is_global_zero:
+            return
+        self._is_written = True
+        reason = self._why_not(module, is_evaluated=status != "finished" or self._evaluated_step == trainer.global_step)
+        if reason is not None:
+            print(f"No run record is written: {reason}")
+            return
+        folder = Path(trainer.default_root_dir)
+        assert self.run_id is not None
+        if (folder / FILE).exists():
+            folder = folder / CONTINUED / self.run_id
+        print(f"Run record: {write_record(self._record(trainer, module, status), folder)}")
+
+    def _why_not(self, module: EmbeddingModule, *, is_evaluated: bool) -> str | None:
+        if module.flop_meter.profile is None or not module.flop_meter.is_complete:
+            return "the FLOPs of the whole run are not known."
+        if not _held_out(module):
+            return "there are no held-out pairs to have a loss on. Set data.validation_fraction to hold some out."
+        if not is_evaluated:
+            return "the run was not evaluated at its end. Let trainer.check_val_every_n_epoch be 1."
+        return None
+
+    def _record(self, trainer: Trainer, module: EmbeddingModule, status: Status) -> RunRecord:
+        self._measure_memory()
+        data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        account, profile = module.flop_meter.account, module.flop_meter.profile
+        assert profile is not None and self.run_id is not None and self._device is not None
+        held_out = _held_out(module)
+        task = next((one for one in held_out if one.name == self.evaluation_set), held_out[0])
+        metrics = dict(module.evaluation) if self._evaluated_step == trainer.global_step else {}
+        loss = metrics.get(f"validation/{task.name}/loss", math.nan)
+        return RunRecord(
+            run_id=self.run_id,
+            status=status,
+            backbone=module.backbone_config.path,
+            random_weights=module.backbone_config.random_weights,
+            method=type(module.method).__name__,
+            method_options=_options_of_method(module),
+            parameters=profile.parameters,
+            nonembedding_parameters=profile.nonembedding_parameters,
+            forward_weights=profile.matrices.forward,
+            backward_weights=profile.matrices.backward,
+            update_weights=profile.matrices.update,
+            tokens=account.tokens,
+            padded_tokens=account.padded_tokens,
+            pairs=account.pairs,
+            unique_pairs=data.num_unique_pairs(trainer.global_step),
+            batch_size=data.batch_size,
+            max_length=data.max_length,
+            learning_rate=module.learning_rate,
+            schedule=_written(module.schedule),
+            seed=module.seed,
+            data_hash=data.training_fingerprint(),
+            loss_definition=LossDefinition(
+                loss=str(LOSS_PROTOCOL["loss"]),
+                temperature=float(LOSS_PROTOCOL["temperature"]),
+                candidates=task.num_candidates,
+                evaluation_set=f"{task.name} {task.fingerprint}",
+            ),
+            loss=loss if status == "finished" else math.nan,
+            loss_standard_error=metrics.get(f"validation/{task.name}/loss_standard_error"),
+            metrics=metrics,
+            flops_algorithmic=account.algorithmic,
+            flops_executed=account.executed,
+            seconds=self.seconds,
+            peak_memory_bytes=self.peak_memory_bytes,
+            device=f"{_device_name(self._device)} x {trainer.world_size}",
+            versions={"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+            git_revision=self._git_revision,
+            parent_run_id=self.parent_run_id,
+            branch_step=self.branch_step,
+        )
+
+    def _measure_memory(self) -> None:
+        now = None if self._device is None else _peak_memory(self._device)
+        if now is not None:
+            self.peak_memory_bytes = max(now, self.peak_memory_bytes or 0)
+
+
+def _new_id() -> str:
+    return uuid4().hex[:12]  # of 100,000 runs, two have the same with a probability of 2e-5
+
+
+def _held_out(module: EmbeddingModule) -> Sequence[HeldOutPairs]:
+    return [task for task in module.tasks if isinstance(task, HeldOutPairs)]
+
+
+def _options_of_method(module: EmbeddingModule) -> dict[str, Any]:
+    """As in the configuration, defaults too; none where the command line did not make the module."""
+    options: dict[str, Any] = module.run_config.get("model", {}).get("method", {}).get("init_args", {})
+    return options
+
+
+def _written(schedule: Schedule) -> str:
+    arguments = ", ".join(f"{name}={value!r}" for name, value in vars(schedule).items())
+    return f"{type(schedule).__name__}({arguments})"
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "cpu":
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None
+
+
+def _git_revision() -> str | None:
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
