@@ -86,8 +86,9 @@ def test_what_is_exported_is_read_back_as_the_same_runs(tmp_path: Path, folder: 
         family="family",
     )
     back, recorded = read_table(path, columns), of_records(Ledger([folder]).records())
-    for name in ("parameters", "tokens", "flops", "method", "backbone", "family"):
+    for name in ("parameters", "tokens", "flops", "backbone", "family"):
         assert [getattr(row, name) for row in back] == [getattr(row, name) for row in recorded], name
+    assert [row.method for row in back] == [row.method.partition("(")[0] for row in recorded]
     assert [row.loss for row in back[:2]] == [2.5, 2.5]
     assert [row.left_out for row in back] == [None, None, "its loss is 'nan'"]
 
