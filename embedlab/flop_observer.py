@@ -126,10 +126,11 @@ class Observer(TorchDispatchMode):
         self._model = model
         self._roles = roles
         self._names = {module: name for name, module in model.named_modules()}
-        # By storage; the weak reference keeps a freed one's address from being given to another.
-        self._data = {_storage(tensor) for tensor in data}
-        self._made_of = {_storage(p): frozenset([p]) for p in model.parameters()}
-        self._needs_gradient: set[StorageWeakRef] = set()  # in custom functions, whose tensors do not say so
+        self._kept: dict[int, StorageWeakRef] = {}  # so that a freed storage's address is not given to another
+        # By storage.
+        self._data = {self._storage(tensor) for tensor in data}
+        self._made_of = {self._storage(p): frozenset([p]) for p in model.parameters()}
+        self._needs_gradient: set[int] = set()  # in custom functions, whose tensors do not say so
         self._viewed: set[nn.Parameter] = set()
         self._used: set[nn.Parameter] = set()
         self._looked_up: set[nn.Parameter] = set()
@@ -173,9 +174,9 @@ class Observer(TorchDispatchMode):
                 self._opaque[parameter] = str(func)
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         # A view of a weight says nothing of what becomes of it.
-        views = set(map(_storage, outputs))
-        self._viewed.update(self._parameters_of([tensor for tensor in inputs if _storage(tensor) in views]))
-        self._used.update(self._parameters_of([tensor for tensor in inputs if _storage(tensor) not in views]))
+        views = set(map(self._storage, outputs))
+        self._viewed.update(self._parameters_of([tensor for tensor in inputs if self._storage(tensor) in views]))
+        self._used.update(self._parameters_of([tensor for tensor in inputs if self._storage(tensor) not in views]))
         if operator in _LOOKUPS and not self._is_data(inputs[0]):
             self._looked_up.update(self._parameters_of(inputs[:1]))
             if inputs[0].ndim > 2:
@@ -188,9 +189,9 @@ class Observer(TorchDispatchMode):
         is_data = any(map(self._is_data, inputs))
         made_of = frozenset(self._parameters_of(inputs))
         hidden = not torch.is_grad_enabled() and any(map(self._is_active, inputs))
-        shared = set(map(_storage, inputs))
+        shared = set(map(self._storage, inputs))
         for output in outputs:
-            key = _storage(output)
+            key = self._storage(output)
             if is_data:
                 self._data.add(key)
                 self._made_of.pop(key, None)
@@ -291,15 +292,24 @@ class Observer(TorchDispatchMode):
         self.trace.weights[role, "backward"] += flops * needs_gradient
         self.trace.weights[role, "update"] += flops * parameter.requires_grad
 
+    def _storage(self, tensor: Tensor) -> int:
+        if tensor.layout == torch.sparse_coo:
+            tensor = tensor._values()
+        storage = tensor.untyped_storage()
+        address = int(storage._cdata)
+        if address not in self._kept:
+            self._kept[address] = StorageWeakRef(storage)
+        return address
+
     def _is_data(self, tensor: Tensor) -> bool:
-        return _storage(tensor) in self._data
+        return self._storage(tensor) in self._data
 
     def _is_active(self, tensor: Tensor) -> bool:
-        return tensor.requires_grad or _storage(tensor) in self._needs_gradient
+        return tensor.requires_grad or self._storage(tensor) in self._needs_gradient
 
     def _parameters_of(self, tensors: Sequence[Tensor]) -> Iterator[nn.Parameter]:
         for tensor in tensors:
-            yield from self._made_of.get(_storage(tensor), ())
+            yield from self._made_of.get(self._storage(tensor), ())
 
 
 def _is_matrix(tensor: Tensor) -> bool:
@@ -316,9 +326,3 @@ def _nodes_behind(output: Tensor) -> set[Node]:
             reached.add(node)
             waiting.extend(following for following, _ in node.next_functions)
     return reached
-
-
-def _storage(tensor: Tensor) -> StorageWeakRef:
-    if tensor.layout == torch.sparse_coo:
-        tensor = tensor._values()
-    return StorageWeakRef(tensor.untyped_storage())
