@@ -17,12 +17,11 @@ from rich.table import Table
 
 from embedlab.errors import ConfigError
 from embedlab.search.crossover import Crossover, crossover
-from embedlab.search.foreign_table import Columns, read_table
 from embedlab.search.method_laws import MethodLaw, laws_of
-from embedlab.search.observations import Observation, by_method, of_records, with_best_learning_rates
+from embedlab.search.observations import Observation, by_method, with_best_learning_rates
 from embedlab.search.recipe import FARTHEST, Constraints, Recipe, recipe, suite_of
 from embedlab.search.recipe_config import recipe_config
-from embedlab.search.records import Ledger
+from embedlab.search.run_arguments import add_runs, observations_of
 from embedlab.search.uncertainty import NUM_REPLICATES
 
 _WIDTH = 150  # where there is no terminal that has one
@@ -31,7 +30,7 @@ _MOST_ROWS = 10
 
 def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     """`embedlab recipe`: what to train with a budget."""
-    _add_runs(parser)
+    add_runs(parser)
     parser.add_argument("--budget", nargs="+", type=float, required=True, help="FLOPs; several give several recipes.")
     parser.add_class_arguments(Constraints)
     parser.add_argument("--extrapolate", action="store_true", help="Answer beyond 10 times the largest run, too.")
@@ -40,7 +39,7 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="Print JSON in place of a table.")
     options = parser.instantiate(parser.parse_args(list(arguments)))
     constraints = Constraints(**{name: options[name] for name in Constraints.__dataclass_fields__})
-    observations = with_best_learning_rates(_observations(options))
+    observations = with_best_learning_rates(observations_of(options))
     laws, refused = laws_of(by_method(observations), num_replicates=options.replicates)
     answers = [recipe(laws, budget, constraints, extrapolate=options.extrapolate) for budget in options.budget]
     crossovers = _crossovers(laws)
@@ -94,24 +93,6 @@ def _written(folder: Path, answers: Sequence[Recipe], laws: Sequence[MethodLaw])
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
     return list(texts)
-
-
-def _add_runs(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", help="Path to a configuration file.")
-    parser.add_argument("--runs", nargs="+", metavar="FOLDER", help="Folders of runs that `embedlab fit` wrote.")
-    parser.add_argument("--table", metavar="FILE", help="In their place, a CSV or TSV file of somebody else's runs.")
-    parser.add_class_arguments(Columns, "columns")
-
-
-def _observations(options: Any) -> list[Observation]:
-    if (options.runs is None) == (options.table is None):
-        raise ConfigError(
-            "Say where the runs are: --runs with folders that `embedlab fit` wrote, or --table with a file of others."
-        )
-    if options.table is not None:
-        return read_table(Path(options.table), options.columns)
-    ledger = Ledger([Path(folder) for folder in options.runs])
-    return of_records(ledger.records(), [path.parent for path in ledger.paths()])
 
 
 def _law_as_dict(law: MethodLaw) -> dict[str, Any]:
