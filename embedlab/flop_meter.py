@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from torch import distributed, nn
 
 from embedlab.data.collate import PairBatch
 from embedlab.encoder import Encoder
@@ -27,9 +27,9 @@ class FlopAccount:
 
     Attributes:
         algorithmic: FLOPs of the texts of all ranks, without padding and recomputation: what a budget limits.
-        executed: FLOPs that the hardware of all ranks did in training steps.
+        executed: FLOPs that the hardware of all ranks did in training steps, as of ``FlopMeter.settle``.
         tokens: real tokens of all ranks.
-        padded_tokens: tokens of all ranks with padding.
+        padded_tokens: tokens of all ranks with padding, likewise.
         pairs: of all ranks.
         budget: algorithmic FLOPs after which training stops; None if something else stops it.
     """
@@ -66,6 +66,7 @@ class FlopMeter:
         self.profile: FlopProfile | None = None
         self.is_complete = True
         self._execution: ExecutionCost | None = None
+        self._summed: tuple[distributed.Work, torch.Tensor] | None = None  # executed FLOPs and padded tokens of a step
 
     def observe(
         self,
@@ -122,30 +123,48 @@ class FlopMeter:
 
         Args:
             batch: of the step.
-            executed: FLOPs of this rank in it, the loss included; they are summed over all ranks.
+            executed: FLOPs of this rank in it, the loss included; ``settle`` has them summed over all ranks.
             trainer: knows the ranks.
         """
         if self.profile is None:
             return
-        padded_tokens = batch.num_padded_tokens
-        if trainer.world_size > 1:
-            own = torch.tensor([executed, padded_tokens], dtype=torch.float64, device=trainer.strategy.root_device)
-            executed, padded_tokens = (int(count) for count in trainer.strategy.reduce(own, reduce_op="sum"))
         self.account.algorithmic += self.algorithmic(batch)
-        self.account.executed += executed
         self.account.tokens += int(batch.lengths_of_all_ranks.sum())
-        self.account.padded_tokens += padded_tokens
         self.account.pairs += trainer.world_size * len(batch.rows.queries_P)
+        if trainer.world_size == 1:
+            self.account.executed += executed
+            self.account.padded_tokens += batch.num_padded_tokens
+            return
+        self.settle()
+        own = torch.tensor(
+            [executed, batch.num_padded_tokens], dtype=torch.float64, device=trainer.strategy.root_device
+        )
+        work = distributed.all_reduce(own, async_op=True)
+        assert work is not None, "only a rank outside of the group has none"
+        self._summed = work, own
+
+    def settle(self) -> None:
+        """Takes what the ranks executed in the last step into the account: until then no rank waits for another."""
+        if self._summed is None:
+            return
+        work, sums = self._summed
+        self._summed = None
+        work.wait()
+        executed, padded_tokens = sums.tolist()
+        self.account.executed += int(executed)
+        self.account.padded_tokens += int(padded_tokens)
 
     def state_dict(self) -> dict[str, int] | None:
         """The counts of the whole run, None if they are not known; the budget is the configuration's."""
         if self.profile is None or not self.is_complete:
             return None
+        self.settle()
         return {name: getattr(self.account, name) for name in _COUNTS}
 
     def load_state_dict(self, state: Mapping[str, int] | None) -> None:
         """Takes the counts of a checkpoint; None if it has none, and as good as none if it lacks one."""
         state = state if state is not None and state.keys() >= set(_COUNTS) else None
         self.is_complete = state is not None
+        self._summed = None
         for name in _COUNTS:
             setattr(self.account, name, 0 if state is None else int(state[name]))

@@ -68,14 +68,8 @@ def _remarks(row: FlopRow) -> Iterator[str]:
         return
     if row.memory_bytes is None:
         yield f"{row.method} loads weights in a form of its own (backbone_kwargs): its memory is not estimated."
-    if row.profile.attention.measured:
-        shortest, longest = (row.profile.attention.measured[end][0] for end in (0, -1))
-        yield (
-            f"{name}: the cost is no polynomial of a text's length (a window or blocks, for instance): counted by "
-            f"measurement at lengths from {shortest} to {longest}, and interpolated between them."
-        )
-    elif row.profile.by_measurement:
-        yield f"{name} has no softmax attention: counted by measurement at a few lengths, in proportion to them."
+    if row.profile.remark is not None:
+        yield f"{name}: {row.profile.remark}"
 
 
 def _short(value: float) -> str:

@@ -141,6 +141,19 @@ class FlopProfile:
         """Whether the model has no softmax attention, so that its cost is what was measured at some lengths."""
         return bool(self.attention.measured) or not self.attention.per_squared_token
 
+    @property
+    def remark(self) -> str | None:
+        """How the cost depends on a text's length where that is measured; None where it is known."""
+        if self.attention.measured:
+            shortest, longest = (self.attention.measured[end][0] for end in (0, -1))
+            return (
+                "the cost is no polynomial of a text's length (a window or blocks, for instance): counted by "
+                f"measurement at lengths from {shortest} to {longest}, and interpolated between them."
+            )
+        if self.by_measurement:
+            return "no softmax attention: counted by measurement at a few lengths, in proportion to them."
+        return None
+
     def algorithmic(self, lengths_U: np.ndarray, *, attention: bool = True) -> int:
         """FLOPs of one training step over texts with these lengths, padding and recomputation left out.
 

@@ -135,7 +135,7 @@ def test_a_method_that_is_configured_keeps_its_options(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        (MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4), "has no softmax attention"),
+        (MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4), "no softmax attention: counted"),
         (GPTNeoConfig(hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global"], 2]]), None),
     ],
     ids=["state space", "attention"],

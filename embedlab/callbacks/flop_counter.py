@@ -48,8 +48,8 @@ class FlopCounter(Callback):
                 f"A token costs {profile.matrices.flops_per_token:.3g} FLOPs and its share of attention. "
                 f"MFU is against {peak.flops_per_second:.3g} FLOP/s a device ({peak.source})."
             )
-            if profile.by_measurement:
-                print("The backbone has no softmax attention: its cost is what was measured at some lengths.")
+            if profile.remark is not None:
+                print(f"The backbone's FLOPs: {profile.remark}")
         self._clock.start()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,6 +67,7 @@ class FlopCounter(Callback):
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it by name
         if not every or trainer.global_step % every:
             return  # Lightning would not write it, and to log costs more than to count
+        pl_module.flop_meter.settle()
         account = pl_module.flop_meter.account
         after = (account.algorithmic, account.executed)
         algorithmic, executed = (now - before for now, before in zip(after, self._before, strict=True))

@@ -165,6 +165,8 @@ class RunRecorder(Callback):
     def _record(self, trainer: Trainer, module: EmbeddingModule, status: Status) -> RunRecord:
         self._measure_memory()
         data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if status != "failed":  # a rank that has died answers no more
+            module.flop_meter.settle()
         account, profile = module.flop_meter.account, module.flop_meter.profile
         assert profile is not None and self.run_id is not None and self._device is not None
         held_out = _held_out(module)
