@@ -39,6 +39,9 @@ from embedlab.language_model import CausalLanguageModel
 from embedlab.method import num_nonembedding_parameters
 from embedlab.rungs import Rung, model_config, rung_named
 
+LADDER = "ladder:"
+"""What the path of a backbone begins with that is a rung of the default ladder."""
+
 _FORMAT = 1  # raised whenever the same settings come to give other models
 _MAX_VALIDATION_TOKENS = 1 << 20
 

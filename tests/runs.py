@@ -131,7 +131,7 @@ class OwnProcess(multiprocessing.context.ForkServerProcess):
         return self._log.read_text()
 
 
-multiprocessing.set_forkserver_preload(["embedlab.cli", "peft"])
+multiprocessing.set_forkserver_preload(["embedlab.training_command", "peft"])
 
 
 def start_fit(config: Path, *options: str, **settings: Any) -> OwnProcess:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ["errors"],
     ["flops", "device_peak", "pooling", "losses", "metrics", "schedule"],
-    ["method", "chunking"],
+    ["method", "chunking", "parser"],
     ["encoder", "replay", "registry", "flop_observer", "method_key", "meta_device"],
     ["backbone", "flop_profile"],
     ["flop_execution", "memory_estimate"],
@@ -24,6 +26,8 @@ LEVELS = [
     ["export", "evaluate", "flop_rows"],
     ["flop_table"],
     ["callbacks"],
+    ["methods_command"],
+    ["training_command", "flops_command"],
     ["cli"],
     ["__main__"],
 ]
@@ -90,3 +94,19 @@ def test_a_module_has_one_subject(path: Path) -> None:
     assert len(text.splitlines()) <= 400
     if text.strip():
         assert ast.get_docstring(ast.parse(text)), "a module begins with one sentence that says why it exists"
+
+
+PLANS_WITHOUT_TORCH = """
+import sys
+from embedlab.__main__ import main
+try:
+    main(["recipe", "--help"])
+except SystemExit:
+    pass
+loaded = {"torch", "lightning", "transformers"} & sys.modules.keys()
+sys.exit(f"{loaded} loaded" if loaded else 0)
+"""
+
+
+def test_a_command_that_plans_loads_no_torch(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", PLANS_WITHOUT_TORCH], cwd=tmp_path, check=True, capture_output=True)

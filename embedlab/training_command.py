@@ -1,0 +1,151 @@
+"""fit, validate, test and predict: the trainer, the model and the data of one configuration."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from embedlab import registry
+from embedlab.callbacks.checkpoint import RunCheckpoint
+from embedlab.callbacks.closing import ClosingLines
+from embedlab.callbacks.comparison import ComparisonTable  # noqa: F401  configurations name it without its module
+from embedlab.callbacks.embedding_writer import EmbeddingWriter
+from embedlab.callbacks.flop_budget import FlopBudget, number_of_flops
+from embedlab.callbacks.flop_counter import FlopCounter
+from embedlab.callbacks.progress import ProgressLines
+from embedlab.callbacks.run_config import RunConfig
+from embedlab.callbacks.run_record import RunRecorder
+from embedlab.callbacks.throughput import Throughput
+from embedlab.data.datamodule import PairDataModule
+from embedlab.errors import ConfigError
+from embedlab.export import read_checkpoint
+from embedlab.ladder import LADDER, ensure_rung
+from embedlab.methods_command import MethodParser
+from embedlab.module import EmbeddingModule
+
+
+class _TrainingParser(MethodParser, LightningArgumentParser):
+    """The parser of the commands that run a Lightning trainer."""
+
+
+class EmbedLabCLI(LightningCLI):
+    """fit, validate, test and predict."""
+
+    command = "fit"
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:
+        """The one that is asked for: making the parser of another takes a quarter of a second."""
+        return {cls.command: LightningCLI.subcommands()[cls.command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What the trainer, the model and the data share is written once."""
+        parser.add_argument("--output", type=str, default="runs/fit", help="The run's folder.")
+        parser.add_argument("--budget", type=number_of_flops, help="FLOPs to train for, instead of epochs or steps.")
+        parser.add_argument(
+            "--allow_repeat",
+            "--allow-repeat",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="Let a budget see the data more often than trainer.max_epochs.",
+        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunRecorder, "record")
+        parser.link_arguments("output", "trainer.default_root_dir")
+        parser.link_arguments("model.backbone_config", "data.backbone", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.set_defaults({"model.method": "FullFineTuning"})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Finds the checkpoint to go on from, and refuses what is none."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        last = Path(config.output) / "checkpoints" / "last.ckpt"
+        if config.get("ckpt_path") == "last":
+            if not last.is_file():
+                raise ConfigError(f"--ckpt_path last: there is no {last}. Give the run's folder with --output.")
+            config.ckpt_path = str(last)
+        if config.get("ckpt_path") is not None:
+            read_checkpoint(Path(config.ckpt_path))
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses to write over another run, bounds the run, and makes the ladder's rung."""
+        config = self.config[self.subcommand]
+        output = Path(config.output)
+        trainer = config.trainer
+        if trainer.max_epochs is None:
+            trainer.max_epochs = 1 if trainer.max_steps == -1 else -1  # steps alone may take any number of epochs
+        if self.subcommand == "fit" and config.get("ckpt_path") is None and (output / "config.yaml").exists():
+            raise ConfigError(
+                f"The output folder {output} holds a run already. Go on with it by --ckpt_path last, or choose "
+                "another with --output."
+            )
+        path = config.model.backbone.path
+        if path.startswith(LADDER):
+            config.model.backbone.path = str(ensure_rung(path.removeprefix(LADDER)))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer that logs to TensorBoard in the run's folder unless the user names another logger."""
+        config = self.config_init[self.subcommand]
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(config.output, name="", version="", default_hp_metric=False)
+        callbacks = config.trainer.callbacks or []
+        kwargs["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), Throughput()]
+        if not any(isinstance(callback, FlopCounter) for callback in kwargs["callbacks"]):
+            kwargs["callbacks"].append(FlopCounter())
+        if config.budget is not None:
+            kwargs["callbacks"].append(FlopBudget(config.budget, allow_repeat=config.allow_repeat))
+        own_bar = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
+        if config.trainer.enable_progress_bar is not False and not own_bar:
+            kwargs["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
+        kwargs["callbacks"].append(ClosingLines())
+        if self.subcommand == "predict":
+            kwargs["callbacks"].append(EmbeddingWriter())
+        return super().instantiate_trainer(**kwargs)
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Runs a trainer's command, which the first argument names.
+
+    Raises:
+        EmbedLabError: what the user can mend.
+    """
+    registry.discover()  # so that a configuration can name a method by its class alone
+    try:
+        _train(arguments)
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
+
+
+def _train(arguments: Sequence[str]) -> None:
+    class OneCommand(EmbedLabCLI):
+        command = arguments[0]
+
+    OneCommand(
+        EmbeddingModule,
+        PairDataModule,
+        args=list(arguments),
+        parser_class=_TrainingParser,
+        seed_everything_default=0,
+        save_config_callback=RunConfig,
+        save_config_kwargs={"overwrite": True},
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        trainer_defaults={
+            "num_sanity_val_steps": -1,  # the evaluation before training
+            "log_every_n_steps": 10,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,  # batches are cut for each rank already
+        },
+    )
