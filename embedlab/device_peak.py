@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -68,6 +69,7 @@ def known_peak(name: str, dtype: torch.dtype) -> Peak | None:
     return None
 
 
+@cache  # a process that trains one run after another measures its device once
 def _measured(device: torch.device, dtype: torch.dtype) -> Peak:
     size = 8192 if device.type == "cuda" else 512
     left, right = torch.ones(2, size, size, device=device, dtype=dtype)
