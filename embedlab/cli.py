@@ -77,6 +77,7 @@ COMMANDS: dict[str, tuple[str, Callable[[str, str], Callable[[Sequence[str]], No
         _planning,
         "embedlab.search.commands:recipe_command",
     ),
+    "worker": ("train what a search writes to its input", _itself, "embedlab.worker_command:worker"),
     "methods": ("list the registered fine-tuning methods", _function, "embedlab.methods_command:methods"),
 }
 

@@ -28,6 +28,7 @@ LEVELS = [
     ["callbacks"],
     ["methods_command"],
     ["training_command", "flops_command"],
+    ["worker_command"],
     ["cli"],
     ["__main__"],
 ]

@@ -1,0 +1,56 @@
+"""This machine, for trials that need several devices: each trial is a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from embedlab.errors import ConfigError
+from embedlab.search.launchers.launcher import Job, Outcome
+from embedlab.search.launchers.threaded import SECONDS_TO_END, ThreadedLauncher
+
+
+class TrialProcesses(ThreadedLauncher):
+    """One trial after another, each a process that trains on several devices.
+
+    Args:
+        devices: of a trial.
+    """
+
+    def __init__(self, devices: int) -> None:
+        if devices < 1:
+            raise ConfigError(f"devices must be at least 1, got {devices}.")
+        self._devices = devices
+        super().__init__(num_slots=1)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starting = threading.Lock()
+        self._is_closed = False
+
+    def _run(self, job: Job) -> Outcome:
+        begin = time.monotonic()
+        words = [sys.executable, "-m", "embedlab", "fit", *job.arguments]
+        words += ["--trainer.devices", str(self._devices), "--trainer.strategy", "ddp"]
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with (job.folder / "log").open("ab") as log:
+            with self._starting:
+                if self._is_closed:
+                    return Outcome(job, "interrupted", 0.0)
+                self._process = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+            status = self._process.wait()
+        error = None if status == 0 else f"The run ended with status {status}. {job.folder / 'log'} says why."
+        return Outcome(job, error, time.monotonic() - begin)
+
+    def _stop(self) -> None:
+        with self._starting:
+            self._is_closed = True
+            process = self._process
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            process.kill()

@@ -1,0 +1,121 @@
+"""`embedlab worker`: trains one run after another in one process, so that a search waits once for what is imported.
+
+A search starts it and writes a line of JSON for each run to its standard input; it answers each with a line of JSON.
+What a run prints goes to the run's own log.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from filelock import FileLock, Timeout
+
+from embedlab.errors import EmbedLabError, TrainingError
+from embedlab.training_command import train
+
+_SECONDS_TO_END = 300.0  # that a run whose search was killed has to finish its step and save it
+
+
+def worker(arguments: Sequence[str]) -> None:
+    """Serves runs until its input ends."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    runs = _Runs()
+    _answer(answers, {"devices": torch.cuda.device_count()})
+    while (run := runs.next()) is not None:
+        begin = time.monotonic()
+        error = _error_of(run)
+        _answer(answers, {"error": error, "seconds": time.monotonic() - begin})
+        if error == INTERRUPTED:
+            return
+
+
+INTERRUPTED = "interrupted"
+"""The error of a run that was asked to stop, and saved what it had."""
+
+
+class _Runs:
+    """The lines of standard input. Where they end while a run is under way, nobody waits for it: it saves and ends."""
+
+    def __init__(self) -> None:
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._is_busy = False
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            self._lines.put(line)
+        self._lines.put("")
+        if self._is_busy:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def next(self) -> dict[str, Any] | None:
+        """The next run; None if there is none any more."""
+        self._is_busy = False
+        try:
+            line = self._lines.get()
+        except KeyboardInterrupt:
+            return None
+        self._is_busy = True
+        run: dict[str, Any] | None = json.loads(line) if line else None
+        return run
+
+
+def _error_of(run: dict[str, Any]) -> str | None:
+    """Trains; what went wrong, or None."""
+    folder = Path(run["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with _printing_to(folder / "log"):
+        try:
+            # A run whose search was killed may still be saving its last step.
+            with FileLock(folder / "run.lock", timeout=_SECONDS_TO_END):
+                train(["fit", *run["arguments"]])
+        except EmbedLabError as error:
+            return f"{type(error).__name__}: {error}"
+        except Timeout:
+            return f"{TrainingError.__name__}: another process is training in {folder}."
+        except (KeyboardInterrupt, SystemExit):
+            return INTERRUPTED
+        except Exception as error:
+            traceback.print_exc()
+            return f"{type(error).__name__}: {error}"
+        finally:
+            gc.collect()  # a trainer and its model hold each other
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+    return None
+
+
+@contextmanager
+def _printing_to(log: Path) -> Iterator[None]:
+    """Output of Python and of libraries, appended to a file."""
+    with log.open("a", encoding="utf-8") as file:
+        before = [os.dup(stream.fileno()) for stream in (sys.stdout, sys.stderr)]
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+                os.dup2(file.fileno(), stream.fileno())
+            yield
+        finally:
+            for stream, original in zip((sys.stdout, sys.stderr), before, strict=True):
+                stream.flush()
+                os.dup2(original, stream.fileno())
+                os.close(original)
+
+
+def _answer(answers: TextIO, answer: dict[str, Any]) -> None:
+    answers.write(json.dumps(answer) + "\n")
+    answers.flush()

@@ -1,0 +1,148 @@
+"""Trials are trained one after another in processes that stay, and nothing of one reaches the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedlab.errors import ConfigError
+from embedlab.search.launchers.launcher import Job, Outcome
+from embedlab.search.launchers.local import LocalWorkers
+from embedlab.search.launchers.processes import TrialProcesses
+from embedlab.search.records import FILE
+from runs import start_fit, write_config
+
+SLOW = ["--trainer.callbacks+", "runs.StepFile", "--trainer.max_epochs", "200"]
+
+
+@pytest.fixture
+def configuration(tmp_path: Path) -> Path:
+    return write_config(tmp_path, validation_fraction=0.2)
+
+
+@pytest.fixture
+def workers() -> Iterator[LocalWorkers]:
+    with LocalWorkers(1) as launcher:
+        yield launcher
+
+
+def job(configuration: Path, name: str, *options: str) -> Job:
+    folder = configuration.parent / name
+    arguments = ("--config", str(configuration), "--output", str(folder), *options)
+    return Job(name, arguments, folder)
+
+
+def ended(launcher: LocalWorkers | TrialProcesses, *jobs: Job) -> list[Outcome]:
+    for one in jobs:
+        launcher.submit(one)
+    return [launcher.wait() for _ in jobs]
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """Of a record what does not depend on when and where the run was."""
+    record: dict[str, Any] = json.loads((folder / FILE).read_text())
+    return {name: record[name] for name in ("loss", "metrics", "flops_executed", "tokens", "learning_rate")}
+
+
+def until(path: Path) -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not come")
+
+
+def test_a_trial_gives_what_it_gives_in_a_process_of_its_own(configuration: Path, workers: LocalWorkers) -> None:
+    own = start_fit(configuration, "--output", str(configuration.parent / "own"))
+    first, other, again = (job(configuration, name) for name in ("first", "other", "again"))
+    other = job(configuration, "other", "--seed_everything", "2", "--model.method", "LoRA")
+    outcomes = ended(workers, first, other, again)
+    assert [(one.job.name, one.error) for one in outcomes] == [("first", None), ("other", None), ("again", None)]
+    own.join(timeout=200)
+    assert result(first.folder) == result(again.folder) == result(configuration.parent / "own")
+    assert result(other.folder)["loss"] != result(first.folder)["loss"]
+    assert "FullFineTuning trains" in (again.folder / "log").read_text()
+    assert outcomes[2].seconds < 20, "it does not import torch again"
+
+
+def test_a_trial_that_cannot_run_says_why_and_the_next_is_trained(configuration: Path, workers: LocalWorkers) -> None:
+    bad = job(configuration, "bad", "--model.method", "LoRA", "--model.method.rank", "0")
+    refused, trained = ended(workers, bad, job(configuration, "good"))
+    assert refused.error is not None and "ConfigError: " in refused.error and "rank=0" in refused.error
+    assert trained.error is None
+
+
+def test_a_worker_that_dies_is_started_anew(configuration: Path, workers: LocalWorkers) -> None:
+    killed = job(configuration, "killed", *SLOW)
+    workers.submit(killed)
+    until(killed.folder / "step")
+    workers._workers[0]._process.kill()
+    outcome = workers.wait()
+    assert outcome.error == "The worker ended with status -9, which is what a machine without memory left does."
+    (trained,) = ended(workers, job(configuration, "next"))
+    assert trained.error is None
+
+
+def test_a_closed_launcher_leaves_a_checkpoint_to_go_on_from(configuration: Path) -> None:
+    with LocalWorkers(1) as launcher:
+        stopped, waiting = job(configuration, "stopped", *SLOW), job(configuration, "waiting")
+        launcher.submit(stopped)
+        launcher.submit(waiting)
+        until(stopped.folder / "step")
+    assert (stopped.folder / "checkpoints" / "last.ckpt").exists() and not (stopped.folder / FILE).exists()
+    assert not waiting.folder.exists()
+
+
+def test_a_worker_ends_with_its_search(configuration: Path) -> None:
+    slow = job(configuration, "slow", *SLOW)
+    program = f"""
+import time
+from pathlib import Path
+from embedlab.search.launchers.local import LocalWorkers
+from embedlab.search.launchers.launcher import Job
+launcher = LocalWorkers(1)
+print(launcher._workers[0]._process.pid, flush=True)
+launcher.submit(Job("slow", {slow.arguments!r}, Path({str(slow.folder)!r})))
+time.sleep(300)
+"""
+    search = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert search.stdout is not None
+    worker = int(search.stdout.readline())
+    until(slow.folder / "step")
+    search.kill()
+    search.wait()
+    until(slow.folder / "checkpoints" / "last.ckpt")
+    for _ in range(600):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    raise AssertionError("the worker goes on without its search")
+
+
+def test_a_trial_on_several_devices_is_a_process_of_its_own(configuration: Path) -> None:
+    with TrialProcesses(2) as launcher:
+        two = job(configuration, "two", "--data.batch_size", "4")
+        bad = job(configuration, "bad", "--data.batch_size", "0")
+        trained, refused = ended(launcher, two, bad)
+    assert trained.error is None and json.loads((two.folder / FILE).read_text())["device"] == "cpu x 2"
+    assert refused.error is not None and f"{bad.folder / 'log'} says why" in refused.error
+    assert "ConfigError" in (bad.folder / "log").read_text()
+
+
+def test_no_workers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="num_workers must be at least 1, got 0"):
+        LocalWorkers(0)
+    with pytest.raises(ConfigError, match="devices must be at least 1, got 0"):
+        TrialProcesses(0)
