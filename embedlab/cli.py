@@ -46,6 +46,7 @@ from embedlab.ladder import default_rung_config, ensure_rung, pretrain
 from embedlab.method import FineTuningMethod
 from embedlab.module import EmbeddingModule
 from embedlab.search.commands import recipe_command
+from embedlab.search.report_command import report_command
 from embedlab.search.runs_command import runs_command
 
 LADDER = "ladder:"
@@ -302,6 +303,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "flops": ("show what training costs, without training", _flops),
     "runs": ("list, show or export what has been run", _planning(runs_command)),
     "recipe": ("say what to train with a budget, from finished runs", _planning(recipe_command)),
+    "report": ("show what finished runs say, as a page to look at", _planning(report_command)),
     "methods": ("list the registered fine-tuning methods", _function(methods)),
 }
 
