@@ -1,0 +1,208 @@
+// Puts the page together, and answers whenever the reader types.
+"use strict";
+
+(function (report) {
+  const { amount, element, general, hours, named, percent, table } = report;
+  const FEW = 10;
+  const PAUSE = 150; // milliseconds without a key
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const colours = Object.fromEntries(data.methods.map((method) => [method.name, method.colour]));
+  const question = document.getElementById("question");
+  const answer = document.getElementById("answer");
+
+  function summary() {
+    const count = data.records.name.length;
+    const left = data.records.left_out.of.filter((number) => data.records.left_out.values[number] !== null).length;
+    const flops = data.records.flops.filter((value) => value !== null && value > 0);
+    const least = flops.reduce((one, other) => Math.min(one, other), Infinity);
+    const most = flops.reduce((one, other) => Math.max(one, other), 0);
+    const words = [`${count} run${count === 1 ? "" : "s"} of ${data.source}`];
+    if (data.methods.length > 1) words.push(`${data.methods.length} methods`);
+    if (flops.length) words.push(`${general(least, 2)} to ${general(most, 2)} FLOPs`);
+    if (left) words.push(`${left} left out of the fits`);
+    document.getElementById("summary").textContent = `${words.join(", ")}.`;
+  }
+
+  // ---- recipe
+
+  function number(text) {
+    return text.trim() === "" ? null : Number(text.trim());
+  }
+
+  function asked() {
+    const constraints = {};
+    for (const name of Object.keys(data.constraints)) constraints[name] = number(question.elements[name].value);
+    return [number(question.elements.budget.value) ?? NaN, constraints, question.elements.extrapolate.checked];
+  }
+
+  function range([low, high]) {
+    return `${general(low, 4)} to ${general(high, 4)}`;
+  }
+
+  function sentence(best) {
+    const words = [
+      "Train ", element("strong", "", best.backbone), " (", amount(best.parameters), ") by ",
+      element("strong", "", best.method), " on ", element("strong", "", `${amount(best.tokens)} tokens`),
+    ];
+    if (best.pairs !== null) words.push(`, ${amount(best.pairs)} pairs`);
+    if (best.learning_rate !== null) words.push(`, at a learning rate of ${general(best.learning_rate, 3)}`);
+    if (best.hours !== null) words.push(`, for ${hours(best.hours)}`);
+    words.push(`. Predicted loss ${general(best.loss, 4)}, with 80 % probability ${range(best.interval_80)}.`);
+    return element("p", "sentence", ...words);
+  }
+
+  function choices(found) {
+    const alike = found.configurations.filter((one) => one.cannot_be_told_apart);
+    const optional = [
+      ["pairs", "pairs", amount], ["epochs", "epochs", (value) => general(value, 3)],
+      ["learning rate", "learning_rate", (value) => general(value, 3)], ["time", "hours", hours],
+      ["memory, GiB", "memory_bytes", (value) => (value === null ? "–" : general(value / 2 ** 30, 3))],
+    ].filter(([, name]) => alike.some((one) => one[name] !== null));
+    const heads = ["N", "tokens", "loss", "80 %", "95 %", "best with", ...optional.map(([title]) => title)];
+    const rows = alike.map((one) => [
+      [named(one.method, colours[one.method]), ""], [element("span", "words", one.backbone), ""],
+      ...[
+        amount(one.parameters), amount(one.tokens), general(one.loss, 4), range(one.interval_80),
+        range(one.interval_95), percent(one.probability_best), ...optional.map(([, name, shown]) => shown(one[name])),
+      ].map((cell) => [cell, "number"]),
+    ]);
+    const titles = [["method", ""], ["backbone", ""], ...heads.map((title) => [title, "number"])];
+    const shown = table(titles, rows.slice(0, FEW));
+    shown.querySelector("table").id = "choices";
+    const told = alike.length === 1
+      ? "The only one that the runs leave: every other is worse with nine chances in ten."
+      : `These ${alike.length} cannot be told apart from the best, which is the first.`;
+    const made = element("div", "", element("p", "note", told), shown);
+    if (rows.length > FEW) {
+      const more = element("button", "more", `Show all ${rows.length}`);
+      more.type = "button";
+      more.addEventListener("click", () => {
+        const whole = table(titles, rows);
+        whole.querySelector("table").id = "choices";
+        shown.replaceWith(whole);
+        more.remove();
+      });
+      made.append(more);
+    }
+    return made;
+  }
+
+  function shares(probability) {
+    const made = element("div", "shares");
+    for (const [method, share] of Object.entries(probability).sort((one, other) => other[1] - one[1])) {
+      const bar = element("div", "bar");
+      bar.style.background = colours[method];
+      bar.style.width = `${100 * share}%`;
+      made.append(element("span", "name", method), element("div", "", bar), element("span", "", percent(share)));
+    }
+    return made;
+  }
+
+  function show() {
+    const [budget, constraints, extrapolate] = asked();
+    try {
+      const found = report.recipe(data.recipe, budget, constraints, extrapolate);
+      const parts = [sentence(found.configurations[0])];
+      if (found.extrapolation > 1) {
+        parts.push(element("p", "warning", `The budget is ${general(found.extrapolation, 3)} times that of the largest run.`));
+      }
+      if (Object.keys(found.method_probability).length > 1) {
+        parts.push(element("h3", "", "Probability that a method is the best"), shares(found.method_probability));
+      }
+      parts.push(choices(found));
+      for (const [reason, count] of Object.entries(found.ruled_out)) {
+        parts.push(element("p", "note", `Ruled out by ${reason.replace(/,$/, "")}: ${count}.`));
+      }
+      answer.replaceChildren(...parts);
+    } catch (error) {
+      answer.replaceChildren(element("p", "warning", error.message));
+    }
+  }
+
+  function startRecipe() {
+    if (data.recipe === null) {
+      question.hidden = true;
+      answer.append(element("p", "empty", "No method has a law, so there is no recipe. What stands under “Laws” says why."));
+      return;
+    }
+    report.prepared(data.recipe);
+    const largest = Math.max(...data.recipe.methods.map((method) => method.largestFlops));
+    const beyond = document.getElementById("extrapolate-label");
+    beyond.textContent = `answer beyond ${general(data.recipe.farthest * largest, 2)} FLOPs, too`;
+    const digit = 10 ** (Math.floor(Math.log10(largest)) - 1);
+    question.elements.budget.value = general(Math.floor(largest / digit) * digit, 2); // not beyond the runs
+    for (const [name, value] of Object.entries(data.constraints)) {
+      if (value === null) continue;
+      question.elements[name].value = String(value);
+      question.querySelector("details").open = true;
+    }
+    let waiting;
+    question.addEventListener("input", () => {
+      clearTimeout(waiting);
+      waiting = setTimeout(show, PAUSE);
+    });
+    question.addEventListener("submit", (event) => { event.preventDefault(); show(); });
+    show();
+  }
+
+  // ---- laws
+
+  function sub(name) {
+    const greek = { alpha: "α", beta: "β", D_0: "D₀" };
+    return greek[name] ?? name;
+  }
+
+  function formula(law) {
+    const has = new Set(law.parameters.map((one) => one.name));
+    const [alpha, beta] = ["α", has.has("beta") ? "β" : "α"];
+    const power = (base, exponent) => [element("i", "", base), element("sup", "", exponent)];
+    const data = has.has("R") ? "D′" : "D";
+    const made = element("p", "formula", element("i", "", "L"), " = ", element("i", "", "E"));
+    if (law.isProduct) made.append(" + ", element("i", "", "A"), " / (", ...power("N", alpha), " ", ...power(data, beta), ")");
+    else {
+      if (has.has("A")) made.append(" + ", element("i", "", "A"), " / ", ...power("N", alpha));
+      made.append(" + ", element("i", "", "B"), " / ");
+      if (has.has("D_0")) made.append("(", element("i", "", "D₀"), " + ", ...power(data, beta), ")");
+      else made.append(...power(data, beta));
+    }
+    if (has.has("R")) made.append(", D′ = U + U R (1 − exp(−(D / U − 1) / R)), of which U tokens are unique");
+    return made;
+  }
+
+  function describe(law) {
+    const rows = law.parameters.map(({ name, value, interval, atBound }) => [
+      [element("i", "", sub(name)), ""], [general(value, 4), "number"],
+      [interval.map((bound) => general(bound ?? Infinity, 3)).join(" to "), "number"],
+      [atBound ? "at a bound: the runs do not say" : "", ""],
+    ]);
+    const noted = rows.some(([, , , [text]]) => text);
+    const heads = [["", ""], ["estimate", "number"], ["90 % interval", "number"], ...(noted ? [["", ""]] : [])];
+    const off = law.heldOut.map(([, , error]) => `${general(100 * error, 3)} %`).join(" / ");
+    const words = off
+      ? `Held out, the ${law.heldOut.map(([budgets]) => budgets).join(" / ")} largest budgets are predicted to within ${off}.`
+      : "No budget could be held out, so its intervals hold the noise of the runs only.";
+    const tried = law.tried.filter(([, error]) => error !== null).map(([name, error]) => `${name} ${general(100 * error, 3)} %`);
+    return element(
+      "div", "law", element("h3", "", named(law.method, colours[law.method])), formula(law),
+      table(heads, noted ? rows : rows.map((row) => row.slice(0, 3))),
+      element("p", "note", `${law.name}, of ${law.runs} runs. ${law.startsInBasin} of ${law.starts} starts ended there. ${words}` +
+        (tried.length > 1 ? ` Tried, with their errors in the hold-out: ${tried.join(", ")}.` : "")),
+    );
+  }
+
+  function laws() {
+    const list = document.getElementById("laws-list");
+    list.append(...data.laws.map(describe));
+    for (const [method, reason] of Object.entries(data.refused)) {
+      list.append(element("p", "", element("strong", "", method), " has no law. ", reason));
+    }
+    if (!data.methods.length) list.append(element("p", "empty", "All runs are left out, so there is nothing to fit a law to."));
+  }
+
+  summary();
+  startRecipe();
+  report.drawAll(data.figures, data.methods);
+  laws();
+  report.runs(data.records, data.methods);
+  report.data = data;
+})(window.embedlabReport);

@@ -1,0 +1,224 @@
+// The recipe for a budget, as embedlab/search/recipe.py computes it: the same numbers, and the same words where there is none.
+"use strict";
+
+(function (report) {
+  const GIB = 2 ** 30;
+
+  function decoded(text) {
+    const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+    return new Float64Array(bytes.buffer);
+  }
+
+  function prepared(given) {
+    for (const method of given.methods) {
+      for (const name of ["estimate", "replicates", "errors"]) method[name] = decoded(method[name]);
+      method.place = Object.fromEntries(method.names.map((name, number) => [name, number]));
+    }
+    return given;
+  }
+
+  // What D tokens are worth of which so many are unique (Muennighoff et al. 2023, eq. 5).
+  function worth(tokens, unique, epochs) {
+    return unique + unique * epochs * (1 - Math.exp(-(tokens / unique - 1) / epochs));
+  }
+
+  // The logarithm of a law's loss at each configuration, with the parameters that begin at an offset.
+  function logLosses(method, numbers, offset, sizes, tokens, uniqueTokens, into, start) {
+    const of = (name) => (name in method.place ? numbers[offset + method.place[name]] : undefined);
+    const [E, A, B, alpha, D_0, R] = ["E", "A", "B", "alpha", "D_0", "R"].map(of);
+    const beta = of("beta") ?? alpha;
+    for (let c = 0; c < sizes.length; c++) {
+      let data = tokens[c];
+      if (R !== undefined && uniqueTokens !== null) data = worth(data, Math.min(data, uniqueTokens), R);
+      let loss = E;
+      if (method.isProduct) {
+        loss += A * Math.exp(-alpha * Math.log(sizes[c]) - beta * Math.log(data));
+      } else {
+        if (A !== undefined) loss += A * Math.exp(-alpha * Math.log(sizes[c]));
+        loss += B / ((D_0 ?? 0) + Math.exp(beta * Math.log(data)));
+      }
+      into[start + c] = Math.log(loss);
+    }
+  }
+
+  // What a law is off at a budget, as a share of the loss: the hold-out's error as many budgets beyond the runs.
+  function errorAt(method, budget) {
+    if (!method.heldOutError.length) return 0;
+    const beyond = Math.ceil(Math.log2(Math.max(1, budget / method.largestFlops)));
+    return Math.max(...method.heldOutError.slice(0, Math.max(1, beyond)));
+  }
+
+  function requirePositive(name, value) {
+    if (value !== null && !(Number.isFinite(value) && value > 0)) {
+      throw new Error(`${name} is ${value}. Expected a finite number above 0; leave it out for no limit.`);
+    }
+  }
+
+  function learningRate(given, method, c, budget) {
+    if (method.rates[c] === null) return null;
+    const [flops, losses, rates] = given.rates[method.rates[c]];
+    let best = 0;
+    const distance = flops.map((value) => Math.abs(Math.log(value) - Math.log(budget)));
+    for (let row = 1; row < flops.length; row++) {
+      const nearer = distance[row] - distance[best];
+      if (nearer < 0 || (nearer === 0 && losses[row] < losses[best])) best = row;
+    }
+    return rates[best];
+  }
+
+  function configuration(given, method, c, budget, constraints) {
+    const [backbone, parameters] = given.suite[c];
+    const flops = Math.max(0, budget - 2 * parameters * (constraints.serve_tokens ?? 0));
+    const tokens = flops / method.price[c];
+    const pairs = given.tokensPerPair !== null && tokens > 0 ? tokens / given.tokensPerPair : null;
+    return {
+      method: method.name,
+      backbone,
+      parameters,
+      tokens,
+      flops,
+      learning_rate: learningRate(given, method, c, budget),
+      pairs,
+      epochs: pairs === null || constraints.unique_pairs === null ? null : pairs / constraints.unique_pairs,
+      hours: method.speed[c] === null ? null : flops / method.speed[c] / 3600,
+      memory_bytes: method.memory[c],
+    };
+  }
+
+  // The constraint that a configuration does not meet; null if it meets all.
+  function ruledOutBy(given, method, one, constraints) {
+    if (one.flops <= 0) return "serve_tokens, which cost the whole budget,";
+    const ratio = one.tokens / one.parameters;
+    if (!(method.ratio[0] / given.farthest <= ratio && ratio <= method.ratio[1] * given.farthest)) {
+      return `tokens a parameter ${report.general(given.farthest, 6)} times beyond those of the runs`;
+    }
+    if (constraints.max_parameters !== null && one.parameters > constraints.max_parameters) return "max_parameters";
+    if (constraints.max_memory !== null) {
+      if (one.memory_bytes === null) return "max_memory, of which no run says anything,";
+      if (one.memory_bytes > constraints.max_memory * GIB) return "max_memory";
+    }
+    if (constraints.hours !== null) {
+      if (one.hours === null) return "hours, of which no run says anything,";
+      if (one.hours > constraints.hours) return "hours";
+    }
+    if (one.epochs !== null && one.epochs > given.mostEpochs && !("R" in method.place)) {
+      const most = report.general(given.mostEpochs, 6);
+      return `unique_pairs, seen more than ${most} times, of which no run says what they are worth,`;
+    }
+    return null;
+  }
+
+  // Between sorted values by a straight line, as numpy.quantile does.
+  function quantile(sorted, share) {
+    const at = share * (sorted.length - 1);
+    const below = Math.floor(at);
+    const above = Math.min(below + 1, sorted.length - 1);
+    return sorted[below] + (at - below) * (sorted[above] - sorted[below]);
+  }
+
+  function interval(sorted, level) {
+    return [(1 - level) / 2, (1 + level) / 2].map((share) => Math.exp(quantile(sorted, share)));
+  }
+
+  function least(values, start, count) {
+    let best = 0;
+    for (let c = 1; c < count; c++) if (values[start + c] < values[start + best]) best = c;
+    return best;
+  }
+
+  function ranked(given, possible, budget, uniqueTokens) {
+    const count = possible.length;
+    const replicates = given.methods[0].errors.length;
+    const estimate = new Float64Array(count);
+    const drawn = new Float64Array(replicates * count);
+    let start = 0;
+    for (const method of given.methods) {
+      const own = possible.filter((one) => one.method === method.name);
+      if (!own.length) continue;
+      const sizes = own.map((one) => one.parameters);
+      const tokens = own.map((one) => one.tokens);
+      logLosses(method, method.estimate, 0, sizes, tokens, uniqueTokens, estimate, start);
+      const error = errorAt(method, budget);
+      for (let r = 0; r < replicates; r++) {
+        const row = r * count + start;
+        logLosses(method, method.replicates, r * method.names.length, sizes, tokens, uniqueTokens, drawn, row);
+        for (let c = 0; c < own.length; c++) {
+          const centre = estimate[start + c];
+          drawn[row + c] = centre + method.spread * (drawn[row + c] - centre) + method.errors[r] * error;
+        }
+      }
+      start += own.length;
+    }
+    const best = least(estimate, 0, count);
+    const wins = new Float64Array(count);
+    const better = new Float64Array(count);
+    for (let r = 0; r < replicates; r++) {
+      wins[least(drawn, r * count, count)] += 1;
+      for (let c = 0; c < count; c++) better[c] += drawn[r * count + c] < drawn[r * count + best];
+    }
+    const column = new Float64Array(replicates);
+    possible.forEach((one, c) => {
+      for (let r = 0; r < replicates; r++) column[r] = drawn[r * count + c];
+      column.sort();
+      Object.assign(one, {
+        loss: Math.exp(estimate[c]),
+        interval_80: interval(column, 0.8),
+        interval_95: interval(column, 0.95),
+        probability_best: wins[c] / replicates,
+        cannot_be_told_apart: c === best || better[c] / replicates >= given.indistinguishable,
+      });
+    });
+    const probability = Object.fromEntries(given.methods.map((method) => [method.name, 0]));
+    for (const one of possible) probability[one.method] += one.probability_best;
+    return [[...possible].sort((one, other) => one.loss - other.loss), probability];
+  }
+
+  // The answer for a budget; an Error that says why there is none.
+  function recipe(given, budget, constraints, extrapolate) {
+    const shown = (value) => report.general(value, 6);
+    for (const [name, value] of Object.entries(constraints)) requirePositive(name, value);
+    if (!(Number.isFinite(budget) && budget > 0)) {
+      throw new Error(`The budget is ${budget} FLOPs. Expected a finite number above 0.`);
+    }
+    const largest = Math.max(...given.methods.map((method) => method.largestFlops));
+    if (budget > given.farthest * largest && !extrapolate) {
+      throw new Error(
+        `The budget of ${shown(budget)} FLOPs is ${report.general(budget / largest, 3)} times the largest run, ` +
+          `${shown(largest)}, and ${shown(given.farthest)} times is as far as a law is trusted. Run larger ones, or ` +
+          "tick the box.",
+      );
+    }
+    if (constraints.unique_pairs !== null && given.tokensPerPair === null) {
+      throw new Error("unique_pairs is given, and no run says how many pairs it saw. Leave it out.");
+    }
+    const uniqueTokens = constraints.unique_pairs === null ? null : constraints.unique_pairs * given.tokensPerPair;
+    const ruledOut = new Map();
+    const possible = [];
+    for (const method of given.methods) {
+      for (let c = 0; c < given.suite.length; c++) {
+        const one = configuration(given, method, c, budget, constraints);
+        const reason = ruledOutBy(given, method, one, constraints);
+        if (reason === null) possible.push(one);
+        else ruledOut.set(reason, (ruledOut.get(reason) ?? 0) + 1);
+      }
+    }
+    if (!possible.length) {
+      const total = given.methods.length * given.suite.length;
+      const most = [...ruledOut].reduce((one, other) => (other[1] > one[1] ? other : one))[0];
+      const reasons = [...ruledOut].map(([reason, count]) => `${reason} rules out ${count} of ${total}`).join("; ");
+      throw new Error(
+        `Nothing meets the constraints at a budget of ${shown(budget)} FLOPs: ${reasons}. Relax ${most}.`,
+      );
+    }
+    const [configurations, methodProbability] = ranked(given, possible, budget, uniqueTokens);
+    return {
+      budget,
+      configurations,
+      method_probability: methodProbability,
+      extrapolation: budget / largest,
+      ruled_out: Object.fromEntries(ruledOut),
+    };
+  }
+
+  Object.assign(report, { prepared, recipe });
+})(window.embedlabReport);

@@ -1,0 +1,299 @@
+"""The figures of a report, from runs and the laws that were fitted to them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from embedlab.search.crossover import Crossover
+from embedlab.search.isoflop import isoflop_profiles
+from embedlab.search.method_laws import MethodLaw
+from embedlab.search.observations import Observation, runs_of
+from embedlab.search.recipe import suite_of
+from embedlab.search.report.curves import best_sizes, budgets_of, crossovers, frontier
+from embedlab.search.report.figure import Axis, Figure, Kind, Series
+from embedlab.search.uncertainty import quantiles
+
+BUDGET = Axis("training budget, FLOPs")
+SIZE = Axis("parameters N")
+TOKENS = Axis("training tokens D")
+LOSS = Axis("held-out loss")
+
+_MOST_POINTS = 1500  # of a method in a figure: more would be a blot
+_MOST_PROFILES = 8
+_NO_LAW = "No method has a law, so there is nothing to draw. What stands under “Laws” says why."
+_SYMBOLS = ("circle", "square", "triangle-up")
+
+
+def figures(runs: Mapping[str, Sequence[Observation]], laws: Sequence[MethodLaw]) -> list[Figure]:
+    """All of them, in the order of the page.
+
+    Args:
+        runs: that laws may be fitted to, by method.
+        laws: of those methods that have one.
+    """
+    colour = {method: number for number, method in enumerate(runs)}
+    by_method = {law.method: law for law in laws}
+    found = [_frontier(laws, colour), *_best(laws, colour)]
+    for method, rows in runs.items():
+        found.append(_profiles(method, rows, by_method.get(method), colour[method]))
+    return [*found, _held_out(laws, colour)]
+
+
+def _some(rows: Sequence[Observation]) -> list[Observation]:
+    if len(rows) <= _MOST_POINTS:
+        return list(rows)
+    return [rows[int(number)] for number in np.linspace(0, len(rows) - 1, _MOST_POINTS)]
+
+
+def _frontier(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> Figure:
+    lines: list[Series] = []
+    behind: list[Series] = []
+    words: list[str] = []
+    if laws:
+        flops_G = budgets_of(laws)
+        sizes_C = np.array([size for _, size in suite_of(laws)])
+        for law in laws:
+            number = colour[law.method]
+            estimate_G, log_RG = frontier(law, sizes_C, flops_G)
+            low_G, high_G = np.exp(quantiles(log_RG, 0.8))
+            rows = _some(law.observations)
+            behind.append(
+                Series(
+                    label=law.method,
+                    kind=Kind.POINTS,
+                    x=[row.flops for row in rows],
+                    y=[row.loss for row in rows],
+                    colour=number,
+                    strength=0.35,
+                    texts=[row.name for row in rows],
+                )
+            )
+            behind.append(
+                Series(label=law.method, kind=Kind.BAND, x=flops_G, low=low_G, high=high_G, colour=number, strength=0.2)
+            )
+            lines.append(Series(label=law.method, kind=Kind.LINE, x=flops_G, y=np.exp(estimate_G), colour=number))
+        for place, found in enumerate(crossovers(laws)):
+            words.append(_said(found))
+            if not found.exists:
+                continue
+            (low, high), (first, last) = found.interval_80, found.looked_at
+            lines.append(
+                Series(
+                    label=f"{found.below} up to here, then {found.above}",
+                    kind=Kind.SPAN,
+                    x=[found.flops],
+                    y=[0.04 + 0.05 * place],
+                    low=[max(low, first)],
+                    high=[min(high, last)],
+                    colour=colour[found.below],
+                    above=colour[found.above],
+                )
+            )
+        largest = max(law.largest_flops for law in laws)
+        behind.append(Series(label="largest run", kind=Kind.UPRIGHT, x=[largest]))
+    return Figure(
+        key="frontier",
+        section="frontier",
+        title="Least loss of each method",
+        note="Lines: the best of the sizes that exist, by each law, with 80 % bands as wide as the law was off in the "
+        "hold-out. Points: runs. Beyond the largest run all is extrapolated." + "".join(f" {one}" for one in words),
+        x=BUDGET,
+        y=LOSS,
+        series=(*behind, *lines),
+        empty=None if laws else _NO_LAW,
+    )
+
+
+def _said(found: Crossover) -> str:
+    """A crossover in words."""
+    low, high = (f"{bound:.2g}" if 0 < bound < np.inf else "no bound" for bound in found.interval_80)
+    first, last = (f"{bound:.2g}" for bound in found.looked_at)
+    if found.exists:
+        text = f"{found.below} is better up to {found.flops:.2g} FLOPs, {found.above} above (80 %: {low} to {high})"
+    else:
+        better, worse = (found.above, found.below) if found.flops == 0 else (found.below, found.above)
+        text = f"{better} is better than {worse} at every budget"
+    return f"{text}; that they change places between {first} and {last} has a probability of {found.probability:.0%}."
+
+
+def _best(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> list[Figure]:
+    """The best size and amount of data against the budget."""
+    of_size: list[Series] = []
+    of_data: list[Series] = []
+    without: list[str] = []
+    for law in laws:
+        number = colour[law.method]
+        flops_G = budgets_of(laws)
+        if "alpha" not in law.fit.names or len({row.parameters for row in law.observations}) < 2:
+            without.append(f"{law.method}: all its runs have one size")
+            continue
+        log_G, log_RG = best_sizes(law, flops_G)
+        if np.isnan(log_G).all():
+            without.append(f"{law.method}: by its law the best size lies more than ten times beyond the runs")
+            continue
+        sizes_G, sizes_RG = np.exp(log_G), np.exp(log_RG)
+        known_G = np.isfinite(log_G)
+        low_G, high_G = np.exp(quantiles(log_RG, 0.8))[:, known_G]
+        tokens_RG = flops_G / law.flops_per_token(sizes_RG)
+        fewest_G, most_G = np.exp(quantiles(np.log(tokens_RG), 0.8))[:, known_G]
+        x = flops_G[known_G]
+        size_G = sizes_G[known_G]
+        shown = {"label": law.method, "colour": number}
+        of_size.append(Series(**shown, kind=Kind.BAND, x=x, low=low_G, high=high_G, strength=0.2))
+        of_data.append(Series(**shown, kind=Kind.BAND, x=x, low=fewest_G, high=most_G, strength=0.2))
+        of_size.append(Series(**shown, kind=Kind.LINE, x=x, y=size_G))
+        of_data.append(Series(**shown, kind=Kind.LINE, x=x, y=x / law.flops_per_token(size_G)))
+        inside = [profile for profile in isoflop_profiles(law.runs) if profile.is_interior]
+        if inside:
+            x = np.array([profile.flops for profile in inside])
+            size_G = np.array([profile.optimal_parameters for profile in inside])
+            shown |= {"kind": Kind.POINTS, "x": x, "symbol": "x", "texts": ["least of an isoFLOP parabola"] * len(x)}
+            of_size.append(Series(**shown, y=size_G))
+            of_data.append(Series(**shown, y=x / law.flops_per_token(size_G)))
+    if laws and of_size:
+        largest = Series(label="largest run", kind=Kind.UPRIGHT, x=[max(law.largest_flops for law in laws)])
+        of_size.insert(0, largest)
+        of_data.insert(0, largest)
+    note = (
+        "By each law, whether or not a backbone has that size, with 80 % bands. Crosses: where isoFLOP parabolas have "
+        "their least value."
+    )
+    if without:
+        note += " Not drawn: " + "; ".join(without) + "."
+    empty = None
+    if not laws:
+        empty = _NO_LAW
+    elif not of_size:
+        empty = "No law has a best size: " + "; ".join(without) + "."
+    return [
+        Figure(
+            key=f"best-{name}", section="best", title=title, note=note, x=BUDGET, y=axis, series=series, empty=empty
+        )
+        for name, title, axis, series in (
+            ("size", "Best size", SIZE, of_size),
+            ("data", "Best amount of data", TOKENS, of_data),
+        )
+    ]
+
+
+def _profiles(method: str, rows: Sequence[Observation], law: MethodLaw | None, colour: int) -> Figure:
+    """Loss against size, budget by budget."""
+    runs = runs_of(rows)
+    budgets = [
+        budget
+        for budget in np.unique(runs.budget_P)
+        if len(np.unique(runs.parameters_P[runs.budget_P == budget])) > 1
+    ]
+    shown = budgets
+    if len(budgets) > _MOST_PROFILES:
+        shown = [budgets[int(number)] for number in np.linspace(0, len(budgets) - 1, _MOST_PROFILES).round()]
+    parabolas = {round(float(np.log(profile.flops)), 6): profile for profile in isoflop_profiles(runs)}
+    series: list[Series] = []
+    for place, budget in enumerate(reversed(shown)):
+        mask_P = runs.budget_P == budget
+        assert runs.flops_P is not None
+        flops = float(np.exp(np.log(runs.flops_P[mask_P]).mean()))
+        sizes_P = runs.parameters_P[mask_P]
+        label = f"{flops:.2g} FLOPs"
+        strength = 0.3 + 0.7 * (place + 1) / len(shown)
+        size_C = np.geomspace(sizes_P.min() / 1.3, sizes_P.max() * 1.3, 60)
+        if law is not None:
+            curve_C = law.fit.loss(size_C, flops / law.flops_per_token(size_C))
+            series.append(
+                Series(label=label, kind=Kind.LINE, x=size_C, y=curve_C, colour=colour, strength=strength)
+            )
+        parabola = parabolas.get(round(float(np.log(flops)), 6))
+        if parabola is not None and parabola.is_interior:
+            away_C = np.log(size_C / parabola.optimal_parameters)
+            curve_C = parabola.loss * np.exp(parabola.curvature * away_C**2)
+            series.append(
+                Series(label=label, kind=Kind.DOTS, x=size_C, y=curve_C, colour=colour, strength=strength)
+            )
+        own = _some([row for row, is_of_it in zip(rows, mask_P, strict=True) if is_of_it])
+        series.append(
+            Series(
+                label=label,
+                kind=Kind.POINTS,
+                x=[row.parameters for row in own],
+                y=[row.loss for row in own],
+                colour=colour,
+                strength=strength,
+                texts=[row.name for row in own],
+            )
+        )
+    note = "Each strength of colour is a budget; its runs may differ from it by a factor of up to 1.4. Lines: the law."
+    note += " Dotted: a parabola through the runs of a budget, where it has its least value between them."
+    if len(shown) < len(budgets):
+        note += f" Shown are {len(shown)} of {len(budgets)} budgets."
+    empty = None
+    if not series:
+        count = len(np.unique(runs.parameters_P))
+        empty = f"The {len(rows)} runs have {count} size{'s' if count > 1 else ''}, and no budget was run at two sizes."
+    return Figure(
+        key=f"isoflop-{colour + 1}-{_slug(method)}",
+        section="isoflop",
+        title=f"isoFLOP profiles: {method}",
+        note=note,
+        x=SIZE,
+        y=LOSS,
+        series=series,
+        empty=empty,
+    )
+
+
+def _held_out(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> Figure:
+    """What each law says of the largest budgets when it is fitted without them."""
+    series: list[Series] = []
+    without: list[str] = []
+    for law in laws:
+        runs = law.runs
+        budgets = np.unique(runs.budget_P)
+        if not law.choices[0].hold_outs:
+            without.append(law.method)
+        for held in law.choices[0].hold_outs:
+            is_held_out_P = runs.budget_P <= budgets[held.num_budgets - 1]
+            measured = runs.loss_P[is_held_out_P]
+            names = [row.name for row, is_of_it in zip(law.observations, is_held_out_P, strict=True) if is_of_it]
+            count = "largest budget" if held.num_budgets == 1 else f"{held.num_budgets} largest budgets"
+            series.append(
+                Series(
+                    label=f"{law.method}, {count}: off by {held.root_mean_square:.2%}",
+                    kind=Kind.POINTS,
+                    x=measured,
+                    y=measured * np.exp(held.errors),
+                    colour=colour[law.method],
+                    strength=1 - 0.25 * (held.num_budgets - 1),
+                    symbol=_SYMBOLS[held.num_budgets - 1],
+                    texts=names,
+                )
+            )
+    empty = None
+    if not laws:
+        empty = _NO_LAW
+    elif not series:
+        empty = "No budget could be held out: there are too few of them, or what remains is too little for a law."
+    else:
+        ends = [value for one in series for values in (one.x, one.y) for value in values]
+        line = [min(ends), max(ends)]
+        series.insert(0, Series(label="predicted = measured", kind=Kind.LINE, x=line, y=line))
+    note = "Each law was fitted without its largest budgets and then asked for them. On the line it was right."
+    if without and series:
+        note += f" Without a hold-out, having too few budgets: {', '.join(without)}."
+    return Figure(
+        key="hold-out",
+        section="hold-out",
+        title="Predicted and measured on the largest budgets",
+        note=note,
+        x=Axis("measured loss"),
+        y=Axis("predicted loss"),
+        series=series,
+        empty=empty,
+    )
+
+
+def _slug(name: str) -> str:
+    """For a file: letters, digits and hyphens."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:40] or "method"

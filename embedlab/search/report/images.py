@@ -1,0 +1,99 @@
+"""The figures of a report as pictures, drawn by matplotlib without a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from embedlab.search.report.figure import Axis, Figure, Kind, Series
+
+_SIZE = (8.0, 5.0)  # inches
+_DOTS_PER_INCH = 150
+_NEUTRAL = "#777777"
+_MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "x": "x"}
+_MOST_TICKS = 8
+
+
+def png(figure: Figure, colours: Sequence[str]) -> bytes:
+    """A picture of a figure.
+
+    Args:
+        figure: with its series.
+        colours: of the methods.
+    """
+    canvas = Canvas(figsize=_SIZE, dpi=_DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.add_subplot()
+    axes.set_title(figure.title, loc="left", fontsize=11, parse_math=False)
+    if figure.empty is not None:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, figure.empty, ha="center", va="center", wrap=True, parse_math=False)
+    else:
+        axes.set_xlabel(figure.x.title)
+        axes.set_ylabel(figure.y.title)
+        _draw(axes, figure.series, colours)
+        _scale(axes, figure.x, figure.y)
+        axes.grid(True, which="major", color="#00000018", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    written = io.BytesIO()
+    canvas.savefig(written, format="png", metadata={"Software": None})
+    return written.getvalue()
+
+
+def _draw(axes: Axes, series: Sequence[Series], colours: Sequence[str]) -> None:
+    entries: dict[str, object] = {}
+    for one in series:
+        colour = _NEUTRAL if one.colour is None else colours[one.colour]
+        x = np.asarray(one.x, dtype=float)
+        if one.kind is Kind.POINTS:
+            marker = _MARKERS[one.symbol]
+            drawn: object = axes.scatter(x, one.y, s=16, color=colour, alpha=one.strength, marker=marker, linewidths=1)
+        elif one.kind is Kind.BAND:
+            drawn = axes.fill_between(x, one.low, one.high, color=colour, alpha=one.strength, linewidth=0)
+        elif one.kind is Kind.UPRIGHT:
+            drawn = axes.axvline(x[0], color=colour, linestyle=":", linewidth=1.2)
+        elif one.kind is Kind.SPAN:
+            assert one.above is not None
+            height, aside = one.y[0], axes.get_xaxis_transform()
+            for ends, side in (((one.low[0], x[0]), colour), ((x[0], one.high[0]), colours[one.above])):
+                axes.plot(ends, (height, height), color=side, linewidth=4, solid_capstyle="butt", transform=aside)
+            (drawn,) = axes.plot(x, [height], color="#222222", marker="D", markersize=5, linestyle="", transform=aside)
+        else:
+            style = ":" if one.kind is Kind.DOTS else "-"
+            (drawn,) = axes.plot(x, one.y, color=colour, alpha=one.strength, linestyle=style, linewidth=1.6)
+        if one.kind is not Kind.BAND and (one.label not in entries or one.kind is Kind.LINE):
+            entries[one.label] = drawn
+    for one in series:  # what belongs to no method, after those that do
+        if one.colour is None and one.label in entries:
+            entries[one.label] = entries.pop(one.label)
+    labels = [_plain(label) for label in entries]
+    if len(labels) > 1:
+        axes.figure.legend(  # type: ignore[union-attr]
+            list(entries.values()), labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8
+        )
+
+
+def _plain(label: str) -> str:
+    """A name is no formula, and one that begins with an underscore is shown, too."""
+    return ("\u2009" if label.startswith("_") else "") + label.replace("$", r"\$")
+
+
+def _scale(axes: Axes, x: Axis, y: Axis) -> None:
+    for axis, described in ((axes.xaxis, x), (axes.yaxis, y)):
+        if not described.is_log:
+            continue
+        (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
+        low, high = sorted(axis.get_view_interval())
+        if high / low < 30:  # decades alone would be one tick or none
+            steps = (1.0, 2.0, 5.0) if high / low > 4 else tuple(np.arange(1, 10, 0.5 if high / low > 1.6 else 0.1))
+            axis.set_major_locator(LogLocator(subs=steps, numticks=_MOST_TICKS))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+

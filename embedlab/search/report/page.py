@@ -1,0 +1,119 @@
+"""One HTML page that needs nothing else: data, script, style and plotly.js are in it, and it asks no server for more."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from embedlab.search.method_laws import MethodLaw
+from embedlab.search.observations import Observation
+from embedlab.search.recipe import Constraints
+from embedlab.search.report.figure import Figure, as_dict, colours, compact
+from embedlab.search.report.page_laws import is_product, page_laws
+from embedlab.search.laws import Repeated
+
+_SCRIPTS = ("format.js", "recipe.js", "plots.js", "records.js", "page.js")
+
+
+def page(
+    *,
+    source: str,
+    observations: Sequence[Observation],
+    methods: Sequence[str],
+    laws: Sequence[MethodLaw],
+    refused: Mapping[str, str],
+    figures: Sequence[Figure],
+    constraints: Constraints,
+) -> str:
+    """The page.
+
+    Args:
+        source: where the runs are from.
+        observations: all of them, also those that are left out.
+        methods: that have runs to fit, in the order of their colours.
+        laws: of those that have one.
+        refused: of the others why.
+        figures: to draw.
+        constraints: that the recipe begins with.
+    """
+    data = {
+        "source": source,
+        "methods": [{"name": name, "colour": colour} for name, colour in zip(methods, colours(len(methods)), strict=True)],
+        "figures": [as_dict(figure) for figure in figures],
+        "laws": [_law(law) for law in laws],
+        "refused": dict(refused),
+        "records": _records(observations, laws),
+        "recipe": page_laws(laws) if laws else None,
+        "constraints": vars(constraints),
+    }
+    assets = files("embedlab.search.report") / "assets"
+    plotly = get_plotlyjs().replace("</script", "<\\/script")
+    script = "\n".join((assets / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    return Template((assets / "page.html").read_text(encoding="utf-8")).substitute(
+        policy=f"default-src 'none'; script-src {_hash(plotly)} {_hash(script)}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'",
+        title=html.escape(f"embedlab report: {source}"),
+        style=(assets / "page.css").read_text(encoding="utf-8"),
+        data=_json(data),
+        plotly=plotly,
+        script=script,
+    )
+
+
+def _hash(script: str) -> str:
+    """By which the page's policy knows its own scripts: no other one runs."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}'"
+
+
+def _json(data: Any) -> str:
+    """JSON that ends no element of the page, whatever the names in it."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _law(law: MethodLaw) -> dict[str, Any]:
+    fit = law.fit
+    bounds = {name: law.replicates.parameter(name) for name in fit.names}
+    return {
+        "method": law.method,
+        "name": type(fit.law.law).__name__ + ", repeated" if isinstance(fit.law, Repeated) else type(fit.law).__name__,
+        "isProduct": is_product(fit.law),
+        "parameters": [
+            {"name": name, "value": value, "interval": compact(bounds[name]), "atBound": name in fit.at_bound}
+            for name, value in fit.parameters.items()
+        ],
+        "runs": fit.num_runs,
+        "starts": fit.num_starts,
+        "startsInBasin": fit.num_in_basin,
+        "heldOut": [[held.num_budgets, held.num_runs, held.root_mean_square] for held in law.choices[0].hold_outs],
+        "tried": [[type(choice.law).__name__, *compact([choice.error])] for choice in law.choices],
+    }
+
+
+def _records(observations: Sequence[Observation], laws: Sequence[MethodLaw]) -> dict[str, Any]:
+    """Columns, so that no name is written ten thousand times."""
+    predicted: dict[str, float] = {}
+    for law in laws:
+        runs = law.runs
+        losses = law.fit.loss(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P)
+        predicted |= {row.name: float(loss) for row, loss in zip(law.observations, losses, strict=True)}
+    columns: dict[str, Any] = {"name": [row.name for row in observations]}
+    for name in ("method", "backbone", "left_out"):
+        values = [getattr(row, name) for row in observations]
+        known = {value: number for number, value in enumerate(dict.fromkeys(values))}
+        columns[name] = {"values": list(known), "of": [known[value] for value in values]}
+    for name in ("parameters", "tokens", "flops", "loss", "learning_rate", "pairs", "seconds", "memory_bytes"):
+        values = [getattr(row, name) for row in observations]
+        columns[name] = compact([float("nan") if value is None else value for value in values])
+    columns["predicted"] = compact([predicted.get(row.name, float("nan")) for row in observations])
+    return columns

@@ -1,0 +1,117 @@
+"""`embedlab report`: what runs say, as a page to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from embedlab.errors import ConfigError, RecordError
+from embedlab.search.method_laws import MethodLaw, laws_of
+from embedlab.search.observations import Observation, by_method, with_best_learning_rates
+from embedlab.search.recipe import Constraints
+from embedlab.search.run_arguments import add_runs, observations_of
+from embedlab.search.uncertainty import NUM_REPLICATES
+
+PAGE, PICTURES, EVENTS = "report.html", "figures", "tensorboard"
+
+
+def report_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    """`embedlab report`: writes the page, its figures as PNG files, and an event file for TensorBoard."""
+    add_runs(parser)
+    parser.add_class_arguments(Constraints)
+    parser.add_argument("--output", metavar="FOLDER", required=True, help="For the page and its figures.")
+    parser.add_argument("--replicates", type=int, default=NUM_REPLICATES, help="Of the bootstrap.")
+    options = parser.instantiate(parser.parse_args(list(arguments)))
+    constraints = Constraints(**{name: options[name] for name in Constraints.__dataclass_fields__})
+    folder = Path(options.output)
+    _require_room(folder)
+    observations = with_best_learning_rates(observations_of(options))
+    if not observations:
+        raise RecordError("There is no run to report. Give --runs folders that hold some, or --table a file with rows.")
+    source = options.table or ", ".join(options.runs)
+    print(write_report(folder, source, observations, constraints, num_replicates=options.replicates))
+
+
+def write_report(
+    folder: Path,
+    source: str,
+    observations: Sequence[Observation],
+    constraints: Constraints,
+    *,
+    num_replicates: int = NUM_REPLICATES,
+) -> Path:
+    """Fits what can be fitted, and writes the page and its figures.
+
+    Args:
+        folder: for them.
+        source: where the runs are from, for the reader.
+        observations: the runs, those that are left out, too.
+        constraints: that the page's recipe begins with.
+        num_replicates: of the bootstrap.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ConfigError: if the folder holds a report, or is none.
+    """
+    # These take a second to import, which no other command should wait for.
+    from embedlab.search.report.events import write_events
+    from embedlab.search.report.figure import colours
+    from embedlab.search.report.figures import figures
+    from embedlab.search.report.images import png
+    from embedlab.search.report.page import page
+
+    _require_room(folder)
+    try:
+        runs: Mapping[str, Sequence[Observation]] = by_method(observations)
+    except RecordError:  # all are left out: their reasons are in the table of records
+        runs = {}
+    laws, refused = _laws(runs, num_replicates)
+    drawn = figures(runs, laws)
+    text = page(
+        source=source,
+        observations=observations,
+        methods=list(runs),
+        laws=laws,
+        refused=refused,
+        figures=drawn,
+        constraints=constraints,
+    )
+    images = {figure.key: png(figure, colours(len(runs))) for figure in drawn}
+    (folder / PICTURES).mkdir(parents=True)
+    for key, image in images.items():
+        (folder / PICTURES / f"{key}.png").write_bytes(image)
+    write_events(folder / EVENTS, images)
+    (folder / PAGE).write_text(text, encoding="utf-8")
+    return folder / PAGE
+
+
+def _require_room(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, and the report needs a folder. Choose another with --output.")
+    for name in (PAGE, PICTURES, EVENTS):
+        if (folder / name).exists():
+            raise ConfigError(f"{folder / name} is there already. Choose another folder with --output, or remove it.")
+
+
+def _laws(
+    runs: Mapping[str, Sequence[Observation]], num_replicates: int
+) -> tuple[list[MethodLaw], dict[str, str]]:
+    """Like ``laws_of``, but that there is none is no error: there are still runs to look at."""
+    if not runs:
+        return [], {}
+    try:
+        return laws_of(runs, num_replicates=num_replicates)
+    except ConfigError:
+        return [], {method: _refusal(method, rows, num_replicates) for method, rows in runs.items()}
+
+
+def _refusal(method: str, rows: Sequence[Observation], num_replicates: int) -> str:
+    try:
+        laws_of({method: rows}, num_replicates=num_replicates)
+    except ConfigError as error:
+        return str(error)
+    raise AssertionError(f"{method} has a law alone and none among others")
