@@ -92,7 +92,7 @@ def _frontier(law: MethodLaw, sizes_C: np.ndarray, log_flops_G: np.ndarray) -> t
     estimate_G, log_RG = law.replicates.quantity(
         lambda fit: np.log(fit.loss(sizes_GC.ravel(), tokens_GC.ravel())).reshape(sizes_GC.shape).min(axis=1)
     )
-    return estimate_G, log_RG + law.errors_at(np.exp(log_flops_G), len(log_RG))
+    return estimate_G, log_RG + law.errors(len(log_RG))[:, None]
 
 
 def _last_lead(more_RG: np.ndarray, log_flops_G: np.ndarray) -> np.ndarray:

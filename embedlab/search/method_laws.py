@@ -2,7 +2,7 @@
 
 Names end in their axes:
 
-    R  replicates      C  configurations      G  budgets
+    R  replicates      C  configurations
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from embedlab.errors import ConfigError
 from embedlab.search.fitting import HUBER_DELTA, Fit, Runs, fit
@@ -35,6 +36,7 @@ class MethodLaw:
         replicates: of the best one's fit.
         held_out_error: by which it is off, as a share of the loss (root mean square), one, two and three budgets beyond
             what it was fitted to, as far as the runs allow that; empty if they do not.
+        held_out_families: how many families of runs each of these is the error of.
     """
 
     method: str
@@ -42,6 +44,7 @@ class MethodLaw:
     choices: tuple[Choice, ...]
     replicates: Replicates
     held_out_error: tuple[float, ...]
+    held_out_families: tuple[int, ...] = ()
 
     @property
     def fit(self) -> Fit:
@@ -68,30 +71,37 @@ class MethodLaw:
         per_parameter = np.array([np.median(by_size[size]) / size for size in sizes])
         return np.asarray(parameters_C * np.exp(np.interp(np.log(parameters_C), np.log(sizes), np.log(per_parameter))))
 
-    def error_at(self, flops: float) -> float:
-        """By which a prediction at this budget may be off, as a share of the loss, besides the noise of the runs.
+    @property
+    def error(self) -> float:
+        """By which a prediction may be off, as a share of the loss, besides what the bootstrap says.
 
-        The hold-out's error as many budgets beyond the runs as this is, each being twice the one before; within them
-        that of one budget.
+        The largest of the hold-outs' errors: the largest budgets are often of a run or two, which by chance lie near
+        the law and say little. It holds both how far the law is off beyond its runs and the noise of a single run.
         """
-        if not self.held_out_error:
-            return 0.0
-        beyond = int(np.ceil(np.log2(max(1.0, flops / self.largest_flops))))
-        return max(self.held_out_error[: max(1, beyond)])
+        return max(self.held_out_error, default=0.0)
 
     def log_losses(
-        self, parameters_C: np.ndarray, tokens_C: np.ndarray, flops: float, unique_tokens: float | None = None
+        self, parameters_C: np.ndarray, tokens_C: np.ndarray, unique_tokens: float | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Logarithms of predicted losses: (C,) by the fit, and (R, C) as they might be, hold-out errors in them."""
         unique_C = None if unique_tokens is None else np.minimum(tokens_C, unique_tokens)
         estimate_C, log_RC = self.replicates.quantity(lambda one: np.log(one.loss(parameters_C, tokens_C, unique_C)))
-        return estimate_C, log_RC + self.errors_at(np.array([flops]), len(log_RC))
+        return estimate_C, log_RC + self.errors(len(log_RC))[:, None]
 
-    def errors_at(self, flops_G: np.ndarray, num_replicates: int) -> np.ndarray:
-        """(R, G): by what each replicate may be off at some budgets; where a law is off, it is off for all sizes."""
+    def errors(self, num_replicates: int) -> np.ndarray:
+        """(R,): by what each replicate may be off; where a law is off, it is off for all sizes and budgets.
+
+        An error that is known from few runs is not known well: it has Student's distribution, with as many degrees of
+        freedom as there were families in its hold-out.
+        """
+        if not self.held_out_error:
+            return np.zeros(num_replicates)
+        largest = int(np.argmax(self.held_out_error))
+        families = self.held_out_families[largest] if self.held_out_families else np.inf
         generator = np.random.default_rng([_SEED_OF_ERRORS, *self.method.encode()])
-        error_G = np.array([self.error_at(float(flops)) for flops in flops_G])
-        return np.asarray(generator.standard_normal(num_replicates)[:, None] * error_G)
+        # Each as probable as another, in an order of chance: quantiles as exact as so many replicates can have them.
+        probability_R = (generator.permutation(num_replicates) + 0.5) / num_replicates
+        return np.asarray(self.error * student_t.ppf(probability_R, families))
 
 
 def laws_to_try(runs: Runs) -> list[Law]:
@@ -137,7 +147,8 @@ def law_of(
         errors = tuple(held.root_mean_square for held in choice.hold_outs)
         replicates = bootstrap(found, runs, num_replicates=num_replicates, seed=seed)
         in_order = (choice, *(other for other in tried if other is not choice))
-        return MethodLaw(method, tuple(observations), in_order, replicates, errors)
+        families = tuple(held.num_families for held in choice.hold_outs)
+        return MethodLaw(method, tuple(observations), in_order, replicates, errors, families)
     assert refusal is not None
     raise ConfigError(f"The runs of {method} give no law. {refusal}") from refusal
 

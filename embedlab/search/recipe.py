@@ -168,7 +168,7 @@ def recipe(
             )
             + f". Relax {most}."
         )
-    ranked, probability = _ranked(laws, possible, budget, unique_tokens)
+    ranked, probability = _ranked(laws, possible, unique_tokens)
     return Recipe(budget, tuple(ranked), probability, budget / largest, ruled_out)
 
 
@@ -260,7 +260,7 @@ def _ruled_out_by(configuration: Configuration, law: MethodLaw, constraints: Con
 
 
 def _ranked(
-    laws: Sequence[MethodLaw], possible: Sequence[Configuration], budget: float, unique_tokens: float | None
+    laws: Sequence[MethodLaw], possible: Sequence[Configuration], unique_tokens: float | None
 ) -> tuple[list[Configuration], dict[str, float]]:
     """The configurations with their losses, the best first, and how probably each method has the best of all."""
     order: list[Configuration] = []
@@ -270,7 +270,7 @@ def _ranked(
         if not of_law:
             continue
         sizes_C, tokens_C = (np.array([getattr(one, name) for one in of_law]) for name in ("parameters", "tokens"))
-        estimate_C, log_RC = law.log_losses(sizes_C, tokens_C, budget, unique_tokens)
+        estimate_C, log_RC = law.log_losses(sizes_C, tokens_C, unique_tokens)
         order += of_law
         estimates.append(estimate_C)
         replicates.append(log_RC)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from embedlab.errors import ConfigError
-from embedlab.search.fitting import HUBER_DELTA, Runs, fit
+from embedlab.search.fitting import HUBER_DELTA, Fit, Runs, fit
 from embedlab.search.laws import Law
 
 HELD_OUT = (1, 2, 3)
@@ -28,6 +28,7 @@ class HoldOut:
     Attributes:
         num_budgets: how many of the largest were held out.
         num_runs: that they had.
+        num_families: of those, which have no noise in common.
         root_mean_square: of log predicted less log measured.
         bias: its mean: above 0 where the prediction is too high.
         largest: of its absolute values.
@@ -36,6 +37,7 @@ class HoldOut:
 
     num_budgets: int
     num_runs: int
+    num_families: int
     root_mean_square: float
     bias: float
     largest: float
@@ -52,10 +54,16 @@ def hold_out(law: Law, runs: Runs, num_budgets: int, *, huber_delta: float | Non
         found = fit(law, runs.where(~is_held_out_P), huber_delta=huber_delta)
     except ConfigError:
         return None
-    errors = found.residuals(runs.where(is_held_out_P))
+    return errors_of(found, runs.where(is_held_out_P), num_budgets)
+
+
+def errors_of(found: Fit, held_out: Runs, num_budgets: int) -> HoldOut:
+    """Those of a law that was fitted without some runs, on them."""
+    errors = found.residuals(held_out)
     return HoldOut(
         num_budgets=num_budgets,
         num_runs=len(errors),
+        num_families=len(errors) if held_out.family_P is None else len(np.unique(held_out.family_P)),
         root_mean_square=float(np.sqrt(np.mean(errors**2))),
         bias=float(errors.mean()),
         largest=float(np.abs(errors).max()),

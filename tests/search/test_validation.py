@@ -60,7 +60,7 @@ def test_too_few_budgets_leave_a_law_without_a_hold_out() -> None:
 
 def judged(law: Law, *errors: float) -> Choice:
     rms = float(np.sqrt(np.mean(np.square(errors))))
-    return Choice(law, (HoldOut(1, len(errors), rms, float(np.mean(errors)), max(errors), errors),), rms)
+    return Choice(law, (HoldOut(1, len(errors), len(errors), rms, float(np.mean(errors)), max(errors), errors),), rms)
 
 
 def test_a_preferred_law_gives_way_only_to_one_that_is_clearly_better() -> None:
