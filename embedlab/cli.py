@@ -84,20 +84,6 @@ COMMANDS: dict[str, tuple[str, Callable[[str, str], Callable[[Sequence[str]], No
     ),
     "worker": ("train what a search writes to its input", _itself, "embedlab.worker_command:worker"),
     "methods": ("list the registered fine-tuning methods", _function, "embedlab.methods_command:methods"),
-=======
-COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
-    "fit": ("train an embedding model", _train),
-    "validate": ("evaluate a checkpoint on the validation sets", _train),
-    "test": ("evaluate a checkpoint on the test split", _train),
-    "predict": ("write the embeddings of a file of texts", _train),
-    "export": ("write a checkpoint as a Sentence-Transformers folder", _function(export)),
-    "pretrain": ("pre-train a ladder of small language models from raw text", _function(pretrain)),
-    "flops": ("show what training costs, without training", _flops),
-    "runs": ("list, show or export what has been run", _planning(runs_command)),
-    "recipe": ("say what to train with a budget, from finished runs", _planning(recipe_command)),
-    "report": ("show what finished runs say, as a page to look at", _planning(report_command)),
-    "methods": ("list the registered fine-tuning methods", _function(methods)),
->>>>>>> 37823613f22ad705f8ae889a3b5e3bd686e95f71
 }
 
 

@@ -25,7 +25,8 @@ MOST_EPOCHS = 4.0
 """Repetitions that cost next to nothing (Muennighoff et al. 2023, arXiv:2305.16264): the limit where no law says."""
 
 _UNKNOWN = Interval(np.nan, np.nan)
-_INDISTINGUISHABLE = 0.1  # the least probability of being better than the best
+INDISTINGUISHABLE = 0.1
+"""The least probability of being better than the best, of what cannot be told apart from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,19 +140,19 @@ def recipe(
             f"{FARTHEST:g} times is as far as a law is trusted. Run larger ones, or add --extrapolate."
         )
     suite = suite_of(laws)
-    tokens_per_pair = _tokens_per_pair(laws)
-    if constraints.unique_pairs is not None and tokens_per_pair is None:
+    per_pair = tokens_per_pair(laws)
+    if constraints.unique_pairs is not None and per_pair is None:
         raise ConfigError("unique_pairs is given, and no run says how many pairs it saw. Leave it out.")
     unique_tokens = None
-    if constraints.unique_pairs is not None and tokens_per_pair is not None:
-        unique_tokens = constraints.unique_pairs * tokens_per_pair
+    if constraints.unique_pairs is not None and per_pair is not None:
+        unique_tokens = constraints.unique_pairs * per_pair
     ruled_out: dict[str, int] = {}
     possible: list[Configuration] = []
     for law in laws:
         for backbone, parameters in suite:
             configuration = _configuration(law, backbone, parameters, budget, constraints)
-            if tokens_per_pair is not None and configuration.tokens > 0:
-                pairs = configuration.tokens / tokens_per_pair
+            if per_pair is not None and configuration.tokens > 0:
+                pairs = configuration.tokens / per_pair
                 epochs = None if constraints.unique_pairs is None else pairs / constraints.unique_pairs
                 configuration = replace(configuration, pairs=pairs, epochs=epochs)
             reason = _ruled_out_by(configuration, law, constraints)
@@ -195,7 +196,7 @@ def _configuration(
         key=lambda row: (_distance(row.flops, budget), row.loss),
         default=None,
     )
-    speed = _by_size(law.observations, parameters, lambda row: row.flops / row.seconds if row.seconds else None)
+    speed = by_size(law.observations, parameters, lambda row: row.flops / row.seconds if row.seconds else None)
     memory = [row.memory_bytes for row in law.observations if row.backbone == backbone and row.memory_bytes]
     return Configuration(
         method=law.method,
@@ -213,7 +214,7 @@ def _distance(one: float, other: float) -> float:
     return abs(float(np.log(one) - np.log(other)))
 
 
-def _by_size(
+def by_size(
     observations: Sequence[Observation], parameters: float, of: Callable[[Observation], float | None]
 ) -> float | None:
     """The median over the runs of a size, between sizes along the line through the logarithms; None if none says."""
@@ -229,7 +230,8 @@ def _by_size(
     return float(np.exp(np.interp(np.log(parameters), np.log(sizes), np.log(medians))))
 
 
-def _tokens_per_pair(laws: Sequence[MethodLaw]) -> float | None:
+def tokens_per_pair(laws: Sequence[MethodLaw]) -> float | None:
+    """The median over the runs; None if none says how many pairs it saw."""
     ratios = [row.tokens / row.pairs for law in laws for row in law.observations if row.pairs]
     return float(np.median(ratios)) if ratios else None
 
@@ -286,7 +288,7 @@ def _ranked(
             interval_80=Interval(float(low_80[number]), float(high_80[number])),
             interval_95=Interval(float(low_95[number]), float(high_95[number])),
             probability_best=float(wins_C[number]),
-            cannot_be_told_apart=number == best or float(better_C[number]) >= _INDISTINGUISHABLE,
+            cannot_be_told_apart=number == best or float(better_C[number]) >= INDISTINGUISHABLE,
         )
         for number, one in enumerate(order)
     ]

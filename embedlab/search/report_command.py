@@ -97,9 +97,7 @@ def _require_room(folder: Path) -> None:
             raise ConfigError(f"{folder / name} is there already. Choose another folder with --output, or remove it.")
 
 
-def _laws(
-    runs: Mapping[str, Sequence[Observation]], num_replicates: int
-) -> tuple[list[MethodLaw], dict[str, str]]:
+def _laws(runs: Mapping[str, Sequence[Observation]], num_replicates: int) -> tuple[list[MethodLaw], dict[str, str]]:
     """Like ``laws_of``, but that there is none is no error: there are still runs to look at."""
     if not runs:
         return [], {}

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from functools import cache
 
 import numpy as np
 import pytest
+from published import COLUMNS, published
 
 from embedlab.search.method_laws import law_of
 from embedlab.search.observations import runs_of
 from embedlab.search.uncertainty import quantiles
 from embedlab.search.validation import HELD_OUT
-from published import COLUMNS, published
 from tables import needs_shared
 
 
-def held_out_runs(name: str, num_budgets: int) -> Counter[str]:
-    """How many runs of the largest budgets there are, and how many lie in the interval that the others give."""
-    counts: Counter[str] = Counter()
+@cache
+def share_inside(name: str, num_budgets: int) -> dict[float, list[bool]]:
+    """Of each run of a table's largest budgets, whether it lies in the intervals that the other runs give."""
+    inside: dict[float, list[bool]] = {0.8: [], 0.95: []}
     for method, rows in published(name).items():
         budget_P = runs_of(rows).budget_P
         is_held_out_P = budget_P <= np.unique(budget_P)[num_budgets - 1]
@@ -26,14 +27,24 @@ def held_out_runs(name: str, num_budgets: int) -> Counter[str]:
         sizes_C, tokens_C = (np.array([getattr(row, what) for row in held_out]) for what in ("parameters", "tokens"))
         _, log_RC = law.log_losses(sizes_C, tokens_C)
         log_loss_C = np.log([row.loss for row in held_out])
-        counts["runs"] += len(held_out)
-        for level in (0.8, 0.95):
+        for level, found in inside.items():
             low_C, high_C = quantiles(log_RC, level)
-            counts[f"{level:.0%}"] += int(((low_C <= log_loss_C) & (log_loss_C <= high_C)).sum())
-    return counts
+            found += ((low_C <= log_loss_C) & (log_loss_C <= high_C)).tolist()
+    return inside
 
 
 @needs_shared
-def test_intervals_cover_the_largest_budgets_of_every_public_table_as_often_as_they_say() -> None:
-    found = {(name, number): held_out_runs(name, number) for name in COLUMNS for number in HELD_OUT}
-    print(found)
+@pytest.mark.parametrize("name", COLUMNS)
+def test_the_stated_interval_covers_the_largest_budgets_of_a_public_table(name: str) -> None:
+    inside = share_inside(name, HELD_OUT[-1])
+    # 11 to 17 runs a table, in few families: at 80 % two in three of them is within chance, at 95 % four in five.
+    assert len(inside[0.8]) > 10 and np.mean(inside[0.8]) > 0.6 and np.mean(inside[0.95]) > 0.8
+
+
+@needs_shared
+@pytest.mark.slow
+def test_intervals_cover_the_public_tables_largest_budgets_about_as_often_as_they_say() -> None:
+    found = [share_inside(name, number) for name in COLUMNS for number in HELD_OUT]
+    share_80, share_95 = (np.mean([one for inside in found for one in inside[level]]) for level in (0.8, 0.95))
+    assert 0.75 < share_80 < 0.9, "0.81 of 108 runs when this was written"
+    assert share_95 > 0.88, "0.91"

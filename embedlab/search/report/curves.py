@@ -41,7 +41,7 @@ def frontier(law: MethodLaw, sizes_C: np.ndarray, flops_G: np.ndarray) -> tuple[
         return np.asarray(log_GC.min(axis=1))
 
     estimate_G, log_RG = law.replicates.quantity(least)
-    return estimate_G, log_RG + law.errors_at(flops_G, len(log_RG))
+    return estimate_G, log_RG + law.errors(len(log_RG))[:, None]
 
 
 def best_sizes(law: MethodLaw, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,9 @@ _DIGITS = 6  # significant: a screen shows fewer
 _COLOURS = ("#3572b0", "#d2692a", "#2c9c78", "#b0589f", "#a8871f", "#c4475a", "#5c64c9", "#6f8695")
 
 
+Numbers = Sequence[float] | np.ndarray
+
+
 class Kind(StrEnum):
     """How a series is drawn."""
 
@@ -58,10 +61,10 @@ class Series:
 
     label: str
     kind: Kind
-    x: Sequence[float]
-    y: Sequence[float] = ()
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
+    x: Numbers
+    y: Numbers = ()
+    low: Numbers = ()
+    high: Numbers = ()
     colour: int | None = None
     above: int | None = None
     strength: float = 1.0
@@ -103,7 +106,7 @@ def colours(count: int) -> list[str]:
     return found
 
 
-def compact(values: Sequence[float] | np.ndarray) -> list[float | None]:
+def compact(values: Numbers) -> list[float | None]:
     """Rounded to what a screen can show; None for what is no finite number, which JSON cannot hold."""
     return [float(f"{value:.{_DIGITS}g}") if np.isfinite(value) else None for value in map(float, values)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -141,18 +142,18 @@ def _best(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> list[Figure]:
         fewest_G, most_G = np.exp(quantiles(np.log(tokens_RG), 0.8))[:, known_G]
         x = flops_G[known_G]
         size_G = sizes_G[known_G]
-        shown = {"label": law.method, "colour": number}
-        of_size.append(Series(**shown, kind=Kind.BAND, x=x, low=low_G, high=high_G, strength=0.2))
-        of_data.append(Series(**shown, kind=Kind.BAND, x=x, low=fewest_G, high=most_G, strength=0.2))
-        of_size.append(Series(**shown, kind=Kind.LINE, x=x, y=size_G))
-        of_data.append(Series(**shown, kind=Kind.LINE, x=x, y=x / law.flops_per_token(size_G)))
+        shown = partial(Series, label=law.method, colour=number)
+        of_size.append(shown(kind=Kind.BAND, x=x, low=low_G, high=high_G, strength=0.2))
+        of_data.append(shown(kind=Kind.BAND, x=x, low=fewest_G, high=most_G, strength=0.2))
+        of_size.append(shown(kind=Kind.LINE, x=x, y=size_G))
+        of_data.append(shown(kind=Kind.LINE, x=x, y=x / law.flops_per_token(size_G)))
         inside = [profile for profile in isoflop_profiles(law.runs) if profile.is_interior]
         if inside:
             x = np.array([profile.flops for profile in inside])
             size_G = np.array([profile.optimal_parameters for profile in inside])
-            shown |= {"kind": Kind.POINTS, "x": x, "symbol": "x", "texts": ["least of an isoFLOP parabola"] * len(x)}
-            of_size.append(Series(**shown, y=size_G))
-            of_data.append(Series(**shown, y=x / law.flops_per_token(size_G)))
+            crosses = partial(shown, kind=Kind.POINTS, x=x, symbol="x", texts=["least of an isoFLOP parabola"] * len(x))
+            of_size.append(crosses(y=size_G))
+            of_data.append(crosses(y=x / law.flops_per_token(size_G)))
     if laws and of_size:
         largest = Series(label="largest run", kind=Kind.UPRIGHT, x=[max(law.largest_flops for law in laws)])
         of_size.insert(0, largest)
@@ -169,9 +170,7 @@ def _best(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> list[Figure]:
     elif not of_size:
         empty = "No law has a best size: " + "; ".join(without) + "."
     return [
-        Figure(
-            key=f"best-{name}", section="best", title=title, note=note, x=BUDGET, y=axis, series=series, empty=empty
-        )
+        Figure(key=f"best-{name}", section="best", title=title, note=note, x=BUDGET, y=axis, series=series, empty=empty)
         for name, title, axis, series in (
             ("size", "Best size", SIZE, of_size),
             ("data", "Best amount of data", TOKENS, of_data),
@@ -183,9 +182,7 @@ def _profiles(method: str, rows: Sequence[Observation], law: MethodLaw | None, c
     """Loss against size, budget by budget."""
     runs = runs_of(rows)
     budgets = [
-        budget
-        for budget in np.unique(runs.budget_P)
-        if len(np.unique(runs.parameters_P[runs.budget_P == budget])) > 1
+        budget for budget in np.unique(runs.budget_P) if len(np.unique(runs.parameters_P[runs.budget_P == budget])) > 1
     ]
     shown = budgets
     if len(budgets) > _MOST_PROFILES:
@@ -202,16 +199,12 @@ def _profiles(method: str, rows: Sequence[Observation], law: MethodLaw | None, c
         size_C = np.geomspace(sizes_P.min() / 1.3, sizes_P.max() * 1.3, 60)
         if law is not None:
             curve_C = law.fit.loss(size_C, flops / law.flops_per_token(size_C))
-            series.append(
-                Series(label=label, kind=Kind.LINE, x=size_C, y=curve_C, colour=colour, strength=strength)
-            )
+            series.append(Series(label=label, kind=Kind.LINE, x=size_C, y=curve_C, colour=colour, strength=strength))
         parabola = parabolas.get(round(float(np.log(flops)), 6))
         if parabola is not None and parabola.is_interior:
             away_C = np.log(size_C / parabola.optimal_parameters)
             curve_C = parabola.loss * np.exp(parabola.curvature * away_C**2)
-            series.append(
-                Series(label=label, kind=Kind.DOTS, x=size_C, y=curve_C, colour=colour, strength=strength)
-            )
+            series.append(Series(label=label, kind=Kind.DOTS, x=size_C, y=curve_C, colour=colour, strength=strength))
         own = _some([row for row, is_of_it in zip(rows, mask_P, strict=True) if is_of_it])
         series.append(
             Series(

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
@@ -47,13 +48,13 @@ def png(figure: Figure, colours: Sequence[str]) -> bytes:
 
 
 def _draw(axes: Axes, series: Sequence[Series], colours: Sequence[str]) -> None:
-    entries: dict[str, object] = {}
+    entries: dict[str, Artist] = {}
     for one in series:
         colour = _NEUTRAL if one.colour is None else colours[one.colour]
         x = np.asarray(one.x, dtype=float)
         if one.kind is Kind.POINTS:
             marker = _MARKERS[one.symbol]
-            drawn: object = axes.scatter(x, one.y, s=16, color=colour, alpha=one.strength, marker=marker, linewidths=1)
+            drawn: Artist = axes.scatter(x, one.y, s=16, color=colour, alpha=one.strength, marker=marker, linewidths=1)
         elif one.kind is Kind.BAND:
             drawn = axes.fill_between(x, one.low, one.high, color=colour, alpha=one.strength, linewidth=0)
         elif one.kind is Kind.UPRIGHT:
@@ -74,7 +75,7 @@ def _draw(axes: Axes, series: Sequence[Series], colours: Sequence[str]) -> None:
             entries[one.label] = entries.pop(one.label)
     labels = [_plain(label) for label in entries]
     if len(labels) > 1:
-        axes.figure.legend(  # type: ignore[union-attr]
+        axes.figure.legend(
             list(entries.values()), labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8
         )
 
@@ -95,5 +96,3 @@ def _scale(axes: Axes, x: Axis, y: Axis) -> None:
             axis.set_major_locator(LogLocator(subs=steps, numticks=_MOST_TICKS))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axis.set_minor_formatter(NullFormatter())
-
-

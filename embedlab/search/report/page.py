@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing else: data, script, style and plotly.js are in it, and it asks no server for more."""
+"""An HTML page that needs nothing else: data, scripts, style and plotly.js are in it, and no server is asked."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from embedlab.search.laws import Repeated
 from embedlab.search.method_laws import MethodLaw
 from embedlab.search.observations import Observation
 from embedlab.search.recipe import Constraints
 from embedlab.search.report.figure import Figure, as_dict, colours, compact
 from embedlab.search.report.page_laws import is_product, page_laws
-from embedlab.search.laws import Repeated
 
 _SCRIPTS = ("format.js", "recipe.js", "plots.js", "records.js", "page.js")
 
@@ -46,7 +46,9 @@ def page(
     """
     data = {
         "source": source,
-        "methods": [{"name": name, "colour": colour} for name, colour in zip(methods, colours(len(methods)), strict=True)],
+        "methods": [
+            {"name": name, "colour": colour} for name, colour in zip(methods, colours(len(methods)), strict=True)
+        ],
         "figures": [as_dict(figure) for figure in figures],
         "laws": [_law(law) for law in laws],
         "refused": dict(refused),

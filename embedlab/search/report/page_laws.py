@@ -1,7 +1,7 @@
 """Laws, replicates and backbones as the page's script needs them to answer as `embedlab recipe` does.
 
-The script computes what `recipe` computes; a test opens the page and compares the two. Arrays that losses depend on keep
-all their digits.
+The script computes what `recipe` computes; a test opens the page and compares the two. Arrays that losses depend on
+keep all their digits.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from embedlab.search.laws import Law, Multiplicative, Repeated
 from embedlab.search.method_laws import MethodLaw
 from embedlab.search.observations import Observation
 from embedlab.search.recipe import (
-    _INDISTINGUISHABLE,
     FARTHEST,
+    INDISTINGUISHABLE,
     MOST_EPOCHS,
-    _by_size,
-    _tokens_per_pair,
+    by_size,
     suite_of,
+    tokens_per_pair,
 )
 
 
@@ -35,10 +35,10 @@ def page_laws(laws: Sequence[MethodLaw]) -> dict[str, Any]:
         "suite": [[backbone, parameters] for backbone, parameters in suite],
         "methods": methods,
         "rates": [[list(column) for column in zip(*rows, strict=True)] for rows in rates],
-        "tokensPerPair": _tokens_per_pair(laws),
+        "tokensPerPair": tokens_per_pair(laws),
         "farthest": FARTHEST,
         "mostEpochs": MOST_EPOCHS,
-        "indistinguishable": _INDISTINGUISHABLE,
+        "indistinguishable": INDISTINGUISHABLE,
     }
 
 
@@ -56,7 +56,7 @@ def _method(
         [row for row in law.observations if row.seconds],
         [row for row in law.observations if row.memory_bytes],
     ]
-    speeds = [_by_size(of_sizes[0], size, _speed) if of_sizes[0] else None for size in sizes_C]
+    speeds = [by_size(of_sizes[0], size, _speed) if of_sizes[0] else None for size in sizes_C]
     memory: dict[str, float] = {}
     for row in of_sizes[1]:
         memory[row.backbone] = max(memory.get(row.backbone, 0.0), row.memory_bytes or 0.0)
@@ -68,8 +68,7 @@ def _method(
         "estimate": _encoded(_numbers(law.fit)),
         "replicates": _encoded(np.stack([_numbers(one) for one in law.replicates.fits_R])),
         "spread": law.replicates.spread,
-        "errors": _encoded(_unit_errors(law)),
-        "heldOutError": list(law.held_out_error),
+        "errors": _encoded(law.errors(len(law.replicates.fits_R))),
         "largestFlops": law.largest_flops,
         "ratio": [min(ratios), max(ratios)],
         "price": law.flops_per_token(sizes_C).tolist(),
@@ -90,14 +89,6 @@ def _numbers(fit: Fit) -> np.ndarray:
 def _encoded(values: np.ndarray) -> str:
     """Doubles, little-endian, in base 64: half as long as their digits would be, and exact."""
     return base64.b64encode(np.ascontiguousarray(values, dtype="<f8").tobytes()).decode("ascii")
-
-
-def _unit_errors(law: MethodLaw) -> np.ndarray:
-    """(R,) by what each replicate is off, in units of the hold-out's error."""
-    count = len(law.replicates.fits_R)
-    flops = law.largest_flops
-    error = law.error_at(flops)
-    return law.errors_at(np.array([flops]), count)[:, 0] / error if error else np.zeros(count)
 
 
 def _rates(law: MethodLaw, backbone: str, parameters: float) -> tuple[tuple[float, float, float], ...]:

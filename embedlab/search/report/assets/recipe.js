@@ -41,13 +41,6 @@
     }
   }
 
-  // What a law is off at a budget, as a share of the loss: the hold-out's error as many budgets beyond the runs.
-  function errorAt(method, budget) {
-    if (!method.heldOutError.length) return 0;
-    const beyond = Math.ceil(Math.log2(Math.max(1, budget / method.largestFlops)));
-    return Math.max(...method.heldOutError.slice(0, Math.max(1, beyond)));
-  }
-
   function requirePositive(name, value) {
     if (value !== null && !(Number.isFinite(value) && value > 0)) {
       throw new Error(`${name} is ${value}. Expected a finite number above 0; leave it out for no limit.`);
@@ -126,7 +119,7 @@
     return best;
   }
 
-  function ranked(given, possible, budget, uniqueTokens) {
+  function ranked(given, possible, uniqueTokens) {
     const count = possible.length;
     const replicates = given.methods[0].errors.length;
     const estimate = new Float64Array(count);
@@ -138,13 +131,12 @@
       const sizes = own.map((one) => one.parameters);
       const tokens = own.map((one) => one.tokens);
       logLosses(method, method.estimate, 0, sizes, tokens, uniqueTokens, estimate, start);
-      const error = errorAt(method, budget);
       for (let r = 0; r < replicates; r++) {
         const row = r * count + start;
         logLosses(method, method.replicates, r * method.names.length, sizes, tokens, uniqueTokens, drawn, row);
         for (let c = 0; c < own.length; c++) {
           const centre = estimate[start + c];
-          drawn[row + c] = centre + method.spread * (drawn[row + c] - centre) + method.errors[r] * error;
+          drawn[row + c] = centre + method.spread * (drawn[row + c] - centre) + method.errors[r];
         }
       }
       start += own.length;
@@ -210,7 +202,7 @@
         `Nothing meets the constraints at a budget of ${shown(budget)} FLOPs: ${reasons}. Relax ${most}.`,
       );
     }
-    const [configurations, methodProbability] = ranked(given, possible, budget, uniqueTokens);
+    const [configurations, methodProbability] = ranked(given, possible, uniqueTokens);
     return {
       budget,
       configurations,
