@@ -273,11 +273,6 @@ def _at_bound(law: Law, theta_K: np.ndarray, bounds: list[tuple[float, float]]) 
 
 def _require_enough(law: Law, runs: Runs) -> None:
     names = law.names
-    if len(runs) <= len(names):
-        raise ConfigError(
-            f"{type(law).__name__} has {len(names)} parameters ({', '.join(names)}), and {len(runs)} runs cannot give "
-            f"them: at least {len(names) + 1} are needed. Run more, or choose a law with fewer."
-        )
     for name, values_P in (("size", runs.parameters_P), ("amount of data", runs.tokens_P)):
         needed = "beta" in names if name != "size" else "alpha" in names
         if needed and len(np.unique(values_P)) < 2:
@@ -285,6 +280,16 @@ def _require_enough(law: Law, runs: Runs) -> None:
                 f"All {len(runs)} runs have the same {name}, {values_P[0]:g}, so no law can say what it is worth. "
                 f"Add runs with another {name}."
             )
+    if "alpha" in names and len(np.unique(runs.budget_P)) == 1:
+        raise ConfigError(
+            f"All {len(runs)} runs have about one budget, so no law can say what more of it is worth: where there is "
+            "more data there is less size. Add runs with a budget four times as large or as small."
+        )
+    if len(runs) <= len(names):
+        raise ConfigError(
+            f"{type(law).__name__} has {len(names)} parameters ({', '.join(names)}), and {len(runs)} runs cannot give "
+            f"them: at least {len(names) + 1} are needed. Run more, or choose a law with fewer."
+        )
 
 
 def _points(

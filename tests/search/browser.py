@@ -6,7 +6,7 @@ import base64
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,10 @@ class Browser:
     def __call__(self, script: str, *arguments: Any) -> Any:
         """What a script returns that runs in the page."""
         return self.driver.execute_script(script, *arguments)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Waits for something to become true in the page."""
+        WebDriverWait(self.driver, 20).until(lambda _: condition())
 
     def errors(self) -> list[str]:
         """Messages of the console that tell of something gone wrong."""

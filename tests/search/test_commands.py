@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from embedlab.cli import main
@@ -67,6 +68,27 @@ def test_somebody_elses_fine_tuning_gives_a_recipe(capsys: pytest.CaptureFixture
     report = answered(capsys, *RECTIFIED, "--budget", "1e15")
     assert report["recipes"][0]["configurations"] and report["laws"][0]["runs"] > 400
     assert all(reason == "it saw no data" for reason in report["left_out"].values())
+
+
+@pytest.mark.parametrize(
+    ("kept", "named"),
+    [
+        ("few", "has 4 parameters (E, B, D_0, beta), and 3 runs cannot give them: at least 5 are needed"),
+        ("budget", "All 5 runs have about one budget"),
+        ("data", "All 5 runs have the same amount of data"),
+    ],
+)
+def test_runs_that_give_no_law_are_told_what_is_missing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, kept: str, named: str
+) -> None:
+    sizes = np.geomspace(1e6, 1e8, 5)
+    tokens = {"few": np.geomspace(1e8, 1e10, 5), "budget": 1e16 / sizes, "data": np.full(5, 1e9)}[kept]
+    sizes = np.full(5, 1e6) if kept == "few" else sizes
+    losses = 1.8 + 480 / sizes**0.35 + 2100 / tokens**0.37
+    rows = list(zip(sizes, tokens, losses, strict=True))[: 3 if kept == "few" else 5]
+    (tmp_path / "runs.csv").write_text("\n".join(["N,D,loss", *(f"{n},{d},{loss}" for n, d, loss in rows)]))
+    options = ["--table", str(tmp_path / "runs.csv"), "--columns.parameters", "N", "--columns.tokens", "D"]
+    assert named in error_of(capsys, ["recipe", *options, "--budget", "1e16"])
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from functools import cache
 
 import numpy as np
 import pytest
-from published import COLUMNS, published
 
 from embedlab.search.method_laws import law_of
 from embedlab.search.observations import runs_of
 from embedlab.search.uncertainty import quantiles
 from embedlab.search.validation import HELD_OUT
+from published import COLUMNS, published
 from tables import needs_shared
 
 
