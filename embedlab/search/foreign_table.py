@@ -21,6 +21,10 @@ AMOUNTS = "columns"
 _FEWEST_PARAMETERS = 1e4  # of a language model, its tables left out
 
 
+UNNAMED = "all runs"
+"""The method of the runs of a table that names none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Columns:
     """Which column of a table holds what. A name may be followed by a factor: ``N_millions*1e6``.
@@ -154,7 +158,7 @@ def _observation(
     unique = tokens if columns.unique_tokens is None else number("unique tokens", columns.unique_tokens)
     return Observation(
         name=name,
-        method=text.get("method", "all runs"),
+        method=text.get("method", UNNAMED),
         backbone=text.get("backbone", f"{parameters:.3g} parameters"),
         parameters=parameters,
         tokens=tokens,

@@ -92,12 +92,11 @@ class MethodLaw:
         """(R,): by what each replicate may be off; where a law is off, it is off for all sizes and budgets.
 
         An error that is known from few runs is not known well: it has Student's distribution, with as many degrees of
-        freedom as there were families in its hold-out.
+        freedom as there are families in the largest hold-out.
         """
         if not self.held_out_error:
             return np.zeros(num_replicates)
-        largest = int(np.argmax(self.held_out_error))
-        families = self.held_out_families[largest] if self.held_out_families else np.inf
+        families = max(self.held_out_families, default=np.inf)
         generator = np.random.default_rng([_SEED_OF_ERRORS, *self.method.encode()])
         # Each as probable as another, in an order of chance: quantiles as exact as so many replicates can have them.
         probability_R = (generator.permutation(num_replicates) + 0.5) / num_replicates

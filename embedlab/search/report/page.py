@@ -13,6 +13,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from embedlab.search.foreign_table import UNNAMED
 from embedlab.search.laws import Repeated
 from embedlab.search.method_laws import MethodLaw
 from embedlab.search.observations import Observation
@@ -46,6 +47,7 @@ def page(
     """
     data = {
         "source": source,
+        "unnamed": UNNAMED,
         "methods": [
             {"name": name, "colour": colour} for name, colour in zip(methods, colours(len(methods)), strict=True)
         ],

@@ -40,10 +40,10 @@
   }
 
   function sentence(best) {
-    const words = [
-      "Train ", element("strong", "", best.backbone), " (", amount(best.parameters), ") by ",
-      element("strong", "", best.method), " on ", element("strong", "", `${amount(best.tokens)} tokens`),
-    ];
+    const words = ["Train ", element("strong", "", best.backbone)];
+    if (!best.backbone.endsWith(" parameters")) words.push(` (${amount(best.parameters)})`); // a size has no other name
+    if (best.method !== data.unnamed) words.push(" by ", element("strong", "", best.method));
+    words.push(" on ", element("strong", "", `${amount(best.tokens)} tokens`));
     if (best.pairs !== null) words.push(`, ${amount(best.pairs)} pairs`);
     if (best.learning_rate !== null) words.push(`, at a learning rate of ${general(best.learning_rate, 3)}`);
     if (best.hours !== null) words.push(`, for ${hours(best.hours)}`);
