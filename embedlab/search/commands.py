@@ -17,9 +17,9 @@ from rich.table import Table
 
 from embedlab.errors import ConfigError
 from embedlab.search.crossover import Crossover, crossover
-from embedlab.search.method_laws import MethodLaw, laws_of
+from embedlab.search.method_laws import FARTHEST, MethodLaw, laws_of
 from embedlab.search.observations import Observation, by_method, with_best_learning_rates
-from embedlab.search.recipe import FARTHEST, Constraints, Recipe, recipe, suite_of
+from embedlab.search.recipe import Constraints, Recipe, recipe, suite_of
 from embedlab.search.recipe_config import recipe_config
 from embedlab.search.run_arguments import add_runs, observations_of
 from embedlab.search.uncertainty import NUM_REPLICATES
@@ -81,7 +81,7 @@ def _crossovers(laws: Sequence[MethodLaw]) -> list[Crossover]:
         rows = [*one.observations, *other.observations]
         low, high = min(row.flops for row in rows), max(row.flops for row in rows)
         found.append(crossover(one, other, sizes, low, FARTHEST * high))
-    return found
+    return [one for one in found if one is not None]
 
 
 def _written(folder: Path, answers: Sequence[Recipe], laws: Sequence[MethodLaw]) -> list[Path]:

@@ -48,8 +48,8 @@ class Crossover:
         return 0 < self.flops < np.inf
 
 
-def crossover(one: MethodLaw, other: MethodLaw, sizes_C: Sequence[float], low: float, high: float) -> Crossover:
-    """Where the best losses of two methods meet, each over all sizes.
+def crossover(one: MethodLaw, other: MethodLaw, sizes_C: Sequence[float], low: float, high: float) -> Crossover | None:
+    """Where the best losses of two methods meet, each over all sizes; None if no budget is known to both of their laws.
 
     Args:
         one: a method.
@@ -59,10 +59,14 @@ def crossover(one: MethodLaw, other: MethodLaw, sizes_C: Sequence[float], low: f
         high: the largest.
     """
     log_flops_G = np.linspace(np.log(low), np.log(high), _GRID)
-    first_G, first_RG = _frontier(one, np.asarray(sizes_C), log_flops_G)
-    second_G, second_RG = _frontier(other, np.asarray(sizes_C), log_flops_G)
+    first_G, first_RG = one.frontier(np.asarray(sizes_C), np.exp(log_flops_G))
+    second_G, second_RG = other.frontier(np.asarray(sizes_C), np.exp(log_flops_G))
     count = min(len(first_RG), len(second_RG))
     more_G, more_RG = first_G - second_G, first_RG[:count] - second_RG[:count]
+    is_known_G = np.isfinite(more_G)
+    if is_known_G.sum() < 2:
+        return None
+    more_G, more_RG, log_flops_G = more_G[is_known_G], more_RG[:, is_known_G], log_flops_G[is_known_G]
     if more_G[-1] < 0:  # the first is better at large budgets
         one, other, more_G, more_RG = other, one, -more_G, -more_RG
     flops = _last_lead(more_G[None], log_flops_G)[0]
@@ -80,19 +84,8 @@ def crossover(one: MethodLaw, other: MethodLaw, sizes_C: Sequence[float], low: f
         interval_90=intervals[1],
         interval_95=intervals[2],
         probability=float(np.mean((flops_R > 0) & np.isfinite(flops_R))),
-        looked_at=Interval(low, high),
+        looked_at=Interval(float(np.exp(log_flops_G[0])), float(np.exp(log_flops_G[-1]))),
     )
-
-
-def _frontier(law: MethodLaw, sizes_C: np.ndarray, log_flops_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logarithms of the least losses at each budget: by the fit, and as they might be."""
-    price_C = law.flops_per_token(sizes_C)
-    tokens_GC = np.exp(log_flops_G)[:, None] / price_C
-    sizes_GC = np.broadcast_to(sizes_C, tokens_GC.shape)
-    estimate_G, log_RG = law.replicates.quantity(
-        lambda fit: np.log(fit.loss(sizes_GC.ravel(), tokens_GC.ravel())).reshape(sizes_GC.shape).min(axis=1)
-    )
-    return estimate_G, log_RG + law.errors(len(log_RG))[:, None]
 
 
 def _last_lead(more_RG: np.ndarray, log_flops_G: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Names end in their axes:
 
-    R  replicates      C  configurations
+    R  replicates      C  configurations      G  budgets
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from embedlab.search.laws import Chinchilla, Law, Multiplicative, Rectified, Rep
 from embedlab.search.observations import Observation, runs_of
 from embedlab.search.uncertainty import NUM_REPLICATES, Replicates, bootstrap
 from embedlab.search.validation import Choice, choices, preferred
+
+FARTHEST = 10.0
+"""Times beyond its runs, in FLOPs and in tokens a parameter, up to which a law is trusted."""
 
 _SEED_OF_ERRORS = 1
 _REPEATS = 1.5  # passes over the data, in some run, from which on their worth can be fitted
@@ -70,6 +73,30 @@ class MethodLaw:
         # Per parameter it hardly changes, so beyond the sizes of the runs it is taken to stay.
         per_parameter = np.array([np.median(by_size[size]) / size for size in sizes])
         return np.asarray(parameters_C * np.exp(np.interp(np.log(parameters_C), np.log(sizes), np.log(per_parameter))))
+
+    def knows(self, parameters: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Of which configurations, of any shape, the tokens a parameter are not too far from those of the runs."""
+        ratios = [row.tokens / row.parameters for row in self.observations]
+        ratio = tokens / parameters
+        return np.asarray((min(ratios) / FARTHEST <= ratio) & (ratio <= max(ratios) * FARTHEST))
+
+    def frontier(self, sizes_C: np.ndarray, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms of the least loss over some sizes: (G,) by the fit, and (R, G) as it might be.
+
+        NaN at a budget of which the law knows none of the sizes.
+        """
+        tokens_GC = flops_G[:, None] / self.flops_per_token(sizes_C)
+        sizes_GC = np.broadcast_to(sizes_C, tokens_GC.shape)
+        is_known_GC = self.knows(sizes_GC, tokens_GC)
+        none_G = ~is_known_GC.any(axis=1)
+
+        def least(one: Fit) -> np.ndarray:
+            loss_GC = np.log(one.loss(sizes_GC.ravel(), tokens_GC.ravel())).reshape(sizes_GC.shape)
+            least_G = np.where(is_known_GC, loss_GC, np.inf).min(axis=1)
+            return np.asarray(np.where(none_G, np.nan, least_G))
+
+        estimate_G, log_RG = self.replicates.quantity(least)
+        return estimate_G, log_RG + self.errors(len(log_RG))[:, None]
 
     @property
     def error(self) -> float:

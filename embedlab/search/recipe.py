@@ -14,12 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from embedlab.errors import ConfigError
-from embedlab.search.method_laws import MethodLaw
+from embedlab.search.method_laws import FARTHEST, MethodLaw
 from embedlab.search.observations import Observation
 from embedlab.search.uncertainty import Interval, quantiles
-
-FARTHEST = 10.0
-"""Times the FLOPs of the largest run up to which a recipe is given unless one asks for more."""
 
 MOST_EPOCHS = 4.0
 """Repetitions that cost next to nothing (Muennighoff et al. 2023, arXiv:2305.16264): the limit where no law says."""
@@ -240,8 +237,7 @@ def _ruled_out_by(configuration: Configuration, law: MethodLaw, constraints: Con
     """The constraint that a configuration does not meet, as the user wrote it."""
     if configuration.flops <= 0:
         return "serve_tokens, which cost the whole budget,"
-    ratios = [row.tokens / row.parameters for row in law.observations]
-    if not min(ratios) / FARTHEST <= configuration.tokens / configuration.parameters <= max(ratios) * FARTHEST:
+    if not law.knows(np.array(configuration.parameters), np.array(configuration.tokens)):
         return f"tokens a parameter {FARTHEST:g} times beyond those of the runs"
     if constraints.max_parameters is not None and configuration.parameters > constraints.max_parameters:
         return "max_parameters"

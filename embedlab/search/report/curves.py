@@ -13,8 +13,8 @@ import numpy as np
 
 from embedlab.search.crossover import Crossover, crossover
 from embedlab.search.fitting import Fit
-from embedlab.search.method_laws import MethodLaw
-from embedlab.search.recipe import FARTHEST, suite_of
+from embedlab.search.method_laws import FARTHEST, MethodLaw
+from embedlab.search.recipe import suite_of
 
 _BUDGETS = 49
 _SIZES_TO_TRY = 97
@@ -33,15 +33,7 @@ def frontier(law: MethodLaw, sizes_C: np.ndarray, flops_G: np.ndarray) -> tuple[
     sizes_C = np.unique(sizes_C)
     if len(sizes_C) > _MOST_SIZES:
         sizes_C = sizes_C[np.linspace(0, len(sizes_C) - 1, _MOST_SIZES).astype(int)]
-    tokens_GC = flops_G[:, None] / law.flops_per_token(sizes_C)
-    sizes_GC = np.broadcast_to(sizes_C, tokens_GC.shape)
-
-    def least(fit: Fit) -> np.ndarray:
-        log_GC = np.log(fit.loss(sizes_GC.ravel(), tokens_GC.ravel())).reshape(tokens_GC.shape)
-        return np.asarray(log_GC.min(axis=1))
-
-    estimate_G, log_RG = law.replicates.quantity(least)
-    return estimate_G, log_RG + law.errors(len(log_RG))[:, None]
+    return law.frontier(sizes_C, flops_G)
 
 
 def best_sizes(law: MethodLaw, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +74,8 @@ def crossovers(laws: Sequence[MethodLaw]) -> list[Crossover]:
         for other in laws[number + 1 :]:
             flops = [row.flops for row in (*one.observations, *other.observations)]
             between = crossover(one, other, sizes, min(flops), FARTHEST * max(flops))
+            if between is None:
+                continue
             if len(laws) == 2 or (between.exists and _leads(one, laws, np.array(sizes), between.flops)):
                 found.append(between)
     return found
@@ -91,6 +85,7 @@ def _leads(law: MethodLaw, laws: Sequence[MethodLaw], sizes_C: np.ndarray, flops
     """Whether no other method is better than this one at a budget."""
 
     def least(one: MethodLaw) -> float:
-        return float(one.fit.loss(sizes_C, flops / one.flops_per_token(sizes_C)).min())
+        tokens_C = flops / one.flops_per_token(sizes_C)
+        return float(np.where(one.knows(sizes_C, tokens_C), one.fit.loss(sizes_C, tokens_C), np.inf).min())
 
     return least(law) <= (1 + _NO_BETTER) * min(least(one) for one in laws)

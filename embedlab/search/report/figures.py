@@ -59,7 +59,9 @@ def _frontier(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> Figure:
         for law in laws:
             number = colour[law.method]
             estimate_G, log_RG = frontier(law, sizes_C, flops_G)
-            low_G, high_G = np.exp(quantiles(log_RG, 0.8))
+            known_G = np.isfinite(estimate_G)
+            x = flops_G[known_G]
+            low_G, high_G = np.exp(quantiles(log_RG[:, known_G], 0.8))
             rows = _some(law.observations)
             behind.append(
                 Series(
@@ -73,9 +75,9 @@ def _frontier(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> Figure:
                 )
             )
             behind.append(
-                Series(label=law.method, kind=Kind.BAND, x=flops_G, low=low_G, high=high_G, colour=number, strength=0.2)
+                Series(label=law.method, kind=Kind.BAND, x=x, low=low_G, high=high_G, colour=number, strength=0.2)
             )
-            lines.append(Series(label=law.method, kind=Kind.LINE, x=flops_G, y=np.exp(estimate_G), colour=number))
+            lines.append(Series(label=law.method, kind=Kind.LINE, x=x, y=np.exp(estimate_G[known_G]), colour=number))
         for place, found in enumerate(crossovers(laws)):
             words.append(_said(found))
             if not found.exists:

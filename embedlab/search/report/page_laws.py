@@ -14,10 +14,9 @@ import numpy as np
 
 from embedlab.search.fitting import Fit
 from embedlab.search.laws import Law, Multiplicative, Repeated
-from embedlab.search.method_laws import MethodLaw
+from embedlab.search.method_laws import FARTHEST, MethodLaw
 from embedlab.search.observations import Observation
 from embedlab.search.recipe import (
-    FARTHEST,
     INDISTINGUISHABLE,
     MOST_EPOCHS,
     by_size,
