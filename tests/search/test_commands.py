@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,11 @@ import numpy as np
 import pytest
 
 from embedlab.cli import main
+from embedlab.search.records import FILE
+from run_records import record
 from runs import error_of
 from tables import PUBLISHED, TRUTHS, made, needs_shared
+from two_methods import PRICES, true_loss
 
 CHINCHILLA = ["--table", str(PUBLISHED / "chinchilla_epoch" / "svg_extracted_data.csv")]
 CHINCHILLA += ["--columns.parameters", "Model Size", "--columns.flops", "Training FLOP"]
@@ -68,6 +74,28 @@ def test_somebody_elses_fine_tuning_gives_a_recipe(capsys: pytest.CaptureFixture
     report = answered(capsys, *RECTIFIED, "--budget", "1e15")
     assert report["recipes"][0]["configurations"] and report["laws"][0]["runs"] > 400
     assert all(reason == "it saw no data" for reason in report["left_out"].values())
+
+
+def test_ten_thousand_records_are_answered_in_a_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = asdict(record())
+    budgets, sizes, noise = np.geomspace(1e13, 1e18, 10), np.geomspace(1e6, 1e9, 10), np.random.default_rng(0)
+    for number, (method, size, budget, _) in enumerate(product(PRICES, sizes, budgets, range(50))):
+        tokens = int(budget / (PRICES[method] * size)) + 1000
+        loss = true_loss(method, size, tokens) * np.exp(0.003 * noise.standard_normal())
+        counts = {
+            "tokens": tokens,
+            "pairs": tokens // 80,
+            "unique_pairs": tokens // 80,
+            "flops_algorithmic": int(budget),
+        }
+        named = {"run_id": str(number), "backbone": f"{size:.2g}", "nonembedding_parameters": int(size), "loss": loss}
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / FILE).write_text(json.dumps(values | counts | named | {"method": method}))
+    start = time.process_time()
+    main(["recipe", "--runs", str(tmp_path), "--budget", "1e18"])
+    assert time.process_time() - start < 60
+    assert number == 9_999 and "full is better at small budgets, lora at large ones" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_records import DEFINITION, record
 
 from embedlab.errors import RecordError
 from embedlab.search.foreign_table import Columns, read_table
 from embedlab.search.observations import by_method, of_records, runs_of, with_best_learning_rates
+from run_records import DEFINITION, record
 
 
 def test_records_become_rows_with_their_repetition_and_family() -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from run_records import record
 
 from embedlab.cli import main
 from embedlab.search.records import write_record
+from run_records import record
 from runs import error_of, fit, write_config
 
 PER_TOKEN = 6.0

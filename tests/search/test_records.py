@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from run_records import record
 
 from embedlab.errors import RecordError
 from embedlab.search.records import FILE, Ledger, read_record, write_record
+from run_records import record
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

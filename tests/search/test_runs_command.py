@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from pyarrow import parquet
-from run_records import record
 
 from embedlab.cli import main
 from embedlab.search.foreign_table import Columns, read_table
 from embedlab.search.observations import of_records
 from embedlab.search.records import Ledger, write_record
+from run_records import record
 from runs import error_of
 
 MIXED = [
