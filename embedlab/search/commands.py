@@ -11,6 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
@@ -19,10 +20,12 @@ from embedlab.errors import ConfigError
 from embedlab.search.crossover import Crossover, crossover
 from embedlab.search.method_laws import FARTHEST, MethodLaw, laws_of
 from embedlab.search.observations import Observation, by_method, with_best_learning_rates
+from embedlab.search.optimum import Optimum, optimum
 from embedlab.search.recipe import Constraints, Recipe, recipe, suite_of
 from embedlab.search.recipe_config import recipe_config
-from embedlab.search.run_arguments import add_runs, observations_of
-from embedlab.search.uncertainty import NUM_REPLICATES
+from embedlab.search.run_arguments import add_fitting, add_runs, observations_of
+from embedlab.search.shared_constant import share_irreducible_loss
+from embedlab.search.uncertainty import Interval
 
 _WIDTH = 150  # where there is no terminal that has one
 _MOST_ROWS = 10
@@ -35,13 +38,16 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     parser.add_class_arguments(Constraints)
     parser.add_argument("--extrapolate", action="store_true", help="Answer beyond 10 times the largest run, too.")
     parser.add_argument("--output", metavar="FOLDER", help="Write each recipe there, for `embedlab fit --config`.")
-    parser.add_argument("--replicates", type=int, default=NUM_REPLICATES, help="Of the bootstrap.")
+    add_fitting(parser)
     parser.add_argument("--json", action="store_true", help="Print JSON in place of a table.")
     options = parser.instantiate(parser.parse_args(list(arguments)))
     constraints = Constraints(**{name: options[name] for name in Constraints.__dataclass_fields__})
     observations = with_best_learning_rates(observations_of(options))
     laws, refused = laws_of(by_method(observations), num_replicates=options.replicates)
+    if options.share_irreducible_loss:
+        laws = share_irreducible_loss(laws, num_replicates=options.replicates)
     answers = [recipe(laws, budget, constraints, extrapolate=options.extrapolate) for budget in options.budget]
+    optima_of_answers = [[found for law in laws if (found := optimum(law, budget))] for budget in options.budget]
     crossovers = _crossovers(laws)
     written = _written(Path(options.output), answers, laws) if options.output else []
     if options.json:
@@ -50,7 +56,10 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
             "methods_without_a_law": refused,
             "left_out": {row.name: row.left_out for row in observations if row.left_out},
             "crossovers": [asdict(one) for one in crossovers],
-            "recipes": [asdict(answer) for answer in answers],
+            "recipes": [
+                asdict(answer) | {"optima": [asdict(found) for found in optima]}
+                for answer, optima in zip(answers, optima_of_answers, strict=True)
+            ],
         }
         print(json.dumps(_with_null_for_infinity(report), indent=2, allow_nan=False))
         return
@@ -58,8 +67,8 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     _print_laws(console, laws, refused, observations)
     for one in crossovers:
         _print_crossover(console, one)
-    for answer in answers:
-        _print_recipe(console, answer)
+    for answer, optima in zip(answers, optima_of_answers, strict=True):
+        _print_recipe(console, answer, optima)
     for path in written:
         console.print(f"embedlab fit --config {path}", highlight=False)
 
@@ -108,6 +117,7 @@ def _law_as_dict(law: MethodLaw) -> dict[str, Any]:
         "starts": fit.num_starts,
         "starts_in_the_best_basin": fit.num_in_basin,
         "at_a_bound": fit.at_bound,
+        "weakly_identified": law.weakly_identified,
         "largest_flops": law.largest_flops,
         "held_out": [asdict(held) for held in law.choices[0].hold_outs],
         "tried": [{"law": type(choice.law).__name__, "held_out_error": choice.error} for choice in law.choices],
@@ -130,6 +140,13 @@ def _print_laws(
         )
     console.print(table)
     for law in laws:
+        fit = law.fit
+        console.print(
+            f"{law.method}: {fit.num_in_basin} of {fit.num_starts} starts ended where the best did"
+            + "".join(f"; {_weak(name, profile)}" for name, profile in law.weakly_identified.items())
+            + ".",
+            highlight=False,
+        )
         if not law.held_out_error:
             console.print(
                 f"{law.method}: no budget could be held out, so its intervals hold the noise of the runs only."
@@ -142,6 +159,14 @@ def _print_laws(
             reasons.setdefault(row.left_out, []).append(row.name)
     for reason, names in reasons.items():
         console.print(f"Left out: {names[0]}, {reason} ({len(names)} like it).", highlight=False, markup=False)
+
+
+def _weak(name: str, profile: Interval) -> str:
+    """Of a parameter that the runs hardly determine."""
+    low = f"above {profile.low:.3g}" if np.isfinite(profile.low) and profile.low > 0 else ""
+    high = f"below {profile.high:.3g}" if np.isfinite(profile.high) else ""
+    where = " and ".join(part for part in (low, high) if part) or "anywhere"
+    return f"{name} is weakly identified: by its profile likelihood it is {where} (90 %)"
 
 
 def _print_crossover(console: Console, found: Crossover) -> None:
@@ -166,7 +191,7 @@ def _print_crossover(console: Console, found: Crossover) -> None:
     )
 
 
-def _print_recipe(console: Console, answer: Recipe) -> None:
+def _print_recipe(console: Console, answer: Recipe, optima: Sequence[Optimum]) -> None:
     best = answer.best
     table = Table("method", "backbone", title=f"{answer.budget:g} FLOPs", title_justify="left")
     for name in ("N", "tokens", "loss", "80 %", "95 %", "best with"):
@@ -191,6 +216,15 @@ def _print_recipe(console: Console, answer: Recipe) -> None:
         console.print(f"{told} cannot be told apart from the best, which is the first.", highlight=False)
     else:
         console.print(f"{told} that the runs leave: every other is worse with nine chances in ten.", highlight=False)
+    for found in optima:
+        (fewest, most), (least, largest) = found.tokens_80, found.parameters_80
+        (low, high) = found.tokens_per_parameter_80
+        console.print(
+            f"By {found.method}, were there a backbone of every size: N {found.parameters:.3g} ({least:.3g} to "
+            f"{largest:.3g}), D {found.tokens:.3g} ({fewest:.3g} to {most:.3g}), {found.tokens_per_parameter:.3g} "
+            f"tokens a parameter ({low:.3g} to {high:.3g}; all 80 %).",
+            highlight=False,
+        )
     methods = sorted(answer.method_probability.items(), key=lambda item: -item[1])
     if len(methods) > 1:
         console.print("Best method: " + ", ".join(f"{name} {share:.0%}" for name, share in methods), highlight=False)

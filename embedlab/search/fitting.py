@@ -255,6 +255,26 @@ def fit(
     )
 
 
+class LogResiduals:
+    """log predicted less log measured, and its gradient, of a law's parameters: shapes (P,) and (K, P).
+
+    Args:
+        law: the form.
+        runs: P of them.
+    """
+
+    def __init__(self, law: Law, runs: Runs) -> None:
+        self._law = law
+        self._log_loss_P = np.log(runs.loss_P)
+        centre_N, centre_D = float(np.log(runs.parameters_P).mean()), float(np.log(runs.tokens_P).mean())
+        self._points = _points(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P, centre_N, centre_D)
+
+    def __call__(self, theta_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """At parameters like ``Fit.theta_K`` of these runs."""
+        predicted_P, jacobian_KP = _log_loss(self._law, theta_K, self._points)
+        return predicted_P - self._log_loss_P, jacobian_KP
+
+
 def _some(num_runs: int) -> np.ndarray | slice:
     """A fixed random choice of the runs, where there are many."""
     if num_runs <= _ROUGH_RUNS:

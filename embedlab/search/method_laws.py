@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.stats import t as student_t
@@ -18,7 +19,7 @@ from embedlab.search.fitting import HUBER_DELTA, Fit, Runs, fit
 from embedlab.search.isoflop import has_interior_optimum
 from embedlab.search.laws import Chinchilla, Law, Multiplicative, Rectified, Repeated
 from embedlab.search.observations import Observation, runs_of
-from embedlab.search.uncertainty import NUM_REPLICATES, Replicates, bootstrap
+from embedlab.search.uncertainty import NUM_REPLICATES, Interval, Replicates, bootstrap, weakly_identified
 from embedlab.search.validation import Choice, choices, preferred
 
 FARTHEST = 10.0
@@ -53,6 +54,11 @@ class MethodLaw:
     def fit(self) -> Fit:
         """Of the law to all runs."""
         return self.replicates.fit
+
+    @cached_property
+    def weakly_identified(self) -> dict[str, Interval]:
+        """The parameters that the runs hardly determine, with their 90 % intervals by profile likelihood."""
+        return weakly_identified(self.replicates, self.runs)
 
     @property
     def runs(self) -> Runs:

@@ -11,7 +11,8 @@ from embedlab.errors import ConfigError, RecordError
 from embedlab.search.method_laws import MethodLaw, laws_of
 from embedlab.search.observations import Observation, by_method, with_best_learning_rates
 from embedlab.search.recipe import Constraints
-from embedlab.search.run_arguments import add_runs, observations_of
+from embedlab.search.run_arguments import add_fitting, add_runs, observations_of
+from embedlab.search.shared_constant import share_irreducible_loss
 from embedlab.search.uncertainty import NUM_REPLICATES
 
 PAGE, PICTURES, EVENTS = "report.html", "figures", "tensorboard"
@@ -22,7 +23,7 @@ def report_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     add_runs(parser)
     parser.add_class_arguments(Constraints)
     parser.add_argument("--output", metavar="FOLDER", required=True, help="For the page and its figures.")
-    parser.add_argument("--replicates", type=int, default=NUM_REPLICATES, help="Of the bootstrap.")
+    add_fitting(parser)
     options = parser.instantiate(parser.parse_args(list(arguments)))
     constraints = Constraints(**{name: options[name] for name in Constraints.__dataclass_fields__})
     folder = Path(options.output)
@@ -31,7 +32,8 @@ def report_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     if not observations:
         raise RecordError("There is no run to report. Give --runs folders that hold some, or --table a file with rows.")
     source = options.table or ", ".join(options.runs)
-    print(write_report(folder, source, observations, constraints, num_replicates=options.replicates))
+    shared = options.share_irreducible_loss
+    print(write_report(folder, source, observations, constraints, num_replicates=options.replicates, share=shared))
 
 
 def write_report(
@@ -41,6 +43,7 @@ def write_report(
     constraints: Constraints,
     *,
     num_replicates: int = NUM_REPLICATES,
+    share: bool = False,
 ) -> Path:
     """Fits what can be fitted, and writes the page and its figures.
 
@@ -50,6 +53,7 @@ def write_report(
         observations: the runs, those that are left out, too.
         constraints: that the page's recipe begins with.
         num_replicates: of the bootstrap.
+        share: one irreducible loss for all methods.
 
     Returns:
         The page's path.
@@ -70,6 +74,8 @@ def write_report(
     except RecordError:  # all are left out: their reasons are in the table of records
         runs = {}
     laws, refused = _laws(runs, num_replicates)
+    if share and laws:
+        laws = share_irreducible_loss(laws, num_replicates=num_replicates)
     drawn = figures(runs, laws)
     text = page(
         source=source,

@@ -14,6 +14,7 @@ from embedlab.errors import ConfigError
 from embedlab.search.foreign_table import Columns, read_table
 from embedlab.search.observations import Observation, of_records
 from embedlab.search.records import Ledger
+from embedlab.search.uncertainty import NUM_REPLICATES
 
 
 def add_runs(parser: ArgumentParser) -> None:
@@ -22,6 +23,16 @@ def add_runs(parser: ArgumentParser) -> None:
     parser.add_argument("--runs", nargs="+", metavar="FOLDER", help="Folders of runs that `embedlab fit` wrote.")
     parser.add_argument("--table", metavar="FILE", help="In their place, a CSV or TSV file of somebody else's runs.")
     parser.add_class_arguments(Columns, "columns")
+
+
+def add_fitting(parser: ArgumentParser) -> None:
+    """Adds the options that say how laws are fitted to them."""
+    parser.add_argument("--replicates", type=int, default=NUM_REPLICATES, help="Of the bootstrap.")
+    parser.add_argument(
+        "--share_irreducible_loss",
+        action="store_true",
+        help="One E for the laws of all methods: what no method learns is a matter of the data.",
+    )
 
 
 def observations_of(options: Any) -> list[Observation]:

@@ -9,7 +9,7 @@ replicates are spread by that factor about the estimate. Coverage is tested by s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,8 @@ from embedlab.errors import ConfigError
 from embedlab.search.fitting import Fit, Runs, fit
 
 NUM_REPLICATES = 1000
-_TOLERANCE = 1e-10  # relative, of a replicate's objective: far less than replicates differ by
+REPLICATE_TOLERANCE = 1e-10
+"""Relative, of a replicate's objective: far less than replicates differ by."""
 
 
 class Interval(NamedTuple):
@@ -87,6 +88,27 @@ def bootstrap(estimate: Fit, runs: Runs, *, num_replicates: int = NUM_REPLICATES
     Raises:
         ConfigError: if there are too few families to draw from.
     """
+    fits = [
+        fit(
+            estimate.law,
+            runs,
+            huber_delta=estimate.huber_delta,
+            in_log=estimate.in_log,
+            weights_P=weights_P,
+            starts=[estimate.theta_K],
+            tolerance=REPLICATE_TOLERANCE,
+        )
+        for weights_P in drawn_weights(runs, num_replicates, seed)
+    ]
+    return Replicates(estimate, tuple(fits), spread_of(estimate, runs))
+
+
+def drawn_weights(runs: Runs, num_replicates: int, seed: int) -> Iterator[np.ndarray]:
+    """(P,) for each replicate: how often the family of each run was drawn.
+
+    Raises:
+        ConfigError: if there are too few families to draw from.
+    """
     families, family_P = np.unique(
         np.arange(len(runs)) if runs.family_P is None else runs.family_P, return_inverse=True
     )
@@ -96,22 +118,15 @@ def bootstrap(estimate: Fit, runs: Runs, *, num_replicates: int = NUM_REPLICATES
             "independent. Add runs with another seed, size or learning rate."
         )
     generator = np.random.default_rng(seed)
-    fits: list[Fit] = []
     for _ in range(num_replicates):
         drawn = generator.multinomial(len(families), np.full(len(families), 1 / len(families)))
-        fits.append(
-            fit(
-                estimate.law,
-                runs,
-                huber_delta=estimate.huber_delta,
-                in_log=estimate.in_log,
-                weights_P=drawn[family_P].astype(float),
-                starts=[estimate.theta_K],
-                tolerance=_TOLERANCE,
-            )
-        )
+        yield drawn[family_P].astype(float)
+
+
+def spread_of(estimate: Fit, runs: Runs) -> float:
+    """By what replicates are too near each other, for the parameters that the runs have paid for."""
     num_free = max(1, len(runs) - len(estimate.theta_K))
-    return Replicates(estimate, tuple(fits), float(np.sqrt(len(runs) / num_free)))
+    return float(np.sqrt(len(runs) / num_free))
 
 
 def profile_interval(estimate: Fit, runs: Runs, name: str, *, level: float = 0.9) -> Interval:
@@ -157,3 +172,19 @@ def profile_interval(estimate: Fit, runs: Runs, name: str, *, level: float = 0.9
 
     low, high = (bound(limit) for limit in estimate.bounds[number])
     return Interval(estimate.natural(number, low), estimate.natural(number, high))
+
+
+_WEAK = 10.0  # times as large at one end of its interval as at the other
+
+
+def weakly_identified(replicates: Replicates, runs: Runs) -> dict[str, Interval]:
+    """The parameters that the runs hardly determine, with their profile intervals (90 %).
+
+    Profiles take many fits, so only those are looked at that stand at a bound or differ much between replicates.
+    """
+    found = {}
+    for name in replicates.fit.names:
+        low, high = replicates.parameter(name)
+        if name in replicates.fit.at_bound or high > _WEAK * low:
+            found[name] = profile_interval(replicates.fit, runs, name)
+    return {name: profile for name, profile in found.items() if not profile.high < _WEAK * profile.low}

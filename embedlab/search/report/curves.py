@@ -1,4 +1,4 @@
-"""What laws say over budgets: the least loss and the best size, each with what it might be.
+"""What laws say over budgets: the least loss of each method, with what it might be, and where methods change places.
 
 Names end in their axes:
 
@@ -12,12 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from embedlab.search.crossover import Crossover, crossover
-from embedlab.search.fitting import Fit
 from embedlab.search.method_laws import FARTHEST, MethodLaw
 from embedlab.search.recipe import suite_of
 
 _BUDGETS = 49
-_SIZES_TO_TRY = 97
 _NO_BETTER = 1e-3  # of the loss: a crossover is found between budgets of a grid
 _MOST_SIZES = 200  # of a suite, that a frontier is looked for among
 
@@ -34,33 +32,6 @@ def frontier(law: MethodLaw, sizes_C: np.ndarray, flops_G: np.ndarray) -> tuple[
     if len(sizes_C) > _MOST_SIZES:
         sizes_C = sizes_C[np.linspace(0, len(sizes_C) - 1, _MOST_SIZES).astype(int)]
     return law.frontier(sizes_C, flops_G)
-
-
-def best_sizes(law: MethodLaw, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logarithms of the N with the least loss, whether or not a backbone has it: (G,) and (R, G).
-
-    It is looked for up to ``FARTHEST`` times beyond the sizes of the runs; NaN in the estimate where it is farther.
-    """
-    sizes = [row.parameters for row in law.observations]
-    log_C = np.linspace(np.log(min(sizes) / FARTHEST), np.log(max(sizes) * FARTHEST), _SIZES_TO_TRY)
-    step = log_C[1] - log_C[0]
-    tokens_GC = flops_G[:, None] / law.flops_per_token(np.exp(log_C))
-    sizes_GC = np.broadcast_to(np.exp(log_C), tokens_GC.shape)
-    rows_G = np.arange(len(flops_G))
-
-    def best(fit: Fit) -> np.ndarray:
-        loss_GC = np.log(fit.loss(sizes_GC.ravel(), tokens_GC.ravel())).reshape(tokens_GC.shape)
-        least_G = loss_GC.argmin(axis=1)
-        inner_G = np.clip(least_G, 1, len(log_C) - 2)
-        before_G, at_G, after_G = (loss_GC[rows_G, inner_G + shift] for shift in (-1, 0, 1))
-        bend_G = before_G - 2 * at_G + after_G
-        shift_G = np.where(bend_G > 0, 0.5 * (before_G - after_G) / np.where(bend_G > 0, bend_G, 1), 0)
-        found_G = log_C[inner_G] + step * np.clip(shift_G, -1, 1)
-        return np.asarray(np.where(least_G == inner_G, found_G, log_C[least_G]))
-
-    estimate_G, log_RG = law.replicates.quantity(best)
-    is_end_G = np.isclose(estimate_G, log_C[0]) | np.isclose(estimate_G, log_C[-1])
-    return np.where(is_end_G, np.nan, estimate_G), np.clip(log_RG, log_C[0], log_C[-1])
 
 
 def crossovers(laws: Sequence[MethodLaw]) -> list[Crossover]:

@@ -12,8 +12,9 @@ from embedlab.search.crossover import Crossover
 from embedlab.search.isoflop import isoflop_profiles
 from embedlab.search.method_laws import MethodLaw
 from embedlab.search.observations import Observation, runs_of
+from embedlab.search.optimum import best_sizes, has_best_size
 from embedlab.search.recipe import suite_of
-from embedlab.search.report.curves import best_sizes, budgets_of, crossovers, frontier
+from embedlab.search.report.curves import budgets_of, crossovers, frontier
 from embedlab.search.report.figure import Axis, Figure, Kind, Series
 from embedlab.search.uncertainty import quantiles
 
@@ -130,7 +131,7 @@ def _best(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> list[Figure]:
     for law in laws:
         number = colour[law.method]
         flops_G = budgets_of(laws)
-        if "alpha" not in law.fit.names or len({row.parameters for row in law.observations}) < 2:
+        if not has_best_size(law):
             without.append(f"{law.method}: all its runs have one size")
             continue
         log_G, log_RG = best_sizes(law, flops_G)

@@ -1,0 +1,98 @@
+"""The size and the amount of data that a law would choose if there were a backbone of every size.
+
+Names end in their axes:
+
+    R  replicates      G  budgets      C  sizes that are tried
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from embedlab.search.fitting import Fit
+from embedlab.search.method_laws import FARTHEST, MethodLaw
+from embedlab.search.uncertainty import Interval, quantiles
+
+_SIZES_TO_TRY = 97
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimum:
+    """What a budget is best spent on by one method, with 80 % intervals from the bootstrap.
+
+    Attributes:
+        method: its name.
+        parameters: N.
+        parameters_80: holds it.
+        tokens: D.
+        tokens_80: holds it.
+        tokens_per_parameter: D / N.
+        tokens_per_parameter_80: holds it.
+    """
+
+    method: str
+    parameters: float
+    parameters_80: Interval
+    tokens: float
+    tokens_80: Interval
+    tokens_per_parameter: float
+    tokens_per_parameter_80: Interval
+
+
+def optimum(law: MethodLaw, budget: float) -> Optimum | None:
+    """Of one budget, in FLOPs; None where the law has none within ``FARTHEST`` times the sizes of the runs."""
+    if not has_best_size(law):
+        return None
+    log_G, log_RG = best_sizes(law, np.array([budget]))
+    if np.isnan(log_G[0]):
+        return None
+    size, size_R = np.exp(log_G), np.exp(log_RG[:, 0])
+    tokens, tokens_R = (budget / law.flops_per_token(sizes) for sizes in (size, size_R))
+
+    def interval(values_R: np.ndarray) -> Interval:
+        low, high = np.exp(quantiles(np.log(values_R), 0.8))
+        return Interval(float(low), float(high))
+
+    return Optimum(
+        method=law.method,
+        parameters=float(size[0]),
+        parameters_80=interval(size_R),
+        tokens=float(tokens[0]),
+        tokens_80=interval(tokens_R),
+        tokens_per_parameter=float(tokens[0] / size[0]),
+        tokens_per_parameter_80=interval(tokens_R / size_R),
+    )
+
+
+def has_best_size(law: MethodLaw) -> bool:
+    """Whether its runs say what size is worth."""
+    return "alpha" in law.fit.names and len({row.parameters for row in law.observations}) > 1
+
+
+def best_sizes(law: MethodLaw, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logarithms of the N with the least loss, whether or not a backbone has it: (G,) and (R, G).
+
+    It is looked for up to ``FARTHEST`` times beyond the sizes of the runs; NaN in the estimate where it is farther.
+    """
+    sizes = [row.parameters for row in law.observations]
+    log_C = np.linspace(np.log(min(sizes) / FARTHEST), np.log(max(sizes) * FARTHEST), _SIZES_TO_TRY)
+    step = log_C[1] - log_C[0]
+    tokens_GC = flops_G[:, None] / law.flops_per_token(np.exp(log_C))
+    sizes_GC = np.broadcast_to(np.exp(log_C), tokens_GC.shape)
+    rows_G = np.arange(len(flops_G))
+
+    def best(fit: Fit) -> np.ndarray:
+        loss_GC = np.log(fit.loss(sizes_GC.ravel(), tokens_GC.ravel())).reshape(tokens_GC.shape)
+        least_G = loss_GC.argmin(axis=1)
+        inner_G = np.clip(least_G, 1, len(log_C) - 2)
+        before_G, at_G, after_G = (loss_GC[rows_G, inner_G + shift] for shift in (-1, 0, 1))
+        bend_G = before_G - 2 * at_G + after_G
+        shift_G = np.where(bend_G > 0, 0.5 * (before_G - after_G) / np.where(bend_G > 0, bend_G, 1), 0)
+        found_G = log_C[inner_G] + step * np.clip(shift_G, -1, 1)
+        return np.asarray(np.where(least_G == inner_G, found_G, log_C[least_G]))
+
+    estimate_G, log_RG = law.replicates.quantity(best)
+    is_end_G = np.isclose(estimate_G, log_C[0]) | np.isclose(estimate_G, log_C[-1])
+    return np.where(is_end_G, np.nan, estimate_G), np.clip(log_RG, log_C[0], log_C[-1])
