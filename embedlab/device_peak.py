@@ -8,26 +8,10 @@ from typing import NamedTuple
 
 import torch
 
+from embedlab.data_sheets import DATA_SHEETS
+
 _SECONDS = 0.2
 _SECONDS_A_TRIAL = 0.03
-
-# FLOP/s of dense matrix products, as the makers' data sheets give them: bfloat16 with float32 sums, TF32, float32. By
-# the driver's whole name: part of a device (MIG) or a kin of another speed (NVL, D, laptop) has that name and more.
-_A100 = (312e12, 156e12, 19.5e12)
-_H100_SXM = (989.4e12, 494.7e12, 66.9e12)
-_DATA_SHEETS: dict[str, tuple[float, float, float]] = {
-    "NVIDIA B200": (2250e12, 1125e12, 75e12),
-    "NVIDIA H200": _H100_SXM,
-    "NVIDIA H100 80GB HBM3": _H100_SXM,
-    "NVIDIA H100 PCIe": (756e12, 378e12, 51.2e12),
-    "NVIDIA A100-SXM4-40GB": _A100,
-    "NVIDIA A100-SXM4-80GB": _A100,
-    "NVIDIA A100-PCIE-40GB": _A100,
-    "NVIDIA A100 80GB PCIe": _A100,
-    "NVIDIA L40S": (362e12, 183e12, 91.6e12),
-    "NVIDIA L4": (121e12, 60e12, 30.3e12),
-    "NVIDIA GeForce RTX 4090": (165.2e12, 82.6e12, 82.6e12),
-}
 
 
 class Peak(NamedTuple):
@@ -57,9 +41,9 @@ def known_peak(name: str, dtype: torch.dtype) -> Peak | None:
     >>> known_peak("NVIDIA A100-SXM4-80GB", torch.bfloat16)
     Peak(flops_per_second=312000000000000.0, source='data sheet of NVIDIA A100-SXM4-80GB, bfloat16')
     """
-    if name not in _DATA_SHEETS:
+    if name not in DATA_SHEETS:
         return None
-    in_bfloat16, in_tf32, in_float32 = _DATA_SHEETS[name]
+    in_bfloat16, in_tf32, in_float32 = DATA_SHEETS[name]
     if dtype in (torch.bfloat16, torch.float16):
         return Peak(in_bfloat16, f"data sheet of {name}, bfloat16")
     if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":

@@ -58,12 +58,14 @@ class FlopMeter:
     Attributes:
         account: what is spent.
         profile: what the model costs; None before it is observed, and if it cannot be: then nothing is counted.
+        peak: FLOP/s of all devices together, at most; None before it is known.
         is_complete: whether the account holds the whole run: not after a resume from a checkpoint without counts.
     """
 
     def __init__(self) -> None:
         self.account = FlopAccount()
         self.profile: FlopProfile | None = None
+        self.peak: float | None = None
         self.is_complete = True
         self._execution: ExecutionCost | None = None
         self._summed: tuple[distributed.Work, torch.Tensor] | None = None  # executed FLOPs and padded tokens of a step

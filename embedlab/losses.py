@@ -148,6 +148,14 @@ class ContrastiveLoss(nn.Module, ABC):
         else:  # no buffer, since casting the module to bfloat16 would round it
             self.log_scale = torch.tensor(log_scale, dtype=torch.float64)
 
+    def extra_repr(self) -> str:
+        """The options, the temperature as it is now."""
+        learnable = isinstance(self.log_scale, nn.Parameter)
+        return (
+            f"temperature={math.exp(-float(self.log_scale)):.6g}, learnable_temperature={learnable}, "
+            f"mask_identical={self.mask_identical}, false_negative_margin={self.false_negative_margin}"
+        )
+
     @property
     @abstractmethod
     def terms(self) -> tuple[Term, ...]:

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = [
     ["errors"],
-    ["flops", "device_peak", "pooling", "losses", "metrics", "schedule"],
-    ["method", "chunking", "parser"],
+    ["flops", "data_sheets", "pooling", "losses", "metrics", "schedule"],
+    ["method", "chunking", "parser", "device_peak"],
     ["encoder", "replay", "registry", "flop_observer", "method_key", "meta_device"],
     ["backbone", "flop_profile"],
     ["flop_execution", "memory_estimate"],
@@ -34,7 +34,11 @@ LEVELS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # What stands beside the levels: the public names, the contract for plugin authors, and the torch-free search.
-SPECIAL = {"__init__": set(LEVEL), "testing": {"errors", "method", "registry"}, "search": {"errors", "flops"}}
+SPECIAL = {
+    "__init__": set(LEVEL),
+    "testing": {"errors", "method", "registry"},
+    "search": {"errors", "flops", "data_sheets"},
+}
 MAY_IMPORT_SEARCH = {"callbacks", "cli"}
 PLUGIN_MAY_IMPORT = {"embedlab.method", "embedlab.flops", "embedlab.errors"}
 

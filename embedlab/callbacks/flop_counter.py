@@ -41,7 +41,7 @@ class FlopCounter(Callback):
         if profile is None:
             return
         peak = self._stated or device_peak(pl_module.device, _dtype(trainer, pl_module))
-        self._peak = trainer.world_size * peak.flops_per_second
+        self._peak = pl_module.flop_meter.peak = trainer.world_size * peak.flops_per_second
         self._before = (account.algorithmic, account.executed)
         if trainer.is_global_zero:
             print(

@@ -16,7 +16,8 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from embedlab.errors import ConfigError
+from embedlab.data_sheets import DATA_SHEETS
+from embedlab.errors import ConfigError, suggestion
 from embedlab.search.crossover import Crossover, crossover
 from embedlab.search.method_laws import FARTHEST, MethodLaw, laws_of
 from embedlab.search.observations import Observation, by_method, with_best_learning_rates
@@ -29,6 +30,10 @@ from embedlab.search.uncertainty import Interval
 
 _WIDTH = 150  # where there is no terminal that has one
 _MOST_ROWS = 10
+_DEVICE = (
+    "To train on, for the hours: its name as the driver gives it (its data sheet's bfloat16 peak), or its peak in "
+    "FLOP/s. It is taken to be used to the same share as the device of the runs, which is the default."
+)
 
 
 def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
@@ -37,6 +42,7 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     parser.add_argument("--budget", nargs="+", type=float, required=True, help="FLOPs; several give several recipes.")
     parser.add_class_arguments(Constraints)
     parser.add_argument("--extrapolate", action="store_true", help="Answer beyond 10 times the largest run, too.")
+    parser.add_argument("--device", metavar="NAME", help=_DEVICE)
     parser.add_argument("--output", metavar="FOLDER", help="Write each recipe there, for `embedlab fit --config`.")
     add_fitting(parser)
     parser.add_argument("--json", action="store_true", help="Print JSON in place of a table.")
@@ -46,7 +52,10 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     laws, refused = laws_of(by_method(observations), num_replicates=options.replicates)
     if options.share_irreducible_loss:
         laws = share_irreducible_loss(laws, num_replicates=options.replicates)
-    answers = [recipe(laws, budget, constraints, extrapolate=options.extrapolate) for budget in options.budget]
+    peak = None if options.device is None else _peak_of(options.device, observations)
+    answers = [
+        recipe(laws, budget, constraints, extrapolate=options.extrapolate, peak=peak) for budget in options.budget
+    ]
     optima_of_answers = [[found for law in laws if (found := optimum(law, budget))] for budget in options.budget]
     crossovers = _crossovers(laws)
     written = _written(Path(options.output), answers, laws) if options.output else []
@@ -80,6 +89,27 @@ def _with_null_for_infinity(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_with_null_for_infinity(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _peak_of(device: str, observations: Sequence[Observation]) -> float:
+    """FLOP/s of a device that is named, or of which they are stated."""
+    if not any(row.utilisation for row in observations):
+        raise ConfigError(
+            f"--device {device}: no run says how much of its device's peak it used, so the hours on another are not "
+            "known. Leave --device out."
+        )
+    if device in DATA_SHEETS:
+        return DATA_SHEETS[device][0]
+    try:
+        peak = float(device)
+    except ValueError:
+        peak = math.nan
+    if not (math.isfinite(peak) and peak > 0):
+        raise ConfigError(
+            f"--device is '{device}'. Expected FLOP/s, or one of {', '.join(DATA_SHEETS)}."
+            + suggestion(device, DATA_SHEETS)
+        )
+    return peak
 
 
 def _crossovers(laws: Sequence[MethodLaw]) -> list[Crossover]:

@@ -34,6 +34,7 @@ class Observation:
         learning_rate: peak; None where it is not known.
         pairs: seen in training; None where it is not known.
         seconds: of training; None where it is not known.
+        utilisation: of the device's peak, by ``flops``; None where it is not known.
         memory_bytes: of a device, at its peak; None where it is not known.
         folder: of the run, with its configuration; None if it is somebody else's.
         left_out: why no law is fitted to it; None if one is.
@@ -51,6 +52,7 @@ class Observation:
     learning_rate: float | None = None
     pairs: float | None = None
     seconds: float | None = None
+    utilisation: float | None = None
     memory_bytes: float | None = None
     folder: str | None = None
     left_out: str | None = None
@@ -86,12 +88,19 @@ def of_records(records: Iterable[RunRecord], folders: Iterable[Path] | None = No
             learning_rate=record.learning_rate,
             pairs=float(record.pairs),
             seconds=record.seconds,
+            utilisation=_utilisation(record),
             memory_bytes=record.peak_memory_bytes,
             folder=folder,
             left_out=record.left_out,
         )
         for record, folder in zip(records, of_record, strict=True)
     ]
+
+
+def _utilisation(record: RunRecord) -> float | None:
+    if record.peak_flops_per_second is None or not record.seconds:
+        return None
+    return record.flops_algorithmic / (record.seconds * record.peak_flops_per_second)
 
 
 def _written(options: Mapping[str, Any]) -> str:

@@ -68,7 +68,7 @@ class Configuration:
         learning_rate: of the best run of this method on the backbone that is nearest; None where no run says.
         pairs: seen; None where no run says how long one is.
         epochs: over the unique pairs; None where that is not known.
-        hours: on the device of the runs; None where no run says.
+        hours: on the device that was named, or on that of the runs; None where no run says.
         memory_bytes: of that device; None where no run says.
     """
 
@@ -114,7 +114,12 @@ class Recipe:
 
 
 def recipe(
-    laws: Sequence[MethodLaw], budget: float, constraints: Constraints | None = None, *, extrapolate: bool = False
+    laws: Sequence[MethodLaw],
+    budget: float,
+    constraints: Constraints | None = None,
+    *,
+    extrapolate: bool = False,
+    peak: float | None = None,
 ) -> Recipe:
     """The best configurations for a budget.
 
@@ -123,6 +128,7 @@ def recipe(
         budget: FLOPs.
         constraints: that limit the choice.
         extrapolate: answer beyond ``FARTHEST`` times the largest run, too.
+        peak: FLOP/s of another device than that of the runs, of which a run uses the same share.
 
     Raises:
         ConfigError: if the budget is no number above 0 or too far beyond the runs, or nothing meets the constraints.
@@ -147,7 +153,7 @@ def recipe(
     possible: list[Configuration] = []
     for law in laws:
         for backbone, parameters in suite:
-            configuration = _configuration(law, backbone, parameters, budget, constraints)
+            configuration = _configuration(law, backbone, parameters, budget, constraints, peak)
             if per_pair is not None and configuration.tokens > 0:
                 pairs = configuration.tokens / per_pair
                 epochs = None if constraints.unique_pairs is None else pairs / constraints.unique_pairs
@@ -180,7 +186,7 @@ def suite_of(laws: Sequence[MethodLaw]) -> list[tuple[str, float]]:
 
 
 def _configuration(
-    law: MethodLaw, backbone: str, parameters: float, budget: float, constraints: Constraints
+    law: MethodLaw, backbone: str, parameters: float, budget: float, constraints: Constraints, peak: float | None
 ) -> Configuration:
     serving = 2 * parameters * (constraints.serve_tokens or 0.0)
     flops = max(0.0, budget - serving)
@@ -193,7 +199,10 @@ def _configuration(
         key=lambda row: (_distance(row.flops, budget), row.loss),
         default=None,
     )
-    speed = by_size(law.observations, parameters, lambda row: row.flops / row.seconds if row.seconds else None)
+    if peak is None:
+        speed = by_size(law.observations, parameters, lambda row: row.flops / row.seconds if row.seconds else None)
+    else:
+        speed = by_size(law.observations, parameters, lambda row: row.utilisation and row.utilisation * peak)
     memory = [row.memory_bytes for row in law.observations if row.backbone == backbone and row.memory_bytes]
     return Configuration(
         method=law.method,

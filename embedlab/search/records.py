@@ -47,6 +47,8 @@ class RunRecord:
         run_id: unique.
         status: how it ended; only a finished run is fitted.
         backbone: path or id.
+        backbone_options: how it was loaded and pooled, where that changes what it learns: the direction of attention,
+            the type of the weights, pooling.
         random_weights: whether it began from fresh ones in place of pre-trained ones.
         method: class of the fine-tuning method.
         method_options: its arguments.
@@ -62,6 +64,7 @@ class RunRecord:
         unique_pairs: different ones among them.
         batch_size: pairs a step.
         max_length: tokens of a text, at most.
+        training_loss: class and arguments of the loss that was trained with, as written.
         learning_rate: peak.
         schedule: class and arguments, as written.
         seed: of everything.
@@ -75,6 +78,7 @@ class RunRecord:
         seconds: of training, evaluation left out.
         peak_memory_bytes: allocated on the first rank's GPU; on the CPU, resident in its process.
         device: its name, and how many.
+        peak_flops_per_second: of all of them, by their data sheet or as measured; None where it is not known.
         versions: of packages.
         git_revision: of the working directory, where there is one.
         parent_run_id: the first run of the family, where this one went on from a checkpoint of another.
@@ -85,6 +89,7 @@ class RunRecord:
     run_id: str
     status: Status
     backbone: str
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
     random_weights: bool = False
     method: str
     method_options: Mapping[str, Any] = field(default_factory=dict)
@@ -99,6 +104,7 @@ class RunRecord:
     unique_pairs: int
     batch_size: int
     max_length: int
+    training_loss: str | None = None
     learning_rate: float
     schedule: str
     seed: int
@@ -112,6 +118,7 @@ class RunRecord:
     seconds: float
     peak_memory_bytes: int | None = None
     device: str
+    peak_flops_per_second: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     git_revision: str | None = None
     parent_run_id: str | None = None

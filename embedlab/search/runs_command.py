@@ -126,9 +126,10 @@ def _export(records: Sequence[RunRecord], output: Path, file_format: str) -> Non
     rows = [{**dict(_flat(asdict(record))), "family": record.family} for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: _of_one_type([row.get(name) for row in rows]) for name in names}
+    unfinished = output.with_name(f"{output.name}.unfinished")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("xb") as file:
+        with unfinished.open("wb") as file:
             if file_format == "parquet":
                 import pyarrow  # a slow import that the other commands do without
                 import pyarrow.parquet
@@ -136,7 +137,9 @@ def _export(records: Sequence[RunRecord], output: Path, file_format: str) -> Non
                 pyarrow.parquet.write_table(pyarrow.table(columns), file)
             else:
                 file.write(_as_csv(columns).encode())
+        unfinished.replace(output)
     except OSError as error:
+        unfinished.unlink(missing_ok=True)
         raise ConfigError(f"{output} could not be written: {error}. Choose another file with --output.") from error
     print(f"Wrote {len(rows)} runs to {output}.")
 

@@ -24,7 +24,7 @@ from runs import error_of, fit, scalars, start_fit, start_ranks, write_config, w
 
 HELD_OUT = {"validation_fraction": 0.3}
 EVERY_STEP = ["--checkpoint.every_n_steps", "1"]
-AS_OF_ITS_OWN = {"run_id", "peak_memory_bytes", "seconds"}
+AS_OF_ITS_OWN = {"peak_flops_per_second", "run_id", "peak_memory_bytes", "seconds"}
 
 
 class SteppedTime(Callback):
@@ -104,6 +104,9 @@ def test_a_finished_run_has_a_record_that_agrees_with_its_checkpoint(
     assert record.nonembedding_parameters < record.parameters
     assert (record.batch_size, record.max_length, record.learning_rate, record.seed) == (5, 32, 1e-2, 1)
     assert record.schedule == "WarmupCosine(warmup=0.1, final=0.0)"
+    assert record.training_loss is not None and record.training_loss.startswith("SymmetricInfoNCE(temperature=0.025, ")
+    assert record.backbone_options == {"attention_direction": "causal", "dtype": "float32", "pooling": "mean"}
+    assert record.peak_flops_per_second is not None and record.peak_flops_per_second > 1e8
     assert record.metrics == saved["evaluation"]
     assert record.loss == saved["evaluation"]["validation/pairs/loss"]
     assert record.loss_standard_error == saved["evaluation"]["validation/pairs/loss_standard_error"]
@@ -240,7 +243,7 @@ def test_two_ranks_write_one_record_of_both(tmp_path: Path) -> None:
     (one,), (two,) = records_of(tmp_path / "one"), records_of(tmp_path / "two")
     assert two.device == "cpu x 2"
     assert two.metrics == pytest.approx(one.metrics, rel=1e-5)
-    measured = {"device", "metrics", "loss", "loss_standard_error"}
+    measured = {"device", "peak_flops_per_second", "metrics", "loss", "loss_standard_error"}
     left, right = comparable(one), comparable(two)
     assert {name for name in left if left[name] != right[name]} <= measured
 

@@ -16,6 +16,7 @@ def record(number: int = 0, **values: Any) -> RunRecord:
             run_id=f"run-{number}",
             status="finished",
             backbone="ladder:r0",
+            backbone_options={"pooling": "mean"},
             method="LoRA",
             method_options={"rank": 8},
             parameters=281_152,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from embedlab.cli import main
-from embedlab.search.records import FILE
+from embedlab.search.records import FILE, write_record
 from run_records import record
 from runs import error_of
 from tables import PUBLISHED, TRUTHS, made, needs_shared
@@ -96,6 +96,27 @@ def test_ten_thousand_records_are_answered_in_a_minute(tmp_path: Path, capsys: p
     main(["recipe", "--runs", str(tmp_path), "--budget", "1e18"])
     assert time.process_time() - start < 60
     assert number == 9_999 and "full is better at small budgets, lora at large ones" in capsys.readouterr().out
+
+
+def test_the_device_is_named_or_its_peak_is_stated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for number, (size, tokens) in enumerate(product(np.geomspace(1e6, 1e8, 4), np.geomspace(1e7, 1e9, 4))):
+        loss = float(true_loss("full", size, tokens))
+        counts = {"tokens": int(tokens), "pairs": int(tokens) // 80, "unique_pairs": int(tokens) // 80, "loss": loss}
+        flops = {"flops_algorithmic": int(6 * size * tokens), "seconds": 6 * size * tokens / 1e12}
+        sizes = {"nonembedding_parameters": int(size), "backbone": f"{size:.2g}", "run_id": str(number)}
+        write_record(record(peak_flops_per_second=5e12, **counts, **flops, **sizes), tmp_path / str(number))
+
+    def hours(*options: str) -> float:
+        report = answered(capsys, "--runs", str(tmp_path), "--budget", "1e17", *options)
+        found: float = report["recipes"][0]["configurations"][0]["hours"]
+        return found
+
+    assert hours() == pytest.approx(1e17 / 1e12 / 3600)
+    assert hours("--device", "50e12") == pytest.approx(hours() / 10)
+    assert hours("--device", "NVIDIA L4") == pytest.approx(hours() * 5 / 121)
+    options = ["recipe", "--runs", str(tmp_path), "--budget", "1e17", "--device"]
+    assert "Did you mean 'NVIDIA L4'?" in error_of(capsys, [*options, "NVIDIA L5"])
+    assert "--device is '-1'. Expected FLOP/s" in error_of(capsys, [*options, "-1"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,23 @@
+"""What the makers' data sheets say of devices, for whoever plans without one at hand."""
+
+from __future__ import annotations
+
+_A100 = (312e12, 156e12, 19.5e12)
+_H100_SXM = (989.4e12, 494.7e12, 66.9e12)
+DATA_SHEETS: dict[str, tuple[float, float, float]] = {
+    "NVIDIA B200": (2250e12, 1125e12, 75e12),
+    "NVIDIA H200": _H100_SXM,
+    "NVIDIA H100 80GB HBM3": _H100_SXM,
+    "NVIDIA H100 PCIe": (756e12, 378e12, 51.2e12),
+    "NVIDIA A100-SXM4-40GB": _A100,
+    "NVIDIA A100-SXM4-80GB": _A100,
+    "NVIDIA A100-PCIE-40GB": _A100,
+    "NVIDIA A100 80GB PCIe": _A100,
+    "NVIDIA L40S": (362e12, 183e12, 91.6e12),
+    "NVIDIA L4": (121e12, 60e12, 30.3e12),
+    "NVIDIA GeForce RTX 4090": (165.2e12, 82.6e12, 82.6e12),
+}
+"""FLOP/s of dense matrix products: bfloat16 with float32 sums, TF32, float32.
+
+By the driver's whole name: part of a device (MIG) or a kin of another speed (NVL, D, laptop) has that name and more.
+"""
