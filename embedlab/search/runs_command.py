@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
@@ -139,7 +140,8 @@ def _export(records: Sequence[RunRecord], output: Path, file_format: str) -> Non
                 file.write(_as_csv(columns).encode())
         unfinished.replace(output)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that is none has no such file either
+            unfinished.unlink(missing_ok=True)
         raise ConfigError(f"{output} could not be written: {error}. Choose another file with --output.") from error
     print(f"Wrote {len(rows)} runs to {output}.")
 
