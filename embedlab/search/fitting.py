@@ -25,7 +25,7 @@ from embedlab.search.laws import Law, Points
 HUBER_DELTA = 1e-3
 """In log loss. Residuals above it count by their size, not by its square; of runs without noise, all are below it."""
 
-_NUM_STARTS = 16
+NUM_STARTS = 16
 _ROUGH_RUNS = 250  # that the starts descend on; the best end goes on with all
 # Relative changes of the objective at which a descent ends: of each start, by method, and of the best.
 _ROUGH_SQUARES, _ROUGH_HUBER, _EXACT = 1e-9, 1e-9, 1e-15
@@ -178,6 +178,7 @@ def fit(
     in_log: bool = True,
     weights_P: np.ndarray | None = None,
     starts: Sequence[np.ndarray] | None = None,
+    num_starts: int = NUM_STARTS,
     fixed: Mapping[int, float] | None = None,
     tolerance: float = _EXACT,
 ) -> Fit:
@@ -191,6 +192,7 @@ def fit(
         weights_P: of each run; 1 by default.
         starts: vectors like ``Fit.theta_K`` of the same runs; by default from the law's shapes, the coefficients
             by non-negative least squares (variable projection).
+        num_starts: that are made where none are given.
         fixed: entries of ``Fit.theta_K`` that are not fitted.
         tolerance: relative change of the objective at which the last descent ends.
 
@@ -203,7 +205,7 @@ def fit(
     points = _points(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P, centre_N, centre_D)
     weights_P = np.ones(len(runs)) if weights_P is None else weights_P
     bounds = _bounds(law, float(log_loss_P.mean()))
-    starts = _starts(law, points, runs.loss_P) if starts is None else starts
+    starts = _starts(law, points, runs.loss_P, num_starts) if starts is None else starts
 
     fixed = {} if fixed is None else fixed
     free_F = [number for number in range(len(bounds)) if number not in fixed]
@@ -342,7 +344,7 @@ def _bounds(law: Law, log_loss: float) -> list[tuple[float, float]]:
     return [*(of_coefficients for _ in law.coefficients), *((shape.low, shape.high) for shape in law.shapes)]
 
 
-def _starts(law: Law, points: Points, loss_P: np.ndarray) -> list[np.ndarray]:
+def _starts(law: Law, points: Points, loss_P: np.ndarray, num_starts: int) -> list[np.ndarray]:
     """For each combination of shapes the coefficients by least squares; with few of those, for some constants too.
 
     Of them those that are nearest to the losses.
@@ -350,7 +352,7 @@ def _starts(law: Law, points: Points, loss_P: np.ndarray) -> list[np.ndarray]:
     grid = [np.array(values) for values in product(*(shape.starts for shape in law.shapes))]
     constants: list[float | None] = [None, 0.9, 0.5, 0.1]
     starts = []
-    for constant in constants[: -(-_NUM_STARTS // len(grid))]:
+    for constant in constants[: -(-num_starts // len(grid))]:
         for shape_S in grid:
             basis_TP = np.exp(law.terms(shape_S, points).log_TP)
             if constant is None:
@@ -363,4 +365,4 @@ def _starts(law: Law, points: Points, loss_P: np.ndarray) -> list[np.ndarray]:
             starts.append(np.concatenate([np.log(np.maximum(coefficients_T, floor)), shape_S]))
     log_loss_P = np.log(loss_P)
     starts.sort(key=lambda theta_K: float(np.abs(_log_loss(law, theta_K, points)[0] - log_loss_P).sum()))
-    return starts[:_NUM_STARTS]
+    return starts[:num_starts]

@@ -23,7 +23,7 @@ def share_inside(name: str, num_budgets: int) -> dict[float, list[bool]]:
         budget_P = runs_of(rows).budget_P
         is_held_out_P = budget_P <= np.unique(budget_P)[num_budgets - 1]
         held_out = [row for row, is_out in zip(rows, is_held_out_P, strict=True) if is_out]
-        law = law_of(method, [row for row in rows if row not in held_out], num_replicates=30)
+        law = law_of(method, [row for row in rows if row not in held_out], num_replicates=60)
         sizes_C, tokens_C = (np.array([getattr(row, what) for row in held_out]) for what in ("parameters", "tokens"))
         _, log_RC = law.log_losses(sizes_C, tokens_C)
         log_loss_C = np.log([row.loss for row in held_out])
@@ -46,5 +46,6 @@ def test_the_stated_interval_covers_the_largest_budgets_of_a_public_table(name: 
 def test_intervals_cover_the_public_tables_largest_budgets_about_as_often_as_they_say() -> None:
     found = [share_inside(name, number) for name in COLUMNS for number in HELD_OUT]
     share_80, share_95 = (np.mean([one for inside in found for one in inside[level]]) for level in (0.8, 0.95))
-    assert 0.75 < share_80 < 0.9, "0.81 of 108 runs when this was written"
-    assert share_95 > 0.88, "0.91"
+    # Fewer runs are different: the largest is held out three times, and what is off is off for many.
+    assert 0.72 < share_80 < 0.88, "0.80 of 108 runs when this was written"
+    assert share_95 > 0.9, "0.96"
