@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parent / "results"
 SHARED = Path("../shared/data")
 WORK = Path("runs/real_text")
 RATES = (1e-3, 3e-3, 1e-2)
-PROBE_STEPS = 60
+PROBE_STEPS = 20
 CONTROL = "full, random weights"
 ARMS: dict[str, list[str]] = {
     "full": [],
@@ -78,6 +78,10 @@ def command(arm: str, rate: float, output: Path) -> list[str]:
     return [*words, *ARMS[arm], "--model.optimizer.learning_rate", str(rate), "--output", str(output)]
 
 
+def folder_of(arm: str) -> str:
+    return arm.replace(", ", "-").replace(" ", "_")
+
+
 def run(words: list[str], output: Path, finished: Path) -> None:
     if finished.exists():
         return
@@ -88,7 +92,7 @@ def run(words: list[str], output: Path, finished: Path) -> None:
 
 def probe(arm: str, rate: float) -> float:
     """The held-out loss after a short run."""
-    output = WORK / "probes" / f"{arm.replace(', ', '-').replace(' ', '_')}-{rate}"
+    output = WORK / "probes" / f"{folder_of(arm)}-{rate}"
     words = [*command(arm, rate, output), "--trainer.max_steps", str(PROBE_STEPS), "--data.sts", "[]"]
     words += ["--data.retrieval", "[]", "--trainer.num_sanity_val_steps", "0"]
     result = output / "probe.json"
@@ -102,17 +106,18 @@ def probe(arm: str, rate: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="only train these, and print no table")
+    only = parser.parse_args().arms
     if not (WORK / "data" / "qrels.tsv").exists():
         prepare(WORK / "data")
     rows: dict[str, dict[str, float]] = {}
     chosen: dict[str, Any] = {}
     commands = []
-    for arm in ARMS:
+    for arm in only or ARMS:
         losses = {rate: probe(arm, rate) for rate in RATES}
         rate = min(losses, key=lambda rate: losses[rate])
         chosen[arm] = {"learning_rate": rate, "probes": losses}
-        output = WORK / arm.replace(", ", "-").replace(" ", "_")
+        output = WORK / f"{folder_of(arm)}-{rate}"
         words = [*command(arm, rate, output), "--trainer.callbacks.class_path", "ComparisonTable"]
         commands.append(" ".join(words))
         run(words, output, output / "results.json")
@@ -121,6 +126,8 @@ def main() -> None:
         rows[arm] = result["after training"]
         if arm == "full":
             rows["BM25"] = result["BM25"]
+    if only:
+        return
     result = {
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{platform.machine()}, {os.environ.get('OMP_NUM_THREADS', os.cpu_count())} CPU threads",

@@ -227,6 +227,7 @@ def _print_recipe(console: Console, answer: Recipe, optima: Sequence[Optimum]) -
     for name in ("N", "tokens", "loss", "80 %", "95 %", "best with"):
         table.add_column(name, justify="right")
     optional = {"pairs": "pairs", "epochs": "epochs", "learning rate": "learning_rate", "hours": "hours"}
+    optional |= {"GiB": "memory_bytes"}
     shown = {title: name for title, name in optional.items() if getattr(best, name) is not None}
     for title in shown:
         table.add_column(title, justify="right")
@@ -235,9 +236,9 @@ def _print_recipe(console: Console, answer: Recipe, optima: Sequence[Optimum]) -
         cells = [f"{one.parameters:.3g}", f"{one.tokens:.3g}", f"{one.loss:.4g}"]
         cells += [f"{low:.4g} to {high:.4g}" for low, high in (one.interval_80, one.interval_95)]
         cells.append(f"{one.probability_best:.0%}")
-        for name in shown.values():
+        for title, name in shown.items():
             value = getattr(one, name)
-            cells.append("–" if value is None else f"{value:.3g}")
+            cells.append("–" if value is None else f"{value / (2**30 if title == 'GiB' else 1):.3g}")
         table.add_row(one.method, one.backbone, *cells)
     console.print(table)
     count = len(alike)
