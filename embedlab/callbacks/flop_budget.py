@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from embedlab.callbacks.run_record import RunRecorder
 from embedlab.callbacks.step_clock import TimeLeft
 from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError
@@ -98,6 +99,11 @@ class FlopBudget(Callback):
         data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
         account, profile = pl_module.flop_meter.account, pl_module.flop_meter.profile
         assert profile is not None, "with a budget, what cannot be observed is an error"
+        if account.is_spent and self._lacks_its_record(trainer, pl_module):
+            trainer.should_stop = True  # it was killed in its last validation, which is all that is left to do
+            if trainer.is_global_zero:
+                print(f"The budget of {self.flops:g} FLOPs is spent, and the run is evaluated for its record.")
+            return
         if account.is_spent:
             raise ConfigError(
                 f"The checkpoint has spent {account.algorithmic:.4g} FLOPs, and the budget is {self.flops:g}. Raise "
@@ -126,6 +132,10 @@ class FlopBudget(Callback):
                 f"steps of {data.batch_size}, {epochs:.3g} epochs of {pairs:,} pairs."
                 + (f" {account.algorithmic:.4g} of it are spent." if account.algorithmic else "")
             )
+
+    def _lacks_its_record(self, trainer: Trainer, module: EmbeddingModule) -> bool:
+        recorders = [one for one in trainer.callbacks if isinstance(one, RunRecorder)]  # type: ignore[attr-defined]
+        return any(one.is_owed(trainer, module) for one in recorders)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets the clock go on: validation is no training."""

@@ -56,6 +56,8 @@ class RunRecorder(Callback):
         self._device: torch.device | None = None  # None until training begins
         self._git_revision: str | None = None
         self._evaluated_step = -1
+        self._steps_taken = 0  # by this process
+        self._lacks_its_record = False
         self._is_written = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,7 +96,9 @@ class RunRecorder(Callback):
         Raises:
             RecordError: if a record in the run's folder cannot be read.
         """
+        assert isinstance(pl_module, EmbeddingModule)
         self._device = pl_module.device
+        self._lacks_its_record = self.is_owed(trainer, pl_module)
         if trainer.is_global_zero:
             self._git_revision = _git_revision()
             if self.run_id is None:
@@ -111,6 +115,16 @@ class RunRecorder(Callback):
             return True
         return self.run_id in {record.run_id for record in Ledger([folder]).records()}
 
+    def is_owed(self, trainer: Trainer, module: EmbeddingModule) -> bool:
+        """Whether the run that a checkpoint goes on with has no record, and would have one if it ended here.
+
+        Raises:
+            RecordError: if a record in the run's folder cannot be read.
+        """
+        if self.run_id is None or trainer.ckpt_path is None or self._why_not(module, is_evaluated=True) is not None:
+            return False
+        return not self._goes_on_from_another(trainer)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock again: validation is no training."""
         self._clock.start()
@@ -122,11 +136,31 @@ class RunRecorder(Callback):
     ) -> None:
         """Counts the time of the step."""
         self.seconds += self._clock.lap()
+        self._steps_taken += 1
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records the finished run, after its last validation."""
         assert isinstance(pl_module, EmbeddingModule)
-        self._write(trainer, pl_module, "finished")
+        self._finish(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Records a run of which nothing was left to train, but whose record was missing."""
+        assert isinstance(pl_module, EmbeddingModule)
+        if self._device is None and self.is_owed(trainer, pl_module):
+            self._device, self._lacks_its_record = pl_module.device, True
+            self._git_revision = _git_revision() if trainer.is_global_zero else None
+            self._finish(trainer, pl_module)
+
+    def _finish(self, trainer: Trainer, module: EmbeddingModule) -> None:
+        """Evaluates a run that was killed in its last validation, which Lightning does not repeat, and records it."""
+        is_evaluated = self._evaluated_step == trainer.global_step
+        if self._lacks_its_record and self._steps_taken == 0 and not is_evaluated:
+            validation = trainer.fit_loop.epoch_loop.val_loop
+            validation.restarting = False  # all of it, whatever had been done when the checkpoint was written
+            trainer.validating = True
+            validation.run()
+            trainer.training = True
+        self._write(trainer, module, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Records a run that diverged or failed; one that is interrupted (Ctrl-C, SIGTERM) is to go on."""

@@ -56,6 +56,14 @@ class Divergence(Callback):
                 next(p for p in module.parameters() if p.requires_grad).fill_(math.inf)
 
 
+class KillInLastValidation(Callback):
+    """Ends the process where the last step is taken and saved, and the run is about to be evaluated."""
+
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.should_stop or trainer.global_step == 24:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def of_callback(callback: type[Callback]) -> list[str]:
     return ["--trainer.callbacks+", f"{__name__}.{callback.__name__}"]
 
@@ -158,6 +166,25 @@ def test_a_killed_run_goes_on_to_the_record_of_an_undisturbed_one(tmp_path: Path
     steps = checkpoint_of(killed)["global_step"] - before["global_step"]
     assert record.run_id == kept["run_id"] != whole.run_id
     assert kept["seconds"] > 0 and record.seconds == pytest.approx(kept["seconds"] + 10 * steps)
+
+
+@pytest.mark.parametrize("ends_by", ["budget", "steps", "epochs"])
+def test_a_run_that_was_killed_in_its_last_validation_has_its_record_when_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ends_by: str
+) -> None:
+    config = write_config(tmp_path, **HELD_OUT)
+    end = {"budget": ["--budget", "3e8"], "steps": ["--trainer.max_steps", "5"], "epochs": []}[ends_by]
+    fit(config, "--output", str(tmp_path / "undisturbed"), *end)
+    (whole,) = records_of(tmp_path / "undisturbed")
+    process = start_fit(config, *end, *EVERY_STEP, *of_callback(KillInLastValidation))
+    process.printed()
+    assert process.exitcode == -signal.SIGKILL and records_of(tmp_path / "run") == []
+    assert checkpoint_of(tmp_path / "run")["global_step"] == whole.pairs / 5
+    fit(config, *end, "--ckpt_path", "last")
+    (record,) = records_of(tmp_path / "run")
+    assert comparable(record) == comparable(whole)
+    if ends_by == "budget":
+        assert "has spent" in error_of(capsys, ["fit", "--config", str(config), *end, "--ckpt_path", "last"])
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
