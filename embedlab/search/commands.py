@@ -150,7 +150,14 @@ def _law_as_dict(law: MethodLaw) -> dict[str, Any]:
         "weakly_identified": law.weakly_identified,
         "largest_flops": law.largest_flops,
         "held_out": [asdict(held) for held in law.choices[0].hold_outs],
-        "tried": [{"law": type(choice.law).__name__, "held_out_error": choice.error} for choice in law.choices],
+        "tried": [
+            {
+                "law": type(choice.law).__name__,
+                "shares_irreducible_loss": choice.shares_irreducible_loss,
+                "held_out_error": choice.error,
+            }
+            for choice in law.choices
+        ],
     }
 
 
@@ -177,6 +184,19 @@ def _print_laws(
             + ".",
             highlight=False,
         )
+        shared = law.choices[0]
+        if shared.shares_irreducible_loss and np.isfinite(shared.error):
+            console.print(
+                f"{law.method}: off by {shared.error:.2%} in the hold-outs with the E of all methods, and by "
+                f"{law.choices[1].error:.2%} with its own.",
+                highlight=False,
+            )
+        sizes = {row.parameters for row in law.observations}
+        if len(sizes) == 1:
+            console.print(
+                f"{law.method}: all its runs have one size, {min(sizes):.3g}, so its law says nothing of any other.",
+                highlight=False,
+            )
         if not law.held_out_error:
             console.print(
                 f"{law.method}: no budget could be held out, so its intervals hold the noise of the runs only."
@@ -242,11 +262,13 @@ def _print_recipe(console: Console, answer: Recipe, optima: Sequence[Optimum]) -
         table.add_row(one.method, one.backbone, *cells)
     console.print(table)
     count = len(alike)
-    told = "The first is the only one" if count == 1 else f"These {min(count, _MOST_ROWS)} of {count}"
-    if count > 1:
-        console.print(f"{told} cannot be told apart from the best, which is the first.", highlight=False)
+    if len(answer.configurations) == 1:
+        told = "It is the only one there is."
+    elif count == 1:
+        told = "The first is the only one that the runs leave: every other is worse with nine chances in ten."
     else:
-        console.print(f"{told} that the runs leave: every other is worse with nine chances in ten.", highlight=False)
+        told = f"These {min(count, _MOST_ROWS)} of {count} cannot be told apart from the best, which is the first."
+    console.print(told, highlight=False)
     for found in optima:
         (fewest, most), (least, largest) = found.tokens_80, found.parameters_80
         (low, high) = found.tokens_per_parameter_80

@@ -19,6 +19,7 @@ AMOUNTS = "columns"
 """For ``Columns.tokens``: the columns whose names are numbers, whose cells are losses."""
 
 _FEWEST_PARAMETERS = 1e4  # of a language model, its tables left out
+_FEWEST_TOKENS = 1e4  # of a training run
 
 
 UNNAMED = "all runs"
@@ -55,7 +56,7 @@ def read_table(path: Path, columns: Columns) -> list[Observation]:
     """One observation a row of a CSV or TSV file, gzipped or not; what cannot be fitted is left out with its reason.
 
     Raises:
-        RecordError: if the file cannot be read, lacks a column, or its N is in another unit.
+        RecordError: if the file cannot be read, lacks a column, or its N or D is in another unit.
     """
     if columns.tokens is None and columns.flops is None:
         raise RecordError(
@@ -76,7 +77,7 @@ def read_table(path: Path, columns: Columns) -> list[Observation]:
         if named is None or named in names or (amounts and field.name in ("tokens", "loss")):
             continue
         raise RecordError(
-            f"{path} has no column '{named}' (columns.{field.name}). It has {', '.join(names)}."
+            f"{path} has no column '{named}' (columns.{field.name}). It has {', '.join(names) or 'none: it is empty'}."
             + suggestion(named, names)
         )
     found = []
@@ -87,13 +88,20 @@ def read_table(path: Path, columns: Columns) -> list[Observation]:
                 found.append(_observation(f"{path.name}:{number}:{name}", row, columns, tokens, row[name]))
         else:
             found.append(_observation(f"{path.name}:{number}", row, columns, None, row[_name(columns.loss)]))
-    sizes = [row.parameters for row in found if math.isfinite(row.parameters)]
-    if sizes and np.median(sizes) < _FEWEST_PARAMETERS:
-        raise RecordError(
-            f"Column '{columns.parameters}' of {path} has a median of {np.median(sizes):g}, which is no number of "
-            f"parameters. Where it is in millions, say --columns.parameters '{_name(columns.parameters)}*1e6'."
-        )
+    _require_unit(path, columns.parameters, "parameters", [row.parameters for row in found], _FEWEST_PARAMETERS)
+    if columns.tokens is not None and not amounts:
+        _require_unit(path, columns.tokens, "tokens", [row.tokens for row in found], _FEWEST_TOKENS)
     return found
+
+
+def _require_unit(path: Path, column: str, field: str, values: list[float], fewest: float) -> None:
+    """That a column counts ones, not millions of them."""
+    finite = [value for value in values if math.isfinite(value)]
+    if finite and np.median(finite) < fewest:
+        raise RecordError(
+            f"Column '{column}' of {path} has a median of {np.median(finite):g}, which is no number of {field}. Where "
+            f"it is in millions, say --columns.{field} '{_name(column)}*1e6'."
+        )
 
 
 def _open(path: Path) -> IO[str]:

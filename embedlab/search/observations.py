@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,14 +149,18 @@ def by_method(observations: Iterable[Observation]) -> dict[str, list[Observation
         RecordError: if there is none.
     """
     found: dict[str, list[Observation]] = {}
-    left_out = 0
+    reasons: Counter[str] = Counter()
     for row in observations:
         if row.left_out is None:
             found.setdefault(row.method, []).append(row)
         else:
-            left_out += 1
+            reasons[row.left_out] += 1
     if not found:
-        raise RecordError(f"There is no run to fit a law to; {left_out} were left out. Expected finished ones.")
+        why = "; ".join(f"{reason} ({count} of them)" for reason, count in reasons.most_common(3))
+        raise RecordError(
+            f"There is no run to fit a law to; {reasons.total()} were left out{': ' + why if why else ''}. Expected "
+            "finished ones, with a loss."
+        )
     return dict(sorted(found.items()))
 
 

@@ -143,6 +143,8 @@ class RunRecord:
 
 
 _KNOWN = {entry.name for entry in fields(RunRecord)}
+_DEFINITION = {entry.name for entry in fields(LossDefinition)}
+_NUMBERS = ("nonembedding_parameters", "tokens", "pairs", "unique_pairs", "flops_algorithmic", "seconds", "loss")
 _NEEDED = {e.name for e in fields(RunRecord) if e.default is MISSING and e.default_factory is MISSING}
 
 
@@ -174,7 +176,7 @@ def read_record(path: Path) -> RunRecord:
     """A record from its file.
 
     Raises:
-        RecordError: if it is none, is of a later version, or lacks something.
+        RecordError: if it is none, is of a later version, lacks something, or has something else in its place.
     """
     try:
         values = json.loads(path.read_bytes())
@@ -191,7 +193,19 @@ def read_record(path: Path) -> RunRecord:
         raise RecordError(
             f"{path} is a record without {', '.join(sorted(missing))}. Write it anew, or leave the run out."
         )
-    values["loss_definition"] = LossDefinition(**values["loss_definition"])
+    definition = values["loss_definition"]
+    if not isinstance(definition, dict) or definition.keys() != _DEFINITION:
+        raise RecordError(
+            f"{path} is a record whose loss_definition is {definition!r}. Expected {', '.join(sorted(_DEFINITION))}. "
+            "Write it anew, or leave the run out."
+        )
+    for name in _NUMBERS:
+        if isinstance(values[name], bool) or not isinstance(values[name], int | float):
+            raise RecordError(
+                f"{path} is a record whose {name} is {values[name]!r}. Expected a number. Write it anew, or leave the "
+                "run out."
+            )
+    values["loss_definition"] = LossDefinition(**definition)
     for name in values.keys() - _KNOWN:
         del values[name]
     return RunRecord(**values)

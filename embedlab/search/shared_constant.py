@@ -17,14 +17,16 @@ from embedlab.search.descent import least_huber
 from embedlab.search.fitting import Fit, LogResiduals, Runs, fit
 from embedlab.search.method_laws import MethodLaw
 from embedlab.search.uncertainty import REPLICATE_TOLERANCE, Replicates, drawn_weights, spread_of
+from embedlab.search.validation import HELD_OUT, NUM_STARTS, Choice, HoldOut, errors_of, without_largest
 
 _EXACT = 1e-15
 
 
 def share_irreducible_loss(laws: Sequence[MethodLaw], *, num_replicates: int) -> list[MethodLaw]:
-    """The same laws, fitted again with one E for all of them, and drawn anew together.
+    """The same laws, fitted again with one E for all of them, drawn anew and judged by budgets held out of all.
 
-    The hold-outs stay those of the laws alone.
+    It is done where it is asked for, and never chosen: whether methods have an end in common is for the user to know.
+    What it does to the hold-outs' error is in ``MethodLaw.choices``, where the law alone comes second.
 
     Args:
         laws: of the methods, each with Huber residuals of log loss.
@@ -38,10 +40,39 @@ def share_irreducible_loss(laws: Sequence[MethodLaw], *, num_replicates: int) ->
     fits_M = joint.fit()
     drawn = zip(*(drawn_weights(runs, num_replicates, seed) for seed, runs in enumerate(runs_M)), strict=True)
     replicates_R = [joint.descent(fits_M, weights_M, REPLICATE_TOLERANCE) for weights_M in drawn]
-    return [
-        replace(law, replicates=Replicates(one, tuple(fits[number] for fits in replicates_R), spread_of(one, runs)))
-        for number, (law, one, runs) in enumerate(zip(laws, fits_M, runs_M, strict=True))
-    ]
+    held_out = [found for number in HELD_OUT if (found := _hold_outs(laws, runs_M, number))]
+    shared = []
+    for number, (law, one, runs) in enumerate(zip(laws, fits_M, runs_M, strict=True)):
+        of_method = tuple(found[number] for found in held_out)
+        errors = tuple(found.root_mean_square for found in of_method)
+        choice = Choice(one.law, of_method, float(np.mean(errors)) if errors else np.inf, shares_irreducible_loss=True)
+        shared.append(
+            replace(
+                law,
+                choices=(choice, *law.choices),
+                replicates=Replicates(one, tuple(fits[number] for fits in replicates_R), spread_of(one, runs)),
+                held_out_error=errors,
+                held_out_families=tuple(found.num_families for found in of_method),
+            )
+        )
+    return shared
+
+
+def _hold_outs(laws: Sequence[MethodLaw], runs_M: Sequence[Runs], num_budgets: int) -> list[HoldOut] | None:
+    """Of each method, without the largest budgets of all; None if what remains is too little for a law."""
+    parts_M = [without_largest(runs, num_budgets) for runs in runs_M]
+    rest_M, held_out_M = ([part[i] for part in parts_M if part is not None] for i in (0, 1))
+    if len(rest_M) < len(laws):
+        return None
+    try:
+        alone_M = [
+            fit(law.fit.law, rest, huber_delta=law.fit.huber_delta, num_starts=NUM_STARTS)
+            for law, rest in zip(laws, rest_M, strict=True)
+        ]
+    except ConfigError:
+        return None
+    fits_M = _Joint(alone_M, rest_M).fit()
+    return [errors_of(one, held_out, num_budgets) for one, held_out in zip(fits_M, held_out_M, strict=True)]
 
 
 class _Joint:

@@ -18,7 +18,9 @@ from embedlab.search.laws import Law
 HELD_OUT = (1, 2, 3)
 """Budgets that are held out, the largest first."""
 
-_STARTS = 6  # the nearest to the losses: of sixteen, nine or more end at the best place on every table that was tried
+NUM_STARTS = 6
+"""The nearest to the losses: of sixteen, nine or more end at the best place on every table that was tried."""
+
 _HARDLY = 0.05  # of squared errors: a law that has another as a limit may differ from it by as little
 
 
@@ -47,15 +49,24 @@ class HoldOut:
 
 def hold_out(law: Law, runs: Runs, num_budgets: int, *, huber_delta: float | None = HUBER_DELTA) -> HoldOut | None:
     """Fits without the largest budgets and predicts them; None if what remains is too little for the law."""
+    parts = without_largest(runs, num_budgets)
+    if parts is None:
+        return None
+    rest, held_out = parts
+    try:
+        found = fit(law, rest, huber_delta=huber_delta, num_starts=NUM_STARTS)
+    except ConfigError:
+        return None
+    return errors_of(found, held_out, num_budgets)
+
+
+def without_largest(runs: Runs, num_budgets: int) -> tuple[Runs, Runs] | None:
+    """The runs without their largest budgets, and those of these; None if there are no others."""
     budgets = np.unique(runs.budget_P)
     if num_budgets >= len(budgets):
         return None
     is_held_out_P = runs.budget_P <= budgets[num_budgets - 1]
-    try:
-        found = fit(law, runs.where(~is_held_out_P), huber_delta=huber_delta, num_starts=_STARTS)
-    except ConfigError:
-        return None
-    return errors_of(found, runs.where(is_held_out_P), num_budgets)
+    return runs.where(~is_held_out_P), runs.where(is_held_out_P)
 
 
 def errors_of(found: Fit, held_out: Runs, num_budgets: int) -> HoldOut:
@@ -80,11 +91,13 @@ class Choice:
         law: the form.
         hold_outs: by number of budgets; those that the runs allow.
         error: the mean of their root-mean-square errors; infinite if there is none.
+        shares_irreducible_loss: whether its E is that of the laws of all methods.
     """
 
     law: Law
     hold_outs: tuple[HoldOut, ...]
     error: float
+    shares_irreducible_loss: bool = False
 
 
 def choices(laws: Sequence[Law], runs: Runs, *, huber_delta: float | None = HUBER_DELTA) -> list[Choice]:

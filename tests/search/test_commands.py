@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 
 from embedlab.cli import main
 from embedlab.search.records import FILE, write_record
-from run_records import record
+from run_records import DEFINITION, record
 from runs import error_of
 from tables import PUBLISHED, TRUTHS, made, needs_shared
 from two_methods import PRICES, true_loss
@@ -117,6 +117,36 @@ def test_the_device_is_named_or_its_peak_is_stated(capsys: pytest.CaptureFixture
     options = ["recipe", "--runs", str(tmp_path), "--budget", "1e17", "--device"]
     assert "Did you mean 'NVIDIA L4'?" in error_of(capsys, [*options, "NVIDIA L5"])
     assert "--device is '-1'. Expected FLOP/s" in error_of(capsys, [*options, "-1"])
+
+
+def test_runs_without_a_loss_are_left_out_and_named(capsys: pytest.CaptureFixture[str], table: list[str]) -> None:
+    with Path(table[1]).open("a") as file:
+        file.write("\n1e6,2e8,nan\n1e6,4e8,nan\n1e6,,2.5\n")
+    main(["recipe", *table, "--budget", "1e16", "--replicates", "10"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Left out: runs.csv:42, its loss is 'nan' (2 like it)." in printed
+    assert "Left out: runs.csv:44, its tokens is '' (1 like it)." in printed
+
+
+def test_a_recipe_from_runs_of_one_size_says_that_it_knows_no_other(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rows = [f"1e6,{tokens},{0.5 + 20 / tokens**0.3}" for tokens in np.geomspace(1e7, 1e10, 12)]
+    (tmp_path / "runs.csv").write_text("\n".join(["N,D,loss", *rows]))
+    options = ["--table", str(tmp_path / "runs.csv"), "--columns.parameters", "N", "--columns.tokens", "D"]
+    main(["recipe", *options, "--budget", "1e16", "--replicates", "10"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "all its runs have one size, 1e+06, so its law says nothing of any other" in printed
+    assert "It is the only one there is." in printed and "were there a backbone of every size" not in printed
+
+
+def test_records_whose_losses_cannot_be_compared_give_no_recipe(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_record(record(0), tmp_path / "0")
+    write_record(record(1, loss_definition=replace(DEFINITION, temperature=0.02)), tmp_path / "1")
+    printed = error_of(capsys, ["recipe", "--runs", str(tmp_path), "--budget", "1e11"])
+    assert "temperature 0.05 and 0.02" in printed and "Fit them apart" in printed
 
 
 @pytest.mark.parametrize(

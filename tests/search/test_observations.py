@@ -40,7 +40,7 @@ def test_losses_of_different_definitions_are_not_mixed() -> None:
     with pytest.raises(RecordError, match=r"temperature 0.05 and 0.02 \(1 runs like run-0, 1 like run-1\)"):
         of_records([record(), other])
     of_records([record(), replace(other, status="failed")])
-    with pytest.raises(RecordError, match="no run to fit a law to; 1 were left out"):
+    with pytest.raises(RecordError, match=r"no run to fit a law to; 1 were left out: failed \(1 of them\)"):
         by_method(of_records([record(status="failed")]))
 
 
@@ -107,6 +107,15 @@ def test_a_table_with_an_amount_of_data_in_each_column_is_read(tmp_path: Path) -
 def test_a_table_that_cannot_be_used_is_one_clear_error(tmp_path: Path, columns: Columns, message: str) -> None:
     with pytest.raises(RecordError, match=message):
         read_table(written(tmp_path, TABLE), columns)
+
+
+def test_data_in_another_unit_and_an_empty_file_are_said_to_be_that(tmp_path: Path) -> None:
+    path = written(tmp_path, "N,D,loss\n1e8,300,3\n1e8,600,2.9\n")
+    with pytest.raises(RecordError, match=r"'D' .* median of 450, .* number of tokens.*--columns.tokens 'D\*1e6'"):
+        read_table(path, Columns(parameters="N", tokens="D"))
+    assert read_table(path, Columns(parameters="N", tokens="D*1e9"))[0].tokens == 3e11
+    with pytest.raises(RecordError, match=r"no column .N.*it is empty"):
+        read_table(written(tmp_path, "", "nothing.csv"), Columns(parameters="N", tokens="D"))
 
 
 def test_a_file_that_is_no_table_is_one_clear_error(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,24 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 )
 def test_what_is_no_record_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / FILE).write_text(text)
+    with pytest.raises(RecordError, match=message):
+        Ledger([tmp_path]).records()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"loss_definition": "InfoNCE"},
+            "loss_definition is 'InfoNCE'. Expected candidates, evaluation_set, loss, temp",
+        ),
+        ({"loss_definition": {"loss": "InfoNCE"}}, "Expected candidates, evaluation_set"),
+        ({"tokens": "many"}, "whose tokens is 'many'. Expected a number"),
+        ({"loss": None}, "whose loss is None. Expected a number. Write it anew, or leave the run out"),
+    ],
+)
+def test_a_record_with_a_value_that_is_none_is_refused(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    (tmp_path / FILE).write_text(json.dumps(asdict(record()) | values))
     with pytest.raises(RecordError, match=message):
         Ledger([tmp_path]).records()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import resource
+import signal
 from dataclasses import asdict
 from pathlib import Path
 
@@ -100,6 +102,22 @@ def test_an_export_leaves_another_file_as_it_is(
     command = ["runs", "export", "--runs", str(folder), "--output", str(tmp_path / "mine.csv")]
     assert "mine.csv is there already. Choose another file" in error_of(capsys, command)
     assert (tmp_path / "mine.csv").read_text() == "mine"
+
+
+@pytest.mark.parametrize("file_format", ["csv", "parquet"])
+def test_a_full_disk_leaves_no_half_export(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: Path, file_format: str
+) -> None:
+    path = tmp_path / "new" / "runs"
+    command = ["runs", "export", "--runs", str(folder), "--format", file_format, "--output", str(path)]
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        assert "runs could not be written" in error_of(capsys, command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -51,3 +51,14 @@ def test_all_methods_have_one_constant_that_is_known_better() -> None:
     low, high = shared[0].replicates.parameter("E")
     assert low < 0.35 < high
     assert sum(law.fit.objective for law in shared) >= sum(law.fit.objective for law in alone) * (1 - 1e-9)
+
+
+def test_the_hold_outs_are_those_of_the_shared_law() -> None:
+    other = [replace(row, loss=row.loss + (0.3 if row.method == "lora" else 0.0)) for row in rows(0.0)]
+    wrongly = share_irreducible_loss(laws_of(by_method(other), num_replicates=3)[0], num_replicates=3)
+    _, rightly = both(0.0, 3)
+    assert [len(law.held_out_error) for law in wrongly] == [3, 3]
+    for wrong, right in zip(wrongly, rightly, strict=True):
+        assert wrong.choices[0].shares_irreducible_loss and not wrong.choices[1].shares_irreducible_loss
+        assert wrong.choices[0].error > 10 * wrong.choices[1].error, "these methods do not end at one E"
+        assert right.error < 1e-4 < wrong.error == max(wrong.held_out_error)
