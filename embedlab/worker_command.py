@@ -31,6 +31,8 @@ _SECONDS_TO_END = 300.0  # that a run whose search was killed has to finish its 
 
 def worker(arguments: Sequence[str]) -> None:
     """Serves runs until its input ends."""
+    # What is started in the background of a shell has SIGINT ignored, and so have its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     runs = _Runs()
     _answer(answers, {"devices": torch.cuda.device_count()})

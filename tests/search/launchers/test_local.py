@@ -24,12 +24,22 @@ from runs import start_fit, write_config
 SLOW = ["--trainer.callbacks+", "runs.StepFile", "--trainer.max_epochs", "200"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def helpers_are_found() -> Iterator[None]:
+    """By the processes of workers, too, which are none of pytest's; and they are started as in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def configuration(tmp_path: Path) -> Path:
     return write_config(tmp_path, validation_fraction=0.2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def workers() -> Iterator[LocalWorkers]:
     with LocalWorkers(1) as launcher:
         yield launcher
