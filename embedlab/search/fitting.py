@@ -29,8 +29,8 @@ NUM_STARTS = 16
 _ROUGH_RUNS = 250  # that the starts descend on; the best end goes on with all
 # Relative changes of the objective at which a descent ends: of each start, by method, and of the best.
 _ROUGH_SQUARES, _ROUGH_HUBER, _EXACT = 1e-9, 1e-9, 1e-15
-_SAME_BASIN = 1e-3  # of the objective
-_NO_NOISE = 1e-15  # an objective this small is none
+SAME_BASIN = 1e-3  # of the objective
+NO_NOISE = 1e-15  # an objective this small is none
 _VANISHING = 1e-6  # a coefficient this small, in units of the mean loss, is a term that is not there
 _LARGE = 1e6
 _ABSENT = 1e-2  # of the way between bounds: one this near to either stands at it
@@ -250,7 +250,7 @@ def fit(
         objective=least,
         num_runs=len(runs),
         num_starts=len(starts),
-        num_in_basin=sum(end[1] <= (1 + _SAME_BASIN) * lowest + _NO_NOISE for end in ends),
+        num_in_basin=sum(end[1] <= (1 + SAME_BASIN) * lowest + NO_NOISE for end in ends),
         at_bound=_at_bound(law, theta_K, bounds),
         huber_delta=huber_delta,
         in_log=in_log,

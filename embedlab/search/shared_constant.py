@@ -14,7 +14,7 @@ import numpy as np
 
 from embedlab.errors import ConfigError
 from embedlab.search.descent import least_huber
-from embedlab.search.fitting import Fit, LogResiduals, Runs, fit
+from embedlab.search.fitting import NO_NOISE, SAME_BASIN, Fit, LogResiduals, Runs, fit
 from embedlab.search.method_laws import MethodLaw
 from embedlab.search.uncertainty import REPLICATE_TOLERANCE, Replicates, drawn_weights, spread_of
 from embedlab.search.validation import HELD_OUT, NUM_STARTS, Choice, HoldOut, errors_of, without_largest
@@ -99,7 +99,10 @@ class _Joint:
                 for one, runs in zip(self._alone_M, self._runs_M, strict=True)
             ]
             tried.append(self.descent(suited_M, [np.ones(len(runs)) for runs in self._runs_M], _EXACT))
-        return min(tried, key=lambda fits_M: sum(one.objective for one in fits_M))
+        objectives = [sum(one.objective for one in fits_M) for fits_M in tried]
+        least = int(np.argmin(objectives))
+        in_basin = sum(objective <= (1 + SAME_BASIN) * objectives[least] + NO_NOISE for objective in objectives)
+        return [replace(one, num_starts=len(tried), num_in_basin=in_basin) for one in tried[least]]
 
     def descent(self, from_M: Sequence[Fit], weights_M: Sequence[np.ndarray], tolerance: float) -> list[Fit]:
         """From fits with one E to better ones."""

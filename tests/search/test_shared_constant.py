@@ -39,6 +39,7 @@ def test_without_noise_every_parameter_is_recovered() -> None:
     for law in shared:
         found = {name: law.fit.parameters[name] for name in TRUTH[law.method]}
         assert found == pytest.approx(TRUTH[law.method], rel=1e-4)
+        assert law.fit.num_starts == law.fit.num_in_basin == 2, "from the E of each method alone"
 
 
 def test_all_methods_have_one_constant_that_is_known_better() -> None:
