@@ -105,6 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         _, kind, home = COMMANDS[arguments[0]]
         kind(arguments[0], home)(arguments[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output has had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except EmbedLabError as error:
         print(f"embedlab: {type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)

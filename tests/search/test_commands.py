@@ -24,8 +24,8 @@ CHINCHILLA += ["--columns.parameters", "Model Size", "--columns.flops", "Trainin
 GADRE = ["--table", str(PUBLISHED / "gadre" / "gadre_104_runs.csv"), "--columns.parameters", "N"]
 GADRE += ["--columns.tokens", "D", "--columns.loss", "loss_c4_val", "--columns.method", "dataset_name"]
 GADRE += ["--columns.backbone", "model_name"]
-RECTIFIED = ["--table", str(PUBLISHED / "rectified_ft" / "wmt19.csv"), "--columns.parameters", "size"]
-RECTIFIED += ["--columns.tokens", "columns", "--columns.backbone", "config name", "--columns.family", "config name"]
+FINE_TUNING = ["--columns.parameters", "size", "--columns.tokens", "columns"]
+FINE_TUNING += ["--columns.backbone", "config name", "--columns.family", "config name"]
 
 
 def answered(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -70,8 +70,10 @@ def test_somebody_elses_datasets_are_compared_like_methods(capsys: pytest.Captur
 
 
 @needs_shared
-def test_somebody_elses_fine_tuning_gives_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    report = answered(capsys, *RECTIFIED, "--budget", "1e15")
+@pytest.mark.parametrize("name", ["flan", "gigaword", "wmt19"])
+def test_somebody_elses_fine_tuning_gives_a_recipe(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    table = ["--table", str(PUBLISHED / "rectified_ft" / f"{name}.csv")]
+    report = answered(capsys, *table, *FINE_TUNING, "--budget", "1e15")
     assert report["recipes"][0]["configurations"] and report["laws"][0]["runs"] > 400
     assert all(reason == "it saw no data" for reason in report["left_out"].values())
 

@@ -7,6 +7,8 @@ import json
 import math
 import resource
 import signal
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -93,6 +95,18 @@ def test_what_is_exported_is_read_back_as_the_same_runs(tmp_path: Path, folder: 
     assert [row.method for row in back] == [row.method.partition("(")[0] for row in recorded]
     assert [row.loss for row in back[:2]] == [2.5, 2.5]
     assert [row.left_out for row in back] == [None, None, "its loss is 'nan'"]
+
+
+def test_output_that_nobody_reads_ends_without_a_traceback(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "embedlab", "runs", "list", "--runs", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read() and process.wait() == 1
 
 
 def test_an_export_leaves_another_file_as_it_is(
