@@ -297,7 +297,7 @@ def _require_enough(law: Law, runs: Runs) -> None:
     names = law.names
     for name, values_P in (("size", runs.parameters_P), ("amount of data", runs.tokens_P)):
         needed = "beta" in names if name != "size" else "alpha" in names
-        if needed and len(np.unique(values_P)) < 2:
+        if needed and len(np.unique(values_P)) == 1:
             raise ConfigError(
                 f"All {len(runs)} runs have the same {name}, {values_P[0]:g}, so no law can say what it is worth. "
                 f"Add runs with another {name}."

@@ -1,0 +1,69 @@
+"""The whole grid, as the paper has it: what every other policy tries to do without."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+
+import numpy as np
+
+from embedlab.errors import ConfigError
+from embedlab.search.fitting import Fit, Runs, fit
+from embedlab.search.laws import Chinchilla
+from embedlab.search.policy import History, Outcome, RoundPolicy
+from embedlab.search.space import Candidate, Trial
+
+
+class IsoFlopGrid(RoundPolicy):
+    """Every candidate at every budget, the smallest budgets first (Ziarko et al. 2024, arXiv:2406.04165).
+
+    Where the budget of the search ends before the targets, their losses are predicted by a law of size and data for
+    each method; the paper draws straight lines through logarithms, by eye.
+    """
+
+    def rounds(self, history: History, budget: float) -> Generator[list[Trial], History, None]:
+        """A round for each rung."""
+        for rung in range(history.space.num_rungs):
+            history = yield history.affordable(history.space.at(rung), budget - history.spent)
+
+    def choose(self, history: History) -> Candidate:
+        """The least loss at the target: measured, or else predicted; on the highest rung if there is no law."""
+        space = history.space
+        at_target: dict[Candidate, float] = {}
+        by_method: dict[str, list[Candidate]] = {}
+        for candidate in space.candidates:
+            by_method.setdefault(_method(candidate), []).append(candidate)
+        for candidates in by_method.values():
+            outcomes = [outcome for one in candidates for outcome in history.of(one) if math.isfinite(outcome.loss)]
+            at_target |= {
+                outcome.trial.candidate: outcome.loss
+                for outcome in outcomes
+                if outcome.trial == space.target(outcome.trial.candidate)
+            }
+            others = [candidate for candidate in candidates if space.target(candidate) not in history]
+            if not others:
+                continue
+            try:
+                law = _law(outcomes)
+            except ConfigError:
+                continue
+            tokens = np.array([space.target(candidate).tokens for candidate in others])
+            predicted = law.loss(np.array([candidate.parameters for candidate in others]), tokens)
+            at_target |= dict(zip(others, predicted.tolist(), strict=True))
+        if not at_target:
+            return history.best_on_the_highest_rung()
+        return min(at_target, key=lambda candidate: at_target[candidate])
+
+
+def _method(candidate: Candidate) -> str:
+    return f"{candidate.method} {sorted(candidate.method_options.items())} {candidate.learning_rate}"
+
+
+def _law(outcomes: list[Outcome]) -> Fit:
+    trials = [outcome.trial for outcome in outcomes]
+    runs = Runs(
+        np.array([trial.candidate.parameters for trial in trials]),
+        np.array([trial.tokens for trial in trials]),
+        np.array([outcome.loss for outcome in outcomes]),
+    )
+    return fit(Chinchilla(), runs)
