@@ -294,10 +294,12 @@ def _at_bound(law: Law, theta_K: np.ndarray, bounds: list[tuple[float, float]]) 
 
 
 def _require_enough(law: Law, runs: Runs) -> None:
+    if not len(runs):
+        raise ConfigError("There is no run to fit a law to. Expected finished ones, with a loss.")
     names = law.names
     for name, values_P in (("size", runs.parameters_P), ("amount of data", runs.tokens_P)):
         needed = "beta" in names if name != "size" else "alpha" in names
-        if needed and len(np.unique(values_P)) == 1:
+        if needed and len(np.unique(values_P)) < 2:
             raise ConfigError(
                 f"All {len(runs)} runs have the same {name}, {values_P[0]:g}, so no law can say what it is worth. "
                 f"Add runs with another {name}."
