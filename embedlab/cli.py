@@ -75,7 +75,7 @@ COMMANDS: dict[str, tuple[str, Callable[[str, str], Callable[[Sequence[str]], No
     "recipe": (
         "say what to train with a budget, from finished runs",
         _planning,
-        "embedlab.search.commands:recipe_command",
+        "embedlab.search.recipe_command:recipe_command",
     ),
     "report": (
         "show what finished runs say, as a page to look at",

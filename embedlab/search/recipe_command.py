@@ -1,4 +1,4 @@
-"""The commands that plan: they read what runs have left behind and train nothing, so none of them needs torch."""
+"""`embedlab recipe`: what to train with a budget, from what runs have left behind."""
 
 from __future__ import annotations
 
