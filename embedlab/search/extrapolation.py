@@ -1,7 +1,7 @@
 """What a candidate will reach with more data than it has seen, from the losses of its short runs.
 
-A law with four parameters goes through a handful of losses in many ways that part soon after. The one that goes through
-them best is a bad guess (benchmarks/README.md), so the answer is the mean of all that go through them within the noise.
+A law with four parameters goes through a handful of losses in many ways that part soon after, so the answer is the mean
+of all that go through them within the noise, with their spread.
 Names end in their axes:
 
     P  points, one a run      G  laws of the grid
