@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
-from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,10 +40,13 @@ def flops(arguments: Sequence[str]) -> None:
     parser.add_class_arguments(EmbeddingModule, "model")
     parser.add_class_arguments(PairDataModule, "data")
     parser.link_arguments("model.backbone_config", "data.backbone", apply_on="instantiate")
-    parser.set_defaults({"model.method": "FullFineTuning", "model.backbone.path": f"{LADDER}r0"})
-    parser.add_argument("--trainer", type=dict[str, Any], default={}, help=SUPPRESS)  # of which precision alone counts
+    method = _only_method(arguments) or "FullFineTuning"
+    parser.set_defaults({"model.method": method, "model.backbone.path": f"{LADDER}r0"})
+    parser.add_argument(
+        "--trainer", type=dict[str, Any], default={}, help=argparse.SUPPRESS
+    )  # of which precision alone counts
     for without_effect in FIT_ONLY:
-        parser.add_argument(f"--{without_effect}", type=Any, help=SUPPRESS)
+        parser.add_argument(f"--{without_effect}", type=Any, help=argparse.SUPPRESS)
     options = parser.parse_args(list(arguments[1:]))
     instances = parser.instantiate(options)
     module: EmbeddingModule = instances.model
@@ -67,6 +70,14 @@ def flops(arguments: Sequence[str]) -> None:
         print(json.dumps([row.as_dict(shape, options.budget) for row in rows], indent=1))
     else:
         print_rows(rows, module.backbone_config, shape, options.budget)
+
+
+def _only_method(arguments: Sequence[str]) -> str | None:
+    """The method that `--methods` names where it names one, so that `--model.method.rank 4` is an option of it."""
+    words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    words.add_argument("--methods", nargs="+", default=[])
+    names: list[str] = words.parse_known_args(list(arguments))[0].methods
+    return names[0] if len(names) == 1 and names[0] in registry.discover() else None
 
 
 def _configured(path: str, folder: Path) -> str:

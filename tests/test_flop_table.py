@@ -130,6 +130,8 @@ def test_a_method_that_is_configured_keeps_its_options(capsys: pytest.CaptureFix
     rows = shown(capsys, *options, "--methods", "LoRA", "FullFineTuning")
     assert rows[0] == configured and rows[1]["method"] == "FullFineTuning"
     assert rows[0]["trainable_parameters"] < shown(capsys, "--methods", "LoRA")[0]["trainable_parameters"]
+    small = shown(capsys, "--methods", "LoRA", "--model.method.rank", "4")[0]["trainable_parameters"]
+    assert small == shown(capsys, "--methods", "LoRA")[0]["trainable_parameters"] / 8
 
 
 @pytest.mark.parametrize(
