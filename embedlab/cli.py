@@ -72,6 +72,11 @@ COMMANDS: dict[str, tuple[str, Callable[[str, str], Callable[[Sequence[str]], No
     ),
     "flops": ("show what training costs, without training", _itself, "embedlab.flops_command:flops"),
     "runs": ("list, show or export what has been run", _planning, "embedlab.search.runs_command:runs_command"),
+    "search": (
+        "train a suite by several methods at rising budgets",
+        _planning,
+        "embedlab.search.search_command:search_command",
+    ),
     "recipe": (
         "say what to train with a budget, from finished runs",
         _planning,

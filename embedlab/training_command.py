@@ -18,6 +18,7 @@ from embedlab.callbacks.checkpoint import RunCheckpoint
 from embedlab.callbacks.closing import ClosingLines
 from embedlab.callbacks.comparison import ComparisonTable  # noqa: F401  configurations name it without its module
 from embedlab.callbacks.embedding_writer import EmbeddingWriter
+from embedlab.callbacks.few_steps import FewSteps  # noqa: F401  a search's probes name it
 from embedlab.callbacks.flop_budget import FlopBudget, number_of_flops
 from embedlab.callbacks.flop_counter import FlopCounter
 from embedlab.callbacks.progress import ProgressLines
@@ -40,6 +41,7 @@ class EmbedLabCLI(LightningCLI):
     """fit, validate, test and predict."""
 
     command = "fit"
+    _goes_on_if_it_can = False  # --ckpt_path auto: from a run that was killed before its first checkpoint, anew
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -72,7 +74,10 @@ class EmbedLabCLI(LightningCLI):
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         last = Path(config.output) / "checkpoints" / "last.ckpt"
-        if config.get("ckpt_path") == "last":
+        self._goes_on_if_it_can = config.get("ckpt_path") == "auto"
+        if self._goes_on_if_it_can:
+            config.ckpt_path = str(last) if last.is_file() else None
+        elif config.get("ckpt_path") == "last":
             if not last.is_file():
                 raise ConfigError(f"--ckpt_path last: there is no {last}. Give the run's folder with --output.")
             config.ckpt_path = str(last)
@@ -86,7 +91,8 @@ class EmbedLabCLI(LightningCLI):
         trainer = config.trainer
         if trainer.max_epochs is None:
             trainer.max_epochs = 1 if trainer.max_steps == -1 else -1  # steps alone may take any number of epochs
-        if self.subcommand == "fit" and config.get("ckpt_path") is None and (output / "config.yaml").exists():
+        begins_anew = config.get("ckpt_path") is None and not self._goes_on_if_it_can
+        if self.subcommand == "fit" and begins_anew and (output / "config.yaml").exists():
             raise ConfigError(
                 f"The output folder {output} holds a run already. Go on with it by --ckpt_path last, or choose "
                 "another with --output."

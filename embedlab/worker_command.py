@@ -53,15 +53,19 @@ class _Runs:
 
     def __init__(self) -> None:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._changing = threading.Lock()
         self._is_busy = False
+        self._has_ended = False
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         for line in sys.stdin:
             self._lines.put(line)
-        self._lines.put("")
-        if self._is_busy:
-            os.kill(os.getpid(), signal.SIGINT)
+        with self._changing:
+            self._has_ended = True
+            self._lines.put("")
+            if self._is_busy:
+                os.kill(os.getpid(), signal.SIGINT)
 
     def next(self) -> dict[str, Any] | None:
         """The next run; None if there is none any more."""
@@ -70,8 +74,11 @@ class _Runs:
             line = self._lines.get()
         except KeyboardInterrupt:
             return None
-        self._is_busy = True
-        run: dict[str, Any] | None = json.loads(line) if line else None
+        with self._changing:
+            if self._has_ended:
+                return None
+            self._is_busy = True
+        run: dict[str, Any] = json.loads(line)
         return run
 
 

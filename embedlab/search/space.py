@@ -44,6 +44,17 @@ class Candidate:
     parameters: float = field(compare=False)
     flops_per_token: float = field(compare=False)
 
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value}" for name, value in self.method_options.items())
+        return f"{self.backbone.rstrip('/').rpartition('/')[2]} {self.method}{f'({options})' if options else ''}"
+
+    def named(self, amount: float) -> str:
+        """A name of it with an amount of something, fit to be that of a folder, the same on every machine."""
+        key = [self.backbone, self.method, self.method_options, self.learning_rate, self.seed, float(amount)]
+        digest = sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:_DIGITS]
+        backbone = re.sub(r"[^A-Za-z0-9.]+", "-", self.backbone.rstrip("/").rpartition("/")[2])
+        return f"{backbone}-{self.method}-{amount:.3g}-{digest}".replace("+", "").replace(" ", "-")
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -65,11 +76,7 @@ class Trial:
     @cached_property
     def id(self) -> str:
         """The same on every machine and in every version of Python, and fit to be the name of a folder."""
-        one = self.candidate
-        key = [one.backbone, one.method, one.method_options, one.learning_rate, one.seed, float(self.budget)]
-        digest = sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:_DIGITS]
-        backbone = re.sub(r"[^A-Za-z0-9.]+", "-", one.backbone.rstrip("/").rpartition("/")[2])
-        return f"{backbone}-{one.method}-{self.budget:.3g}-{digest}".replace("+", "").replace(" ", "-")
+        return self.candidate.named(self.budget)
 
 
 @dataclass(frozen=True, kw_only=True)

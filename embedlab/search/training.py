@@ -8,36 +8,37 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from embedlab.search.launchers.launcher import Job, Launcher
+from embedlab.search.job_runner import Ended, JobRunner
+from embedlab.search.launchers.launcher import Job
 from embedlab.search.policy import Outcome
-from embedlab.search.records import FILE, read_record
 from embedlab.search.search_loop import World
-from embedlab.search.space import Trial
+from embedlab.search.space import Candidate, Trial
 
 
 class Training(World):
-    """Trains trials where a launcher puts them.
+    """Trains trials.
 
     Args:
-        configs: of ``embedlab fit``, which each trial is laid over.
-        folder: of the search; each trial has one of its own in it.
-        launcher: that trains.
-        retries: of a trial that ends without a record; the next search in the folder tries again.
+        fit: configuration of ``embedlab fit``, which each trial is laid over.
+        folder: for the trials; each has one of its own in it.
+        runner: of their jobs.
+        on_end: is told of each trial that has ended.
 
     Attributes:
         errors: of trials that ended without a record, by trial.
     """
 
-    def __init__(self, configs: Sequence[Path], folder: Path, launcher: Launcher, *, retries: int = 1) -> None:
-        self._configs = configs
+    def __init__(
+        self, fit: Path, folder: Path, runner: JobRunner, *, on_end: Callable[[Trial, Ended], None] | None = None
+    ) -> None:
+        self._fit = fit
         self._folder = folder
-        self._launcher = launcher
-        self._retries = retries
+        self._runner = runner
+        self._on_end = on_end
         self.errors: dict[Trial, str] = {}
 
     def run(self, trials: Sequence[Trial]) -> Iterable[Outcome]:
@@ -47,52 +48,46 @@ class Training(World):
             KeyboardInterrupt: if a trial was asked to stop.
             RecordError: if a record cannot be read.
         """
-        running: dict[str, Trial] = {}
-        attempts: Counter[Trial] = Counter()
-        for trial in trials:
-            if self._is_recorded(trial):
-                yield self._outcome(trial)
-            else:
-                running[trial.id] = trial
-                self._launcher.submit(self._job(trial))
-        while running:
-            ended = self._launcher.wait()
-            trial = running[ended.job.name]
-            if ended.error == "interrupted":
-                raise KeyboardInterrupt
-            attempts[trial] += 1
-            if not self._is_recorded(trial) and attempts[trial] <= self._retries:
-                self._launcher.submit(self._job(trial))
-                continue
-            del running[ended.job.name]
-            if ended.error is not None:
-                self.errors[trial] = ended.error
-            yield self._outcome(trial)
+        of_job = {self.job(trial): trial for trial in trials}
+        for ended in self._runner.run(list(of_job)):
+            trial = of_job[ended.job]
+            if ended.record is None:
+                self.errors[trial] = str(ended.error)
+            if self._on_end is not None:
+                self._on_end(trial, ended)
+            yield _outcome(trial, ended)
 
-    def folder_of(self, trial: Trial) -> Path:
-        """Where a trial is trained."""
-        return self._folder / "trials" / trial.id
+    def job(self, trial: Trial) -> Job:
+        """How a trial is trained."""
+        return job(self._fit, self._folder / trial.id, trial.id, trial.candidate, {"budget": trial.budget})
 
-    def _is_recorded(self, trial: Trial) -> bool:
-        return (self.folder_of(trial) / FILE).exists()
 
-    def _outcome(self, trial: Trial) -> Outcome:
-        if not self._is_recorded(trial):
-            return Outcome(trial=trial, loss=math.inf, cost=0.0)
-        record = read_record(self.folder_of(trial) / FILE)
-        loss = record.loss if record.status == "finished" and math.isfinite(record.loss) else math.inf
-        return Outcome(trial=trial, loss=loss, cost=float(record.flops_algorithmic))
+def job(fit: Path, folder: Path, name: str, candidate: Candidate, options: Mapping[str, Any]) -> Job:
+    """How a candidate is trained.
 
-    def _job(self, trial: Trial) -> Job:
-        one, folder = trial.candidate, self.folder_of(trial)
-        values: dict[str, Any] = {"model.backbone.path": one.backbone, "model.method": one.method}
-        values |= {f"model.method.{name}": value for name, value in one.method_options.items()}
-        if one.learning_rate is not None:
-            values["model.optimizer.learning_rate"] = one.learning_rate
-        values |= {"seed_everything": one.seed, "budget": trial.budget, "output": str(folder)}
-        words = [word for config in self._configs for word in ("--config", str(config))]
-        for name, value in values.items():
-            words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-        if (folder / "checkpoints" / "last.ckpt").exists():
-            words += ["--ckpt_path", "last"]
-        return Job(trial.id, tuple(words), folder)
+    Args:
+        fit: configuration of ``embedlab fit``.
+        folder: of the run.
+        name: of the job.
+        candidate: that is laid over the configuration.
+        options: more of ``embedlab fit``.
+    """
+    values: dict[str, Any] = {"model.backbone.path": candidate.backbone, "model.method": candidate.method}
+    values |= {f"model.method.{name}": value for name, value in candidate.method_options.items()}
+    if candidate.learning_rate is not None:
+        values["model.optimizer.learning_rate"] = candidate.learning_rate
+    values |= {"seed_everything": candidate.seed, **options, "output": str(folder), "ckpt_path": "auto"}
+    words = ["--config", str(fit)]
+    for key, value in values.items():
+        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return Job(name, tuple(words), folder)
+
+
+def _outcome(trial: Trial, ended: Ended) -> Outcome:
+    record = ended.record
+    if record is None:
+        return Outcome(trial=trial, loss=math.inf, cost=0.0)
+    loss = record.loss if record.status == "finished" and math.isfinite(record.loss) else math.inf
+    # A run overshoots its budget by less than a step. What was planned is what is paid, so that the budget of a search
+    # pays for all the trials that it was made for.
+    return Outcome(trial=trial, loss=loss, cost=min(trial.budget, float(record.flops_algorithmic)))

@@ -8,6 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+INTERRUPTED = "interrupted"
+"""The error of a job that was asked to stop, and saved what it had."""
+
 
 @dataclass(frozen=True)
 class Job:

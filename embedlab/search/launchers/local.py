@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from embedlab.errors import ConfigError, TrainingError
@@ -110,10 +111,11 @@ class _Worker:
         return Outcome(job, f"The worker ended with status {status}{killed}.", time.monotonic() - begin)
 
     def ask_to_stop(self) -> None:
-        """Has the run end after its step, and the process after the run."""
-        if not self._is_closed and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)  # a second one would end it within its step
+        """Has the run end after its step, and the process after the run, as where the search is killed."""
         self._is_closed = True
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has died
+            self._process.stdin.close()
 
     def stop(self) -> None:
         """Asks the process to stop, waits until it has, and ends it if it takes too long."""

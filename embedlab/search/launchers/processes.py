@@ -9,7 +9,7 @@ import threading
 import time
 
 from embedlab.errors import ConfigError
-from embedlab.search.launchers.launcher import Job, Outcome
+from embedlab.search.launchers.launcher import INTERRUPTED, Job, Outcome
 from embedlab.search.launchers.threaded import SECONDS_TO_END, ThreadedLauncher
 
 
@@ -37,7 +37,7 @@ class TrialProcesses(ThreadedLauncher):
         with (job.folder / "log").open("ab") as log:
             with self._starting:
                 if self._is_closed:
-                    return Outcome(job, "interrupted", 0.0)
+                    return Outcome(job, INTERRUPTED, 0.0)
                 self._process = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
             status = self._process.wait()
         error = None if status == 0 else f"The run ended with status {status}. {job.folder / 'log'} says why."

@@ -1,0 +1,170 @@
+"""Whether a recipe comes true: it is written down for a budget outside of the fit, trained as it is, and compared."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from embedlab.errors import ConfigError, RecordError
+from embedlab.search.job_runner import JobRunner
+from embedlab.search.launchers.launcher import Job
+from embedlab.search.method_laws import laws_of
+from embedlab.search.observations import Observation, by_method
+from embedlab.search.recipe import recipe
+from embedlab.search.recipe_config import recipe_config
+from embedlab.search.records import FILE, read_record
+from embedlab.search.uncertainty import Interval
+
+_SLACK = 1.02  # a run overshoots its budget by less than a step
+_PREDICTION, _RECIPE, _RUN = "prediction.json", "recipe.yaml", "run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What was said before the run.
+
+    Attributes:
+        budget: FLOPs.
+        backbone: path or id.
+        method: with its options.
+        learning_rate: peak.
+        tokens: D.
+        loss: expected.
+        interval_80: holds the loss with that probability.
+        interval_95: likewise.
+        largest_flops: of the runs that the laws were fitted to.
+        num_runs: how many these are.
+    """
+
+    budget: float
+    backbone: str
+    method: str
+    learning_rate: float | None
+    tokens: float
+    loss: float
+    interval_80: Interval
+    interval_95: Interval
+    largest_flops: float
+    num_runs: int
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """A prediction and what came of it.
+
+    Attributes:
+        prediction: that was made.
+        loss: that was measured; None where the run has not ended, NaN where it has without one.
+        folder: of both.
+    """
+
+    prediction: Prediction
+    loss: float | None
+    folder: Path
+
+    def __str__(self) -> str:
+        said = self.prediction
+        (low, high), (lowest, highest) = said.interval_80, said.interval_95
+        text = (
+            f"{said.budget:g} FLOPs, {said.method} of {said.backbone}: predicted {said.loss:.4g} (80 % {low:.4g} to "
+            f"{high:.4g}, 95 % {lowest:.4g} to {highest:.4g}) from {said.num_runs} runs of at most "
+            f"{said.largest_flops:.3g} FLOPs; "
+        )
+        if self.loss is None:
+            return text + "not trained yet."
+        if not math.isfinite(self.loss):
+            return text + "it came to no loss."
+        off = self.loss / said.loss - 1
+        return text + f"it came to {self.loss:.4g}, {self.where} ({off:+.1%})."
+
+    @property
+    def where(self) -> str:
+        """The loss beside the intervals."""
+        for name, (low, high) in (("80 %", self.prediction.interval_80), ("95 %", self.prediction.interval_95)):
+            if self.loss is not None and low <= self.loss <= high:
+                return f"within the interval of {name}"
+        return "outside of both intervals"
+
+
+def next_budget(budgets: Sequence[float]) -> float:
+    """As far beyond the largest budget as that is beyond the one before; four times where there is only one."""
+    largest = sorted(budgets)[-2:]
+    return largest[-1] * (largest[-1] / largest[0] if len(largest) == 2 else 4.0)
+
+
+def confirm(budget: float, observations: Sequence[Observation], folder: Path, runner: JobRunner) -> Confirmation:
+    """Predicts, writes that down, and trains. What was predicted before is not predicted anew.
+
+    Args:
+        budget: FLOPs; only runs of smaller ones are fitted.
+        observations: of the search.
+        folder: for predictions and their runs.
+        runner: that trains.
+
+    Raises:
+        ConfigError: if the runs of smaller budgets give no law, or none that reaches that far.
+        TrainingError: if the run leaves no record.
+    """
+    at = folder / f"{budget:g}"
+    if not (at / _PREDICTION).exists():
+        _predict(budget, observations, at)
+    words = ("--config", str(at / _RECIPE), "--output", str(at / _RUN), "--ckpt_path", "auto")
+    for ended in runner.run([Job(f"confirmation-{budget:g}", words, at / _RUN)]):
+        if ended.record is None:
+            raise RecordError(f"The run of the recipe for {budget:g} FLOPs failed: {ended.error}")
+    return _read(at)
+
+
+def _predict(budget: float, observations: Sequence[Observation], at: Path) -> None:
+    smaller = [row for row in observations if row.flops * _SLACK < budget]
+    if not smaller:
+        raise ConfigError(
+            f"No run had fewer than {budget:g} FLOPs, so there is nothing to predict that budget from. Confirm a "
+            "larger one."
+        )
+    laws, _ = laws_of(by_method(smaller))
+    answer = recipe(laws, budget)
+    best = answer.best
+    prediction = Prediction(
+        budget=budget,
+        backbone=best.backbone,
+        method=best.method,
+        learning_rate=best.learning_rate,
+        tokens=best.tokens,
+        loss=best.loss,
+        interval_80=best.interval_80,
+        interval_95=best.interval_95,
+        largest_flops=max(law.largest_flops for law in laws),
+        num_runs=sum(law.fit.num_runs for law in laws),
+    )
+    at.mkdir(parents=True, exist_ok=True)
+    (at / _RECIPE).write_text(recipe_config(answer, laws), encoding="utf-8")
+    unfinished = at / f"{_PREDICTION}.unfinished"
+    unfinished.write_text(json.dumps(asdict(prediction), indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(at / _PREDICTION)
+
+
+def confirmations(folder: Path) -> list[Confirmation]:
+    """All that a search has made, the smallest budget first.
+
+    Raises:
+        RecordError: if one cannot be read.
+    """
+    found = [_read(path.parent) for path in folder.glob(f"*/{_PREDICTION}")]
+    return sorted(found, key=lambda one: one.prediction.budget)
+
+
+def _read(at: Path) -> Confirmation:
+    path = at / _PREDICTION
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        intervals = {name: Interval(*values[name]) for name in ("interval_80", "interval_95")}
+        prediction = Prediction(**(values | intervals))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RecordError(f"{path} cannot be read as a prediction: {error}.") from error
+    record = at / _RUN / FILE
+    return Confirmation(prediction, read_record(record).loss if record.exists() else None, at)

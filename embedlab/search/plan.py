@@ -1,0 +1,150 @@
+"""What a search is told to do, and what of it may not change while it is under way."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from embedlab.errors import ConfigError
+from embedlab.search.calibration import Calibration
+from embedlab.search.space import MethodGrid
+
+# What the search itself says to `embedlab fit`.
+_OF_THE_SEARCH = (
+    "output",
+    "budget",
+    "ckpt_path",
+    "seed_everything",
+    "model.backbone.path",
+    "model.method",
+    "model.optimizer.learning_rate",
+    "trainer.max_steps",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """What is trained, and for how much.
+
+    Args:
+        suite: backbones, paths or ids.
+        methods: names of fine-tuning methods, or each with the values to try of its options.
+        budgets: FLOPs of a run; the largest is the one that the answer is for.
+        fit: what all runs have in common: a configuration of `embedlab fit`, or the path of one.
+        seeds: each combination is trained from every one of them.
+        total_flops: of all trials, by default what the whole grid costs; a policy decides what they are spent on.
+        min_steps: a budget that pays a combination for fewer steps is left out for it.
+        calibration: of learning rates; those of a method that names its own are taken as they are.
+        keep_checkpoints: keep the checkpoints of finished trials.
+    """
+
+    suite: Sequence[str]
+    methods: Sequence[str | MethodGrid]
+    budgets: Sequence[float]
+    fit: dict[str, Any] | str
+    seeds: Sequence[int] = (0,)
+    total_flops: float | None = None
+    min_steps: int = 10
+    calibration: Calibration = field(default_factory=Calibration)
+    keep_checkpoints: bool = True
+
+    def __post_init__(self) -> None:
+        for name, example in (("methods", "[FullFineTuning, LoRA]"), ("budgets", "[1e12, 4e12, 1.6e13]")):
+            values = getattr(self, name)
+            if not values or len(set(map(str, values))) < len(values):
+                raise ConfigError(f"{name} is {list(values)}. Expected at least one, each once, like {example}.")
+        if len(set(self.suite)) < max(2, len(self.suite)):
+            raise ConfigError(
+                f"suite is {list(self.suite)}. A search chooses between sizes, so it needs two backbones or more, each "
+                "named once. `embedlab fit` trains a single one."
+            )
+        amounts = [("budgets", budget) for budget in self.budgets]
+        amounts += [("total_flops", self.total_flops)] if self.total_flops is not None else []
+        for name, amount in amounts:
+            if not (math.isfinite(amount) and amount > 0):
+                raise ConfigError(f"{name} holds {amount}. Expected finite numbers of FLOPs above 0.")
+        if not self.seeds:
+            raise ConfigError("seeds is empty. Expected at least one, like [0].")
+        if self.min_steps < 1:
+            raise ConfigError(f"min_steps must be at least 1, got {self.min_steps}.")
+
+    @property
+    def grids(self) -> list[MethodGrid]:
+        """The methods, those without options too."""
+        return [MethodGrid(method=one) if isinstance(one, str) else one for one in self.methods]
+
+    def fit_config(self) -> dict[str, Any]:
+        """The configuration that all runs have in common.
+
+        Raises:
+            ConfigError: if it cannot be read, or says what the search is to say.
+        """
+        config: Any = self.fit
+        if isinstance(self.fit, str):
+            try:
+                config = yaml.safe_load(Path(self.fit).read_text(encoding="utf-8"))
+            except (OSError, yaml.YAMLError) as error:
+                raise ConfigError(f"fit: {self.fit} cannot be read as a configuration: {error}.") from error
+        if not isinstance(config, dict):
+            raise ConfigError(f"fit is {config!r}. Expected a configuration of `embedlab fit`, or the path of one.")
+        both = [name for name in _OF_THE_SEARCH if _has(config, name)]
+        if both and not isinstance(self.fit, str):
+            raise ConfigError(
+                f"fit says {', '.join(both)}, which the search decides for each run. Leave it out: suite, methods, "
+                "budgets, seeds and calibration stand for it."
+            )
+        for name in both:
+            _remove(config, name)
+        return config
+
+    def fixed(self, policy: Mapping[str, Any]) -> dict[str, Any]:
+        """What may not change while a search is under way, by dotted names.
+
+        Args:
+            policy: as it is configured.
+        """
+        values = asdict(self) | {"fit": self.fit_config(), "methods": [asdict(grid) for grid in self.grids]}
+        values["policy"] = policy
+        del values["keep_checkpoints"]
+        fixed: dict[str, Any] = json.loads(json.dumps(dict(_flat(values)), default=str))
+        return fixed
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two plans, a line each."""
+    names = sorted(before.keys() | now.keys())
+    absent = "nothing"
+    return [
+        f"{name}: {before.get(name, absent)} became {now.get(name, absent)}"
+        for name in names
+        if before.get(name, absent) != now.get(name, absent)
+    ]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _has(config: Mapping[str, Any], dotted: str) -> bool:
+    key, _, rest = dotted.partition(".")
+    if config.get(key) is None:
+        return False
+    return not rest or (isinstance(config[key], Mapping) and _has(config[key], rest))
+
+
+def _remove(config: dict[str, Any], dotted: str) -> None:
+    key, _, rest = dotted.partition(".")
+    if rest:
+        _remove(config[key], rest)
+    else:
+        del config[key]

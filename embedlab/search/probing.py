@@ -1,0 +1,129 @@
+"""A few real steps of every combination, before a search spends anything: what fits, what it costs, how long it takes.
+
+What does not load, or does not fit together, fails here and not in the tenth hour.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from embedlab.search.job_runner import Ended, JobRunner
+from embedlab.search.launchers.launcher import Job
+from embedlab.search.records import FILE
+from embedlab.search.space import Candidate
+from embedlab.search.training import job
+
+STEPS = 3
+_MEASURED = "probe.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a few steps of a candidate have shown.
+
+    Attributes:
+        parameters: N, without tables.
+        flops_per_token: algorithmic, attention included.
+        flops_per_step: algorithmic.
+        learning_rate: the method's own for this backbone.
+        flops_per_second: of training.
+        other_seconds: of loading and evaluation.
+        memory_bytes: at its peak; None where it is not known.
+        checkpoint_bytes: that a run leaves on disk.
+    """
+
+    parameters: float
+    flops_per_token: float
+    flops_per_step: float
+    learning_rate: float
+    flops_per_second: float
+    other_seconds: float
+    memory_bytes: int | None
+    checkpoint_bytes: int
+
+    def seconds(self, flops: float) -> float:
+        """That a run takes."""
+        return self.other_seconds + flops / self.flops_per_second
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The combinations of a search.
+
+    Attributes:
+        probes: of what trains.
+        refused: why the others do not.
+    """
+
+    probes: dict[Candidate, Probe]
+    refused: dict[Candidate, str]
+
+
+def probe(candidates: Sequence[Candidate], budget: float, fit: Path, folder: Path, runner: JobRunner) -> Probed:
+    """Trains each candidate for a few steps, unless that was done before.
+
+    Args:
+        candidates: without a learning rate.
+        budget: FLOPs of the largest run, which must not be refused later.
+        fit: configuration of ``embedlab fit`` that they are laid over.
+        folder: for the runs.
+        runner: of their jobs.
+    """
+    jobs = {_job(one, budget, fit, folder / one.named(budget)): one for one in candidates}
+    probes = {one: found for at, one in jobs.items() if (found := _measured(at.folder)) is not None}
+    refused: dict[Candidate, str] = {}
+    missing = [at for at, one in jobs.items() if one not in probes]
+    for at in missing:  # killed before it was measured
+        shutil.rmtree(at.folder, ignore_errors=True)
+    if missing and not probes:  # the first one tokenises the data, which no other run will have to
+        first = _job(jobs[missing[0]], budget, fit, folder / "first")
+        shutil.rmtree(first.folder, ignore_errors=True)
+        for _ in runner.run([first]):
+            pass
+        shutil.rmtree(first.folder / CHECKPOINTS, ignore_errors=True)
+    for ended in runner.run(missing):
+        if ended.record is not None and ended.record.status == "finished":
+            probes[jobs[ended.job]] = _measure(ended)
+        else:
+            refused[jobs[ended.job]] = ended.error or f"It {ended.record and ended.record.status} in its first steps."
+    return Probed({one: probes[one] for one in candidates if one in probes}, refused)
+
+
+def _job(one: Candidate, budget: float, fit: Path, folder: Path) -> Job:
+    few = {"class_path": "FewSteps", "init_args": {"steps": STEPS}}
+    return job(fit, folder, folder.name, one, {"budget": budget, "trainer.callbacks+": few})
+
+
+def _measure(ended: Ended) -> Probe:
+    record, folder = ended.record, ended.job.folder
+    assert record is not None and ended.seconds is not None
+    found = Probe(
+        parameters=float(record.nonembedding_parameters),
+        flops_per_token=record.flops_algorithmic / record.tokens,
+        flops_per_step=record.flops_algorithmic / min(STEPS, record.pairs / record.batch_size),
+        learning_rate=record.learning_rate,
+        flops_per_second=record.flops_algorithmic / record.seconds,
+        other_seconds=max(0.0, ended.seconds - record.seconds),
+        memory_bytes=record.peak_memory_bytes,
+        checkpoint_bytes=sum(path.stat().st_size for path in _files(folder / CHECKPOINTS)),
+    )
+    (folder / _MEASURED).write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
+    (folder / FILE).unlink()  # nobody wants a law of runs of three steps
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return found
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def _measured(folder: Path) -> Probe | None:
+    path = folder / _MEASURED
+    if not path.exists() or (folder / FILE).exists():
+        return None
+    return Probe(**json.loads(path.read_text(encoding="utf-8")))

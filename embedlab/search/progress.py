@@ -1,0 +1,95 @@
+"""What a running search shows: a line for each run that ends, and its losses in TensorBoard."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from embedlab.search.job_runner import Ended
+from embedlab.search.probing import Probe
+from embedlab.search.projection import Projection
+from embedlab.search.space import Candidate, Space, Trial
+
+
+class Progress:
+    """Says how far a search has come.
+
+    Args:
+        events: folder for TensorBoard.
+        probes: of the combinations, for the time that is left.
+        num_slots: trials that are trained at a time.
+    """
+
+    def __init__(self, events: Path, probes: Mapping[Candidate, Probe], num_slots: int) -> None:
+        self._writer = EventFileWriter(str(events))
+        self._projection = Projection(probes, num_slots)
+        self._space: Space | None = None
+        self._total = 0.0
+        self._done: set[Trial] = set()
+        self._num_before = 0
+        self._calibrated = 0
+
+    def begin(self, space: Space, total: float) -> None:
+        """The calibration is over, and the trials of a space begin, on which so many FLOPs may be spent."""
+        self._space, self._total = space, total
+
+    def calibrated(self, trial: Trial, ended: Ended) -> None:
+        """A run of the calibration has ended."""
+        self._calibrated += 1
+        if ended.seconds is not None:
+            rate = trial.candidate.learning_rate
+            print(f"calibration {self._calibrated}: {_told(trial, ended)}, learning rate {rate:g}", flush=True)
+
+    def trained(self, trial: Trial, ended: Ended) -> None:
+        """A trial has ended."""
+        assert self._space is not None, "begin was called"
+        self._done.add(trial)
+        if ended.seconds is None:  # before this search was begun
+            self._num_before += 1
+            return
+        self._log(trial, ended)
+        spent = self._space.price(self._done)
+        print(
+            f"{len(self._done)} of {len(self._space.trials)}: {_told(trial, ended)}. Spent {spent:.3g} FLOPs "
+            f"({spent / self._total:.0%}), about {timedelta(seconds=round(self._seconds_left(spent)))} left.",
+            flush=True,
+        )
+
+    def _seconds_left(self, spent: float) -> float:
+        assert self._space is not None
+        left = [trial for trial in self._space.trials if trial not in self._done]
+        price = self._space.price(left, self._done)
+        share = min(1.0, max(0.0, self._total - spent) / price) if price else 0.0
+        return share * self._projection.seconds(left)
+
+    def _log(self, trial: Trial, ended: Ended) -> None:
+        """The loss at its budget, so that TensorBoard draws a curve of each combination."""
+        if ended.record is None or not math.isfinite(ended.record.loss):
+            return
+        value = Summary.Value(tag=f"loss/{trial.candidate}", simple_value=ended.record.loss)
+        event = Event(wall_time=time.time(), step=int(trial.budget), summary=Summary(value=[value]))
+        self._writer.add_event(event)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Says what had been done before, and closes the event file."""
+        self._writer.close()
+
+
+def _told(trial: Trial, ended: Ended) -> str:
+    record = ended.record
+    if record is None:
+        result = f"failed: {ended.error}"
+    elif record.status != "finished":
+        result = record.status
+    else:
+        result = f"loss {record.loss:.4g}"
+    seconds = "" if ended.seconds is None else f" in {timedelta(seconds=round(ended.seconds))}"
+    return f"{trial.candidate}, {trial.budget:g} FLOPs, {result}{seconds}"

@@ -1,0 +1,96 @@
+"""What a search will take before it is begun: trials, FLOPs, hours, memory and disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Table
+
+from embedlab.search.plan import SearchPlan
+from embedlab.search.preparation import calibration_budget
+from embedlab.search.probing import Probe
+from embedlab.search.space import Candidate, Space, Trial
+
+FEWEST_RATES = 3  # of a calibration
+
+
+def probe_of(probes: Mapping[Candidate, Probe], candidate: Candidate) -> Probe:
+    """The probe of the combination that a candidate is one of, whatever its learning rate and seed."""
+    return next(found for one, found in probes.items() if replace(candidate, learning_rate=None, seed=one.seed) == one)
+
+
+class Projection:
+    """What trials will take.
+
+    Args:
+        probes: of the combinations.
+        num_slots: trials that are trained at a time.
+    """
+
+    def __init__(self, probes: Mapping[Candidate, Probe], num_slots: int) -> None:
+        self._probes = probes
+        self._num_slots = num_slots
+
+    def seconds(self, trials: Iterable[Trial]) -> float:
+        """Until all of them are trained."""
+        return sum(probe_of(self._probes, one.candidate).seconds(one.budget) for one in trials) / self._num_slots
+
+    def disk(self, trials: Sequence[Trial], *, keep_checkpoints: bool) -> float:
+        """Bytes of their checkpoints."""
+        sizes = [float(probe_of(self._probes, one.candidate).checkpoint_bytes) for one in trials]
+        return sum(sizes) if keep_checkpoints else self._num_slots * max(sizes)
+
+
+def calibration_trials(plan: SearchPlan, probes: Mapping[Candidate, Probe]) -> list[Trial]:
+    """The fewest that a calibration takes."""
+    budgets = {one: calibration_budget(plan, found) for one, found in probes.items()}
+    return [Trial(one, budget) for one, budget in budgets.items() if budget is not None for _ in range(FEWEST_RATES)]
+
+
+def print_projection(
+    console: Console,
+    plan: SearchPlan,
+    space: Space,
+    probes: Mapping[Candidate, Probe],
+    calibrations: Sequence[Trial],
+    total: float,
+    num_slots: int,
+) -> None:
+    """Prints what a search will take.
+
+    Args:
+        console: to print on.
+        plan: of the search.
+        space: of its trials.
+        probes: of its combinations.
+        calibrations: runs of the calibration.
+        total: FLOPs that the trials may cost.
+        num_slots: trials that are trained at a time.
+    """
+    projection = Projection(probes, num_slots)
+    table = Table("budget", title="What the search takes, projected from a few steps of each combination")
+    for name in ("runs", "FLOPs", "hours"):
+        table.add_column(name, justify="right")
+
+    def row(name: str, trials: Sequence[Trial]) -> None:
+        flops = sum(trial.budget for trial in trials)
+        table.add_row(name, str(len(trials)), f"{flops:.3g}", f"{projection.seconds(trials) / 3600:.3g}")
+
+    if calibrations:
+        row("calibration, at least", calibrations)
+    for budget in sorted({trial.budget for trial in space.trials}):
+        row(f"{budget:g}", [trial for trial in space.trials if trial.budget == budget])
+    table.add_section()
+    row("all", [*calibrations, *space.trials])
+    console.print(table)
+    price = space.price(space.trials)
+    if total < price:
+        console.print(f"The policy may spend {total:.3g} FLOPs, {total / price:.0%} of all trials.", highlight=False)
+    known = {one: found.memory_bytes for one, found in probes.items() if found.memory_bytes is not None}
+    if known:
+        most = max(known, key=lambda one: known[one])
+        console.print(f"Peak memory: {known[most] / 2**30:.2f} GiB, of {most}.", highlight=False)
+    disk = projection.disk(space.trials, keep_checkpoints=plan.keep_checkpoints)
+    console.print(f"Disk: {disk / 2**30:.2f} GiB of checkpoints.", highlight=False)

@@ -1,0 +1,71 @@
+"""`embedlab search`: trains a suite of backbones by several methods at rising budgets, and says what to train next."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from embedlab.search.job_runner import JobRunner
+from embedlab.search.launchers.launcher import Launcher
+from embedlab.search.launchers.local import LocalWorkers
+from embedlab.search.launchers.processes import TrialProcesses  # noqa: F401  a configuration names it
+from embedlab.search.plan import SearchPlan
+from embedlab.search.policies.isoflop_grid import IsoFlopGrid
+from embedlab.search.policy import Policy
+from embedlab.search.search_folder import SearchFolder
+from embedlab.search.search_run import SearchRun, write_search_report
+
+_WIDTH = 120  # where there is no terminal that has one
+_NEXT = -1.0  # the budget that follows those of the search
+
+
+def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    """`embedlab search`: the whole sweep, again and again until it is done."""
+    parser.add_argument("--config", action="config", help="Path to a configuration file.")
+    parser.add_argument("--output", default="runs/search", help="The search's folder.")
+    parser.add_class_arguments(SearchPlan)
+    parser.add_subclass_arguments(Policy, "policy", help="What to train next.")
+    parser.add_argument("--launcher", type=Callable[[], Launcher], help="Where it is trained.")
+    parser.set_defaults({"policy": {"class_path": IsoFlopGrid.__name__}, "launcher": LocalWorkers})
+    parser.add_argument("--dry_run", action="store_true", help="Say what the search will take, and end.")
+    parser.add_argument("--accept_changes", action="store_true", help="Go on by another plan than that begun with.")
+    parser.add_argument(
+        "--confirm",
+        nargs="?",
+        type=float,
+        const=_NEXT,
+        metavar="FLOPS",
+        help="Then train the recipe for a budget that its laws are not fitted to; by default the one that would be "
+        "next.",
+    )
+    options = parser.parse_args(list(arguments))
+    instances = parser.instantiate(options)
+    plan = SearchPlan(**{name: instances[name] for name in SearchPlan.__dataclass_fields__})
+    folder = SearchFolder(Path(options.output))
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    # What is started in the background of a shell has SIGINT ignored; a scheduler sends SIGTERM.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with folder.locked():
+        fixed = plan.fixed(options.policy.as_dict())
+        for line in folder.take(fixed, plan.fit_config(), accept_changes=options.accept_changes):
+            print(f"Changed: {line}")
+        try:
+            with instances.launcher() as launcher:
+                run = SearchRun(plan, instances.policy, folder, JobRunner(launcher), console)
+                if options.dry_run:
+                    run.dry_run()
+                    return
+                run.run()
+                write_search_report(folder)
+                if options.confirm is not None:
+                    print(run.confirm(None if options.confirm == _NEXT else options.confirm))
+                    write_search_report(folder)
+        except KeyboardInterrupt:
+            print("Stopped. What was under way is saved; the same command goes on.", file=sys.stderr)
+            sys.exit(130)

@@ -1,0 +1,163 @@
+"""One search from its plan to its report: probe, calibrate, train what the policy proposes, confirm."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from embedlab.errors import ConfigError
+from embedlab.search.confirmation import Confirmation, confirm, next_budget
+from embedlab.search.job_runner import JobRunner
+from embedlab.search.observations import of_records, with_best_learning_rates
+from embedlab.search.plan import SearchPlan
+from embedlab.search.policy import History, Policy
+from embedlab.search.preparation import calibrate, combinations, named_rates, require_each_backbone, space_for
+from embedlab.search.probing import CHECKPOINTS, Probe, Probed, probe
+from embedlab.search.progress import Progress
+from embedlab.search.projection import Projection, calibration_trials, print_projection
+from embedlab.search.recipe import Constraints
+from embedlab.search.records import Ledger
+from embedlab.search.report_command import write_report
+from embedlab.search.search_folder import SearchFolder
+from embedlab.search.search_loop import search
+from embedlab.search.space import Candidate, Space
+from embedlab.search.training import Training
+
+_DISK_OF_A_RUN = 2**20  # log, record, configuration and events, roughly
+
+
+class SearchRun:
+    """A search.
+
+    Args:
+        plan: what is trained.
+        policy: which of it.
+        folder: for all of it.
+        runner: that trains it.
+        console: to print tables on.
+    """
+
+    def __init__(
+        self, plan: SearchPlan, policy: Policy, folder: SearchFolder, runner: JobRunner, console: Console
+    ) -> None:
+        self._plan = plan
+        self._policy = policy
+        self._folder = folder
+        self._runner = runner
+        self._console = console
+
+    def dry_run(self) -> None:
+        """Says what the search will take.
+
+        Raises:
+            ConfigError: if it cannot be run.
+        """
+        probed = self._probed()
+        rates = named_rates(self._plan, probed.probes)
+        space = space_for(self._plan, probed.probes, rates)
+        calibrations = calibration_trials(self._plan, _without(probed.probes, rates))
+        slots = self._runner.num_slots
+        print_projection(self._console, self._plan, space, probed.probes, calibrations, self._total(space), slots)
+        self._require_room(space, probed.probes)
+
+    def run(self) -> None:
+        """Trains all that the policy proposes, and writes the report.
+
+        Raises:
+            ConfigError: if it cannot be run.
+            KeyboardInterrupt: if it was asked to stop.
+        """
+        probed = self._probed()
+        probes = probed.probes
+        named = named_rates(self._plan, probes)
+        self._require_room(space_for(self._plan, probes, named), probes)
+        progress = Progress(self._folder.events, probes, self._runner.num_slots)
+        try:
+            rates = calibrate(
+                self._plan,
+                _without(probes, named),
+                self._folder.fit,
+                self._folder.calibration,
+                self._runner,
+                progress.calibrated,
+            )
+            self._say_rates(rates)
+            space = space_for(self._plan, probes, named | rates)
+            total = self._total(space)
+            progress.begin(space, total)
+
+            def on_end(trial: Any, ended: Any) -> None:
+                progress.trained(trial, ended)
+                if not self._plan.keep_checkpoints and ended.record is not None:
+                    shutil.rmtree(ended.job.folder / CHECKPOINTS, ignore_errors=True)
+
+            world = Training(self._folder.fit, self._folder.trials, self._runner, on_end=on_end)
+            history = search(self._policy, world, History(space), total)
+        finally:
+            progress.close()
+        self._say_outcome(history, world)
+
+    def confirm(self, budget: float | None) -> Confirmation:
+        """Trains the recipe for a budget beyond the runs, by default one step of budgets beyond.
+
+        Raises:
+            ConfigError: if the runs give no law that reaches that far.
+        """
+        ledger = Ledger([self._folder.trials])
+        observations = with_best_learning_rates(of_records(ledger.records(), [path.parent for path in ledger.paths()]))
+        budget = budget or next_budget(self._plan.budgets)
+        print(f"Training the recipe for {budget:g} FLOPs, from runs of smaller budgets alone.", flush=True)
+        return confirm(budget, observations, self._folder.confirmation, self._runner)
+
+    def _probed(self) -> Probed:
+        found = combinations(self._plan)
+        print(f"Probing {len(found)} combinations of backbone and method by a few steps each.", flush=True)
+        probed = probe(found, max(self._plan.budgets), self._folder.fit, self._folder.probes, self._runner)
+        require_each_backbone(self._plan, probed)
+        for one, reason in probed.refused.items():
+            print(f"Left out, {one}: {reason}")
+        return probed
+
+    def _total(self, space: Space) -> float:
+        return self._plan.total_flops or space.price(space.trials)
+
+    def _require_room(self, space: Space, probes: Mapping[Candidate, Probe]) -> None:
+        projection = Projection(probes, self._runner.num_slots)
+        missing = [trial for trial in space.trials if not (self._folder.trials / trial.id).exists()]
+        if missing:
+            disk = projection.disk(missing, keep_checkpoints=self._plan.keep_checkpoints)
+            self._folder.require_room(disk + _DISK_OF_A_RUN * len(missing))
+
+    def _say_rates(self, rates: Mapping[Candidate, Any]) -> None:
+        if rates:
+            print("Learning rates: " + ", ".join(f"{one} {rate:g}" for one, (rate,) in rates.items()) + ".", flush=True)
+
+    def _say_outcome(self, history: History, world: Training) -> None:
+        print(f"{len(history)} of {len(history.space.trials)} trials have ended, for {history.spent:.3g} FLOPs.")
+        if world.errors:
+            one, error = next(iter(world.errors.items()))
+            print(
+                f"{len(world.errors)} of them left no record; the same command tries them again. {one.id}: {error}",
+                flush=True,
+            )
+        chosen = self._policy.choose(history)
+        rate = "" if chosen.learning_rate is None else f", learning rate {chosen.learning_rate:g}"
+        target = history.space.target(chosen)
+        print(f"{type(self._policy).__name__} chooses {chosen} for {target.budget:g} FLOPs{rate}.", flush=True)
+
+
+def _without(probes: Mapping[Candidate, Probe], rates: Mapping[Candidate, Any]) -> dict[Candidate, Probe]:
+    return {one: found for one, found in probes.items() if one not in rates}
+
+
+def write_search_report(folder: SearchFolder) -> None:
+    """The report of all trials, in place of the one before."""
+    ledger = Ledger([folder.trials])
+    observations = with_best_learning_rates(of_records(ledger.records(), [path.parent for path in ledger.paths()]))
+    if not observations:
+        raise ConfigError(f"No trial in {folder.trials} has left a record, so there is nothing to report.")
+    shutil.rmtree(folder.report, ignore_errors=True)
+    print(write_report(folder.report, str(folder.trials), observations, Constraints()))
