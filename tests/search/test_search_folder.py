@@ -28,9 +28,7 @@ def begun(path: Path) -> SearchFolder:
 def test_a_second_search_is_kept_out_until_the_first_is_over(tmp_path: Path) -> None:
     with SearchFolder(tmp_path / "search").locked():
         with (
-            pytest.raises(
-                ConfigError, match=r"Another search is running in .*search\. Wait for it, stop it, or choose"
-            ),
+            pytest.raises(ConfigError, match=r"Another search is running in .*search\. Wait for it, stop it"),
             SearchFolder(tmp_path / "search").locked(),
         ):
             pass
@@ -64,9 +62,7 @@ def test_the_same_plan_is_taken_again_and_changes_nothing(tmp_path: Path) -> Non
 def test_another_plan_is_refused_with_what_changed(tmp_path: Path) -> None:
     folder = begun(tmp_path)
     other = FIXED | {"budgets": [1e9, 4e9]}
-    with pytest.raises(
-        ConfigError, match=r"begun by another plan: budgets: \[1000000000\.0\] became .* --accept-changes"
-    ):
+    with pytest.raises(ConfigError, match=r"begun by another plan: budgets: \[1000000000\.0\] became .*--accept"):
         folder.take(other, {}, accept_changes=False)
     assert yaml.safe_load(folder.fit.read_text()) == FIT, "nothing is written of a plan that is refused"
     assert folder.take(FIXED, FIT, accept_changes=False) == []
@@ -113,7 +109,5 @@ def test_checkpoints_that_do_not_fit_on_the_disk_are_refused(tmp_path: Path, mon
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30))
     folder = SearchFolder(tmp_path)
     folder.require_room(2**30)
-    with pytest.raises(
-        ConfigError, match=r"would take 4 GiB, and 1 GiB of the disk of .* are free\. Make room, .*false"
-    ):
+    with pytest.raises(ConfigError, match=r"would take 4 GiB, and 1 GiB of the disk of .* are free\. Make room"):
         folder.require_room(2**32)
