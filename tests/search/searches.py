@@ -165,7 +165,7 @@ class SearchProcess:
                 continue
         self._process.wait()
 
-    def status(self, timeout: float = 250) -> int:
+    def status(self, timeout: float = 840) -> int:
         """Of its end."""
         try:
             return self._process.wait(timeout)

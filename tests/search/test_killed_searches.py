@@ -1,0 +1,89 @@
+"""A search that is killed at random moments, alone or with its workers, comes to the ledger of an undisturbed one."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from embedlab.search.records import FILE, Ledger
+from searches import SearchProcess, ledger, until, write_search
+
+WHOLE = {
+    "methods": ["FullFineTuning", {"method": "LoRA", "options": {"rank": [2, 4]}}],
+    "budgets": [5e7, 1e8, 2e8],
+    "calibration": {"budget": 5e7, "factor": 10.0},
+    "launcher": {"class_path": "LocalWorkers", "init_args": {"num_workers": 2}},
+}
+SMALL = {"budgets": [5e7, 2e8], "calibration": {"budget": 5e7, "factor": 10.0}}
+
+
+def undisturbed(config: Path, folder: Path) -> float:
+    """Seconds that a search takes."""
+    begin = time.monotonic()
+    process = SearchProcess(config, "--output", str(folder))
+    assert process.status() == 0, process.printed()
+    return time.monotonic() - begin
+
+
+def killed(config: Path, folder: Path, *, seed: int, times: int, within: float) -> None:
+    """Kills a search at random moments, and lets it end.
+
+    Args:
+        config: of the search.
+        folder: for it.
+        seed: of the moments.
+        times: that it is killed.
+        within: so many seconds of its start.
+    """
+    moments = random.Random(seed)
+    num_killed = 0
+    while num_killed < times:
+        seconds, workers = moments.uniform(0, within), moments.random() < 0.5
+        process = SearchProcess(config, "--output", str(folder))
+        end = time.monotonic() + seconds
+        until(lambda end=end, process=process: time.monotonic() > end or not process.is_alive)
+        if not process.is_alive:  # it was done before: it has begun anew from what it has
+            assert process.status() == 0, process.printed()
+            within /= 2
+            continue
+        process.kill(workers=workers)
+        num_killed += 1
+        records = len(list(folder.rglob(FILE)))
+        what = "search and workers" if workers else "search"
+        print(f"{num_killed} (seed {seed}): {what} killed after {seconds:.2f} s, at {records} records")
+    process = SearchProcess(config, "--output", str(folder))
+    assert process.status() == 0, process.printed()
+
+
+def require_the_same(folder: Path, other: Path) -> None:
+    """What does not depend on when and where a run was is the same in all, and no run was brought to its end twice."""
+    assert ledger(folder) == ledger(other)
+    for part in ("calibration", "trials"):
+        assert {path.name for path in (folder / part).iterdir()} == {path.name for path in (other / part).iterdir()}
+        for run in (folder / part).iterdir():
+            assert (run / "log").read_text().count("Run record: ") <= 1, f"{run} was trained twice"
+    assert not list(folder.rglob("continued"))
+    Ledger([folder / "trials", folder / "calibration"]).records()  # no two have the same identifier
+    losses = [{one.learning_rate: one.loss for one in Ledger([at / "calibration"]).records()} for at in (folder, other)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.timeout(900)
+def test_a_search_that_is_killed_twice_gives_the_ledger_of_an_undisturbed_one(tmp_path: Path) -> None:
+    config = write_search(tmp_path, **SMALL)
+    seconds = undisturbed(config, tmp_path / "undisturbed")
+    killed(config, tmp_path / "killed", seed=1, times=2, within=0.7 * seconds)
+    require_the_same(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", [0])
+def test_a_search_that_is_killed_ten_times_gives_the_ledger_of_an_undisturbed_one(tmp_path: Path, seed: int) -> None:
+    config = write_search(tmp_path, **WHOLE)
+    seconds = undisturbed(config, tmp_path / "undisturbed")
+    killed(config, tmp_path / "killed", seed=seed, times=10, within=seconds / 4)
+    require_the_same(tmp_path / "killed", tmp_path / "undisturbed")
