@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from embedlab.errors import ConfigError
-from embedlab.search.confirmation import Confirmation, confirm, next_budget
+from embedlab.search.confirmation import Confirmation, confirm, confirmations, next_budget
 from embedlab.search.job_runner import JobRunner
 from embedlab.search.observations import of_records, with_best_learning_rates
 from embedlab.search.plan import SearchPlan
@@ -160,4 +160,5 @@ def write_search_report(folder: SearchFolder) -> None:
     if not observations:
         raise ConfigError(f"No trial in {folder.trials} has left a record, so there is nothing to report.")
     shutil.rmtree(folder.report, ignore_errors=True)
-    print(write_report(folder.report, str(folder.trials), observations, Constraints()))
+    made = confirmations(folder.confirmation)
+    print(write_report(folder.report, str(folder.trials), observations, Constraints(), confirmations=made))
