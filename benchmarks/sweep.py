@@ -133,7 +133,8 @@ def main() -> None:
     ]
     lines += [
         "",
-        f"Of {len(predictions)} runs at the largest budget {shares[0]} lie in the 80 % interval, {shares[1]} in that of 95 %.",
+        f"Of {len(predictions)} runs at the largest budget {shares[0]} lie in the 80 % interval, "
+        f"{shares[1]} in that of 95 %.",
     ]
     lines += [
         f"Root-mean-square error of {method}: {value:.2%}."
