@@ -55,7 +55,7 @@ def main() -> None:
         started = time.monotonic()
         runner = JobRunner(launcher)
         probes = probe(combinations(plan), 1e10, folder.fit, folder.probes, runner).probes
-            trials = []
+        trials = []
         for one, found in probes.items():
             if not one.backbone.endswith("r0"):
                 continue
