@@ -131,7 +131,9 @@ def measured(method: str, seeds: Sequence[int]) -> dict[str, Any]:
         "mean_over_budgets": pooled,
         "flops_of_trunk_and_branches_over_runs_from_the_start": ratios,
         "same_bits_as_a_run_that_warms_up_as_the_trunk": {
-            f"{budget:g}": same_bits(folder(method, seeds[0], "branch", budget), folder(method, seeds[0], exact, budget))
+            f"{budget:g}": same_bits(
+                folder(method, seeds[0], "branch", budget), folder(method, seeds[0], exact, budget)
+            )
             for budget in BUDGETS[:2]
         },
         "seconds": sum(one.seconds for by_arm in records.values() for of in by_arm.values() for one in of.values()),

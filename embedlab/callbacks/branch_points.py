@@ -130,7 +130,7 @@ class BranchPoints(Callback):
             if own != mark.get(name):
                 raise ConfigError(
                     f"The branch has {name} {own}, and its trunk had {mark.get(name)}. They must be the same: use the "
-                    "trunk's config.yaml with another --budget and --output, or begin a run anew."
+                    "trunk's config.yaml with another --budget, --output and --branch.budgets, or begin a run anew."
                 )
         spent = module.flop_meter.account.algorithmic
         if _decays(schedule, budget, spent):
@@ -141,9 +141,9 @@ class BranchPoints(Callback):
         first = spent + _cost_of(self._step, trainer, module)
         if first < schedule.warmup * budget:
             raise ConfigError(
-                f"The branch would warm up again: over {schedule.warmup:g} of its budget, {schedule.warmup * budget:.4g} "
-                f"FLOPs, and its branch point has spent {spent:.4g}. Lower model.schedule.warmup to "
-                f"{spent / budget:.2g} or less, or --budget."
+                f"The branch would warm up again: over {schedule.warmup:g} of its budget, "
+                f"{schedule.warmup * budget:.4g} FLOPs, and its branch point has spent {spent:.4g}. Lower "
+                f"model.schedule.warmup to {spent / budget:.2g} or less, or --budget."
             )
         if trainer.is_global_zero:
             print(
