@@ -35,6 +35,7 @@ SEEDS = (0, 1, 2)
 DECAY, WARMUP = 0.2, 0.1
 SETS = ("arxiv", "wikipedia")
 ARMS = ("branch", "from the start", "cosine")
+EXACT, EXACT_AT = "from the start, warm-up of the trunk", BUDGETS[:2]
 
 
 def words(method: str, seed: int, arm: str, budget: float) -> list[str]:
@@ -43,8 +44,9 @@ def words(method: str, seed: int, arm: str, budget: float) -> list[str]:
     config = {"full": "full", "LoRA": "lora"}[method]
     found = ["fit", "--config", f"configs/fit/{config}.yaml", "--config", "benchmarks/trunk.yaml"]
     found += ["--seed_everything", str(seed), "--budget", f"{budget:g}", "--output", str(output)]
-    shared = arm in ("branch", "from the start, warm-up of the trunk")
-    warmup = WARMUP * BUDGETS[0] / (BUDGETS[-1] if arm == "branch" else budget) if shared else WARMUP
+    warmup = WARMUP
+    if arm in ("branch", EXACT):
+        warmup *= BUDGETS[0] / (BUDGETS[-1] if arm == "branch" else budget)
     schedule = "WarmupCosine" if arm == "cosine" else "WarmupStableDecay"
     found += ["--model.schedule", schedule, "--model.schedule.warmup", str(warmup)]
     if arm != "cosine":
@@ -64,13 +66,11 @@ def folder(method: str, seed: int, arm: str, budget: float) -> Path:
     return WORK / method / f"seed-{seed}" / arm.replace(", ", "-").replace(" ", "_") / f"{budget:g}"
 
 
-def run(method: str, seed: int, arm: str, budget: float) -> RunRecord:
-    record = folder(method, seed, arm, budget) / FILE
-    if not record.exists():
+def run(method: str, seed: int, arm: str, budget: float) -> None:
+    if not (folder(method, seed, arm, budget) / FILE).exists():
         command = words(method, seed, arm, budget)
         print("embedlab", *command, flush=True)
         embedlab(command)
-    return read_record(record)
 
 
 def loss(record: RunRecord) -> float:
@@ -89,16 +89,33 @@ def same_bits(left: Path, right: Path) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def train(method: str, seeds: Sequence[int]) -> None:
+    """The trunks and their branches first, then small budgets before large ones: stopped early, some rows are whole."""
+    for seed in seeds:
+        for budget in reversed(BUDGETS):
+            run(method, seed, "branch", budget)
+    for budget in BUDGETS:
+        for seed in seeds:
+            run(method, seed, "from the start", budget)
+            run(method, seed, "cosine", budget)
+        if budget in EXACT_AT:
+            run(method, seeds[0], EXACT, budget)
+
+
+def is_finished(method: str, seeds: Sequence[int], budget: float) -> bool:
+    return all((folder(method, seed, arm, budget) / FILE).exists() for seed in seeds for arm in ARMS)
+
+
 def measured(method: str, seeds: Sequence[int]) -> dict[str, Any]:
+    budgets = [budget for budget in BUDGETS if is_finished(method, seeds, budget)]
     records = {
-        seed: {arm: {budget: run(method, seed, arm, budget) for budget in reversed(BUDGETS)} for arm in ARMS}
+        seed: {
+            arm: {budget: read_record(folder(method, seed, arm, budget) / FILE) for budget in budgets} for arm in ARMS
+        }
         for seed in seeds
     }
-    exact = "from the start, warm-up of the trunk"
-    for budget in BUDGETS[:2]:
-        run(method, seeds[0], exact, budget)
     rows = []
-    for budget in BUDGETS:
+    for budget in budgets:
         losses = {arm: [loss(records[seed][arm][budget]) for seed in seeds] for arm in ARMS}
         first = records[seeds[0]]
         rows.append(
@@ -113,9 +130,10 @@ def measured(method: str, seeds: Sequence[int]) -> dict[str, Any]:
             }
         )
     ratios = []
-    for of_seed in records.values():
-        added = sum(record.flops_added for record in of_seed["branch"].values())
-        ratios.append(added / sum(record.flops_algorithmic for record in of_seed["from the start"].values()))
+    if len(budgets) == len(BUDGETS):
+        for of_seed in records.values():
+            added = sum(record.flops_added for record in of_seed["branch"].values())
+            ratios.append(added / sum(record.flops_algorithmic for record in of_seed["from the start"].values()))
     pooled = {
         name: difference(
             *([np.mean([row["losses"][arm][at] for row in rows]) for at in range(len(seeds))] for arm in arms)
@@ -132,9 +150,10 @@ def measured(method: str, seeds: Sequence[int]) -> dict[str, Any]:
         "flops_of_trunk_and_branches_over_runs_from_the_start": ratios,
         "same_bits_as_a_run_that_warms_up_as_the_trunk": {
             f"{budget:g}": same_bits(
-                folder(method, seeds[0], "branch", budget), folder(method, seeds[0], exact, budget)
+                folder(method, seeds[0], "branch", budget), folder(method, seeds[0], EXACT, budget)
             )
-            for budget in BUDGETS[:2]
+            for budget in EXACT_AT
+            if (folder(method, seeds[0], EXACT, budget) / FILE).exists()
         },
         "seconds": sum(one.seconds for by_arm in records.values() for of in by_arm.values() for one in of.values()),
     }
@@ -180,7 +199,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=("full", "LoRA"), default=["full"])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--finished", action="store_true", help="train nothing: the table of what is there")
     options = parser.parse_args()
+    for method in () if options.finished else options.methods:
+        train(method, options.seeds)
     results = {method: measured(method, options.seeds) for method in options.methods}
     lines = [
         "# Branches off one trunk, against runs from the start",
