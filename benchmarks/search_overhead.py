@@ -63,7 +63,7 @@ def main() -> None:
             trials += [Trial(replace(known, seed=seed), SECONDS * found.flops_per_second) for seed in SEEDS]
         space = Space(trials)
         ended: list[Ended] = []
-        world = Training(folder.fit, folder.trials, runner, on_end=lambda _, one: ended.append(one))
+        world = Training(folder.fit, folder.trials, runner, space, on_end=lambda _, one: ended.append(one))
         first = time.monotonic()
         search(IsoFlopGrid(), world, History(space), space.price(space.trials))
         whole = time.monotonic() - first
