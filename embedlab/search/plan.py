@@ -61,7 +61,8 @@ class SearchPlan:
     share_trunk: bool = False
 
     def __post_init__(self) -> None:
-        for name, example in (("methods", "[FullFineTuning, LoRA]"), ("budgets", "[1e12, 4e12, 1.6e13]")):
+        examples = {"methods": "[FullFineTuning, LoRA]", "budgets": "[1e12, 4e12, 1.6e13]", "seeds": "[0, 1]"}
+        for name, example in examples.items():
             values = getattr(self, name)
             if not values or len(set(map(str, values))) < len(values):
                 raise ConfigError(f"{name} is {list(values)}. Expected at least one, each once, like {example}.")
@@ -75,8 +76,6 @@ class SearchPlan:
         for name, amount in amounts:
             if not (math.isfinite(amount) and amount > 0):
                 raise ConfigError(f"{name} holds {amount}. Expected finite numbers of FLOPs above 0.")
-        if not self.seeds:
-            raise ConfigError("seeds is empty. Expected at least one, like [0].")
         if self.min_steps < 1:
             raise ConfigError(f"min_steps must be at least 1, got {self.min_steps}.")
 
@@ -95,7 +94,7 @@ class SearchPlan:
         if isinstance(self.fit, str):
             try:
                 config = yaml.safe_load(Path(self.fit).read_text(encoding="utf-8"))
-            except (OSError, yaml.YAMLError) as error:
+            except (OSError, ValueError, yaml.YAMLError) as error:
                 raise ConfigError(f"fit: {self.fit} cannot be read as a configuration: {error}.") from error
         if not isinstance(config, dict):
             raise ConfigError(f"fit is {config!r}. Expected a configuration of `embedlab fit`, or the path of one.")

@@ -68,7 +68,7 @@ class SearchFolder:
             How it differs from the one before.
 
         Raises:
-            ConfigError: if it is another one and that is not accepted.
+            ConfigError: if it is another one, that is not accepted, and something has been trained by the one before.
             RecordError: if the one before cannot be read.
         """
         differ: list[str] = []
@@ -77,16 +77,25 @@ class SearchFolder:
                 before = json.loads(self._plan.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise RecordError(f"{self._plan} cannot be read as the plan of a search: {error}.") from error
+            if not isinstance(before, dict):
+                raise RecordError(f"{self._plan} cannot be read as the plan of a search: it holds {before!r}.")
             differ = changes(before, fixed)
-        if differ and not accept_changes:
+        if differ and not accept_changes and self._has_trained:
             raise ConfigError(
                 f"The search in {self.path} was begun by another plan: {'; '.join(differ)}. Add --accept-changes to "
                 "go on by the new one; what has been trained stays as it is. Or choose another --output."
             )
+        if any(line.startswith("fit.") for line in differ):  # what a few steps cost and take is another matter now
+            shutil.rmtree(self.probes, ignore_errors=True)
         if differ or not self._plan.exists():
             _write(self.fit, yaml.safe_dump(fit, sort_keys=False))
             _write(self._plan, json.dumps(fixed, indent=1) + "\n")
         return differ
+
+    @property
+    def _has_trained(self) -> bool:
+        """More than probes, which a dry run makes too."""
+        return any(folder.is_dir() and any(folder.iterdir()) for folder in (self.calibration, self.trials))
 
     def require_room(self, num_bytes: float) -> None:
         """Raises ConfigError unless there is that much room on the folder's disk."""
