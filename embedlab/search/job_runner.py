@@ -1,4 +1,4 @@
-"""Runs jobs where a launcher puts them, each once: what has a record is done, what ended without one is tried again."""
+"""Runs jobs where a launcher puts them, each once: what has a record is done, what failed or has none is tried anew."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from embedlab.search.launchers.launcher import INTERRUPTED, Job, Launcher
 from embedlab.search.records import FILE, RunRecord, read_record
+
+_FAILED = "failed.json"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class JobRunner:
 
     Args:
         launcher: that trains.
-        retries: of a job that ends without a record; the next search in the folder tries again.
+        retries: of a job that fails or ends without a record; the next search in the folder tries again.
     """
 
     def __init__(self, launcher: Launcher, *, retries: int = 1) -> None:
@@ -53,28 +55,41 @@ class JobRunner:
         """
         attempts: Counter[Job] = Counter()
         for job in jobs:
-            if _is_recorded(job):
-                yield Ended(job, read_record(job.folder / FILE), None, None)
+            record = _record_of(job)
+            if _is_over(record):
+                yield Ended(job, record, None, None)
             else:
                 attempts[job] = 1
-                self._launcher.submit(job)
+                self._submit(job)
         running = len(attempts)
         while running:
             outcome = self._launcher.wait()
             job = outcome.job
             if outcome.error == INTERRUPTED:
                 raise KeyboardInterrupt
-            if not _is_recorded(job) and attempts[job] <= self._retries:
+            record = _record_of(job)
+            if not _is_over(record) and attempts[job] <= self._retries:
                 attempts[job] += 1
-                self._launcher.submit(job)
+                self._submit(job)
                 continue
             running -= 1
-            record = read_record(job.folder / FILE) if _is_recorded(job) else None
             error = outcome.error
             if record is None and error is None:
                 error = f"It left no record. {job.folder / 'log'} says why."
             yield Ended(job, record, error, outcome.seconds)
 
+    def _submit(self, job: Job) -> None:
+        record = job.folder / FILE
+        if record.exists():  # of a failure, which the run goes on from: a record is written once
+            record.replace(job.folder / _FAILED)
+        self._launcher.submit(job)
 
-def _is_recorded(job: Job) -> bool:
-    return (job.folder / FILE).exists()
+
+def _record_of(job: Job) -> RunRecord | None:
+    path = job.folder / FILE
+    return read_record(path) if path.exists() else None
+
+
+def _is_over(record: RunRecord | None) -> bool:
+    """Whether trying again would change nothing."""
+    return record is not None and record.status != "failed"

@@ -104,7 +104,7 @@ def _measure(ended: Ended) -> Probe:
     found = Probe(
         parameters=float(record.nonembedding_parameters),
         flops_per_token=record.flops_algorithmic / record.tokens,
-        flops_per_step=record.flops_algorithmic / min(STEPS, record.pairs / record.batch_size),
+        flops_per_step=record.flops_algorithmic * record.batch_size / record.pairs,
         learning_rate=record.learning_rate,
         flops_per_second=record.flops_algorithmic / record.seconds,
         other_seconds=max(0.0, ended.seconds - record.seconds),

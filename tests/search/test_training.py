@@ -1,25 +1,50 @@
-"""A search trains for real, runs nothing twice, and goes on where it was stopped."""
+"""Trials are trained for real, nothing twice, and what was stopped or failed is tried again."""
 
 from __future__ import annotations
 
+import json
 import math
-import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+from lightning.pytorch import Callback, Trainer
 
-from embedlab.search.launchers.local import LocalWorkers
+from embedlab.search.job_runner import JobRunner
+from embedlab.search.launchers.launcher import INTERRUPTED, Job, Outcome
 from embedlab.search.policies.isoflop_grid import IsoFlopGrid
-from embedlab.search.policy import History, Outcome
-from embedlab.search.records import FILE, Ledger
+from embedlab.search.policy import History
+from embedlab.search.records import FILE, read_record
 from embedlab.search.search_loop import search
-from embedlab.search.space import Cost, MethodGrid, Space, space_of
-from embedlab.search.training import Training
+from embedlab.search.space import Candidate, Cost, MethodGrid, Space, Trial, space_of
+from embedlab.search.training import Training, job
 from embedlab.testing.backbones import save_tiny_backbone
+from run_records import record
 from runs import write_config
+from searches import InThisProcess, written
 
 BUDGETS = (1e8, 4e8)
+
+
+class FailsWhereThereIsNoFile(Callback):
+    """Fails in its second step unless there is a file, as where a disk is full until somebody makes room."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step == 2 and not self.file.exists():
+            raise RuntimeError("no room")
+
+
+def fit_config(folder: Path, **trainer: object) -> Path:
+    """What trials have in common."""
+    config = write_config(folder, validation_fraction=0.2)
+    values = yaml.safe_load(config.read_text())
+    values["trainer"] |= {"max_epochs": 20, "num_sanity_val_steps": 0, "logger": False} | trainer
+    config.write_text(yaml.safe_dump(values))
+    return config
 
 
 def space(backbone: str) -> Space:
@@ -31,35 +56,151 @@ def found(history: History) -> dict[str, tuple[float, float]]:
     return {one.trial.id: (one.loss, one.cost) for one in history}
 
 
-def test_a_search_trains_each_trial_once_and_goes_on_from_its_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    config = write_config(tmp_path, validation_fraction=0.2)
-    backbone = str(save_tiny_backbone(tmp_path / "tiny", "llama"))
-    whole = space(backbone)
+def test_a_search_trains_each_trial_once_and_goes_on_from_its_folders(tmp_path: Path) -> None:
+    fit = fit_config(tmp_path)
+    whole = space(str(save_tiny_backbone(tmp_path / "tiny", "llama")))
     total = 2 * whole.price(whole.trials)
-    with LocalWorkers(1) as launcher:
-        world = Training([config], tmp_path / "search", launcher)
-        killed: list[Outcome] = []
-        for outcome in world.run(whole.trials):
+    folder = tmp_path / "search"
+    killed = []
+    with InThisProcess() as launcher:
+        for outcome in Training(fit, folder, JobRunner(launcher)).run(whole.trials):
             killed.append(outcome)
             if len(killed) == 2:
                 break  # as a search does that is killed
-    assert len(Ledger([tmp_path / "search"]).records()) >= 2
-    with LocalWorkers(1) as launcher:
-        world = Training([config], tmp_path / "search", launcher)
+    ended: list[tuple[Trial, float | None]] = []
+    with InThisProcess() as launcher:
+        runner = JobRunner(launcher)
+        world = Training(fit, folder, runner, on_end=lambda trial, one: ended.append((trial, one.seconds)))
         first = search(IsoFlopGrid(), world, History(whole), total)
         refused = [trial for trial in whole.trials if trial.candidate.method_options.get("rank") == 0]
         assert set(world.errors) == set(refused)
         assert all("rank must be at least 1" in error for error in world.errors.values())
-        written = {path: path.stat().st_mtime_ns for path in (tmp_path / "search").rglob(FILE)}
-        again = search(IsoFlopGrid(), Training([config], tmp_path / "search", launcher), History(whole), total)
+        before = written(folder)
+        again = search(IsoFlopGrid(), Training(fit, folder, runner), History(whole), total)
     assert found(first) == found(again) and len(first) == 6
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "search").rglob(FILE)} == written
+    assert written(folder) == before
+    assert {trial for trial, _ in ended} == set(whole.trials)
+    assert {trial for trial, seconds in ended if seconds is None} == {one.trial for one in killed}
     for one in first:
         if one.trial in refused:
             assert (one.loss, one.cost) == (math.inf, 0.0)
         else:
-            assert one.trial.budget <= one.cost < 1.5 * one.trial.budget and math.isfinite(one.loss)
+            assert one.cost == one.trial.budget and math.isfinite(one.loss)
     assert [found(first)[one.trial.id] for one in killed] == [(one.loss, one.cost) for one in killed]
+
+
+def test_what_failed_in_mid_training_is_tried_again_and_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "room"
+    failing = {"class_path": "test_training.FailsWhereThereIsNoFile", "init_args": {"file": str(file)}}
+    fit = fit_config(tmp_path, callbacks=[failing])
+    (trial, *_) = space(str(save_tiny_backbone(tmp_path / "tiny", "llama"))).trials
+    with InThisProcess() as launcher:
+        launcher.trained.clear()
+        runner = JobRunner(launcher)
+        (outcome,) = Training(fit, tmp_path / "search", runner).run([trial])
+        assert outcome.loss == math.inf and launcher.trained == 2 * [trial.id], "it is tried twice"
+        file.touch()
+        world = Training(fit, tmp_path / "search", runner)
+        (outcome,) = world.run([trial])
+    assert math.isfinite(outcome.loss) and not world.errors
+    assert read_record(tmp_path / "search" / trial.id / FILE).status == "finished"
+    assert len(list((tmp_path / "search").rglob(FILE))) == 1
+
+
+class Scripted(InThisProcess):
+    """Leaves the records that it is told to.
+
+    Args:
+        run: writes them, and says what went wrong.
+    """
+
+    def __init__(self, run: Callable[[Job], str | None]) -> None:
+        super().__init__()
+        self._run = run
+
+    def wait(self) -> Outcome:
+        one = self._waiting.popleft()
+        return Outcome(one, self._run(one), 1.0)
+
+
+def leaves(job: Job, status: str) -> None:
+    """A record."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    values = vars(record(status=status, run_id=job.name)) | {"loss_definition": vars(record().loss_definition)}
+    (job.folder / FILE).write_text(json.dumps(values))
+
+
+def jobs(folder: Path, num: int = 1) -> list[Job]:
+    return [Job(f"job-{number}", (), folder / str(number)) for number in range(num)]
+
+
+def test_a_job_without_a_record_is_tried_as_often_as_it_may(tmp_path: Path) -> None:
+    tried: list[str] = []
+
+    def run(job: Job) -> str | None:
+        tried.append(job.name)
+        return "it fell over" if job.name == "job-0" else None
+
+    ended = list(JobRunner(Scripted(run), retries=2).run(jobs(tmp_path, 2)))
+    assert sorted(tried) == 3 * ["job-0"] + 3 * ["job-1"]
+    errors = {one.job.name: one.error for one in ended}
+    assert errors["job-0"] == "it fell over" and all(one.record is None for one in ended)
+    assert str(errors["job-1"]).startswith("It left no record.")
+
+
+def test_a_run_that_diverged_is_over_and_one_that_failed_is_not(tmp_path: Path) -> None:
+    tried: list[str] = []
+
+    def run(job: Job) -> str | None:
+        tried.append(job.name)
+        leaves(job, "finished")
+        return None
+
+    diverged, failed, finished = jobs(tmp_path, 3)
+    for one, status in ((diverged, "diverged"), (failed, "failed"), (finished, "finished")):
+        leaves(one, status)
+    ended = {one.job: one for one in JobRunner(Scripted(run)).run([diverged, failed, finished])}
+    assert tried == [failed.name]
+    assert [ended[one].record.status for one in (diverged, failed, finished)] == ["diverged", "finished", "finished"]  # type: ignore[union-attr]
+    assert [ended[one].seconds for one in (diverged, failed, finished)] == [None, 1.0, None]
+
+
+def test_a_job_that_fails_again_keeps_its_record_and_says_why(tmp_path: Path) -> None:
+    def run(job: Job) -> str | None:
+        assert not (job.folder / FILE).exists(), "a record is never written over"
+        leaves(job, "failed")
+        return "no room"
+
+    (ended,) = JobRunner(Scripted(run)).run(jobs(tmp_path))
+    assert ended.record is not None and ended.record.status == "failed" and ended.error == "no room"
+
+
+def test_an_interrupted_job_ends_the_search(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        list(JobRunner(Scripted(lambda _: INTERRUPTED)).run(jobs(tmp_path)))
+
+
+def test_a_job_lays_its_candidate_over_the_configuration(tmp_path: Path) -> None:
+    candidate = Candidate(
+        backbone="a/b",
+        method="LoRA",
+        method_options={"rank": 4, "targets": ["q", "v"]},
+        learning_rate=1e-3,
+        seed=3,
+        parameters=1.0,
+        flops_per_token=6.0,
+    )
+    words = job(tmp_path / "fit.yaml", tmp_path / "run", "name", candidate, {"budget": 1e9}).arguments
+    said = dict(zip(words[::2], words[1::2], strict=True))
+    assert said == {
+        "--config": str(tmp_path / "fit.yaml"),
+        "--model.backbone.path": "a/b",
+        "--model.method": "LoRA",
+        "--model.method.rank": "4",
+        "--model.method.targets": '["q", "v"]',
+        "--model.optimizer.learning_rate": "0.001",
+        "--seed_everything": "3",
+        "--budget": "1000000000.0",
+        "--output": str(tmp_path / "run"),
+        "--ckpt_path": "auto",
+    }
