@@ -42,6 +42,8 @@ class Rung:
 
 
 RUNGS = (
+    Rung(name="s0", width=32, blocks=2, heads=2),
+    Rung(name="s1", width=48, blocks=2, heads=2),
     Rung(name="r0", width=64, blocks=3, heads=2),
     Rung(name="r1", width=128, blocks=4, heads=4),
     Rung(name="r2", width=192, blocks=6, heads=6),
@@ -49,7 +51,8 @@ RUNGS = (
     Rung(name="r4", width=384, blocks=9, heads=6),
     Rung(name="r5", width=576, blocks=10, heads=9),
 )
-"""The default ladder: 0.15, 0.79, 2.7, 6.3, 16 and 40 million parameters without the embeddings."""
+"""The default ladder: 0.15, 0.79, 2.7, 6.3, 16 and 40 million parameters without the embeddings; and below it two rungs
+that are pre-trained within a minute, 0.03 and 0.06 million, so that a search in miniature has sizes to choose from."""
 
 
 def rung_named(name: str) -> Rung:

@@ -81,9 +81,14 @@ class WarmupStableDecay(Schedule):
                 f"schedule.warmup and schedule.decay are shares of one run, got {warmup} + {decay} > 1. Lower one."
             )
 
+    @property
+    def decay_start(self) -> float:
+        """The progress up to which the rate is constant."""
+        return 1 - self.decay
+
     def factor(self, progress: float) -> float:
         """The factor at ``progress``."""
         if progress < self.warmup:
             return progress / self.warmup
-        decayed = (min(progress, 1.0) - (1 - self.decay)) / self.decay if self.decay else 0.0
+        decayed = (min(progress, 1.0) - self.decay_start) / self.decay if self.decay else 0.0
         return 1.0 if decayed <= 0 else self.final + (1 - self.final) * (1 - math.sqrt(decayed))

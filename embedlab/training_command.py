@@ -14,6 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from embedlab import registry
+from embedlab.callbacks.branch_points import BranchPoints
 from embedlab.callbacks.checkpoint import RunCheckpoint
 from embedlab.callbacks.closing import ClosingLines
 from embedlab.callbacks.comparison import ComparisonTable  # noqa: F401  configurations name it without its module
@@ -63,6 +64,7 @@ class EmbedLabCLI(LightningCLI):
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(RunRecorder, "record")
+        parser.add_lightning_class_args(BranchPoints, "branch")  # after the recorder: it saves what that has counted
         parser.link_arguments("output", "trainer.default_root_dir")
         parser.link_arguments("model.backbone_config", "data.backbone", apply_on="instantiate")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)

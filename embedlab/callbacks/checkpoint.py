@@ -130,19 +130,28 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer, "last.ckpt")
 
     def _save(self, trainer: Trainer, name: str) -> None:
-        folder = Path(trainer.default_root_dir) / "checkpoints"
-        unfinished = folder / f"{name}.unfinished"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(unfinished)
-            if trainer.is_global_zero:
-                unfinished.replace(folder / name)
-        except OSError as error:
-            if trainer.is_global_zero:
-                unfinished.unlink(missing_ok=True)
-            raise TrainingError(
-                f"The checkpoint of step {trainer.global_step} could not be written to {folder / name}: {error}. "
-                "The checkpoint before it is whole. Make room, then go on with --ckpt_path last."
-            ) from error
+        save_whole(trainer, name)
         if name == "last.ckpt":
             self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+
+
+def save_whole(trainer: Trainer, name: str) -> None:
+    """Writes a checkpoint into the run's folder: whole, or not at all.
+
+    Raises:
+        TrainingError: if it cannot be written.
+    """
+    folder = Path(trainer.default_root_dir) / "checkpoints"
+    unfinished = folder / f"{name}.unfinished"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(unfinished)
+        if trainer.is_global_zero:
+            unfinished.replace(folder / name)
+    except OSError as error:
+        if trainer.is_global_zero:
+            unfinished.unlink(missing_ok=True)
+        raise TrainingError(
+            f"The checkpoint of step {trainer.global_step} could not be written to {folder / name}: {error}. "
+            "The checkpoint before it is whole. Make room, then go on with --ckpt_path last."
+        ) from error

@@ -30,7 +30,7 @@ CONTINUED = "continued"
 """Folder in a run's folder for the records of runs that went on from it; each has one of its own there."""
 
 _PACKAGES = ("embedlab", "torch", "lightning", "transformers", "peft", "numpy")
-_IDENTITY = ("run_id", "parent_run_id", "branch_step", "seconds", "peak_memory_bytes")
+_IDENTITY = ("run_id", "parent_run_id", "branch_step", "branch_flops", "seconds", "peak_memory_bytes")
 
 
 class RunRecorder(Callback):
@@ -50,6 +50,7 @@ class RunRecorder(Callback):
         self.run_id: str | None = None
         self.parent_run_id: str | None = None
         self.branch_step: int | None = None
+        self.branch_flops: int | None = None
         self.seconds = 0.0  # of training, evaluation left out
         self.peak_memory_bytes: int | None = None
         self._clock = StepClock()
@@ -68,7 +69,7 @@ class RunRecorder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes what the run has been so far."""
         for name in _IDENTITY:
-            setattr(self, name, state_dict[name])
+            setattr(self, name, state_dict.get(name))  # one may be newer than the checkpoint
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says which loss is recorded where there are several.
@@ -106,6 +107,7 @@ class RunRecorder(Callback):
             elif self._goes_on_from_another(trainer):
                 self.parent_run_id = self.parent_run_id or self.run_id
                 self.run_id, self.branch_step = _new_id(), trainer.global_step
+                self.branch_flops = pl_module.flop_meter.account.algorithmic
         self._clock.start()
 
     def _goes_on_from_another(self, trainer: Trainer) -> bool:
@@ -254,6 +256,7 @@ class RunRecorder(Callback):
             git_revision=self._git_revision,
             parent_run_id=self.parent_run_id,
             branch_step=self.branch_step,
+            branch_flops=self.branch_flops,
         )
 
     def _measure_memory(self) -> None:

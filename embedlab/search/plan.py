@@ -28,6 +28,9 @@ _OF_THE_SEARCH = (
 )
 
 
+_DECAY = 0.2  # of WarmupStableDecay, where none is given
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
     """What is trained, and for how much.
@@ -42,6 +45,8 @@ class SearchPlan:
         min_steps: a budget that pays a combination for fewer steps is left out for it.
         calibration: of learning rates; those of a method that names its own are taken as they are.
         keep_checkpoints: keep the checkpoints of finished trials.
+        share_trunk: let each run go on from where the run of the next smaller budget began to decay, so that what runs
+            have in common is trained once; needs fit's model.schedule to be WarmupStableDecay.
     """
 
     suite: Sequence[str]
@@ -53,6 +58,7 @@ class SearchPlan:
     min_steps: int = 10
     calibration: Calibration = field(default_factory=Calibration)
     keep_checkpoints: bool = True
+    share_trunk: bool = False
 
     def __post_init__(self) -> None:
         examples = {"methods": "[FullFineTuning, LoRA]", "budgets": "[1e12, 4e12, 1.6e13]", "seeds": "[0, 1]"}
@@ -101,6 +107,24 @@ class SearchPlan:
         for name in both:
             _remove(config, name)
         return config
+
+    def cooldown(self) -> float:
+        """The share of each run that it has in common with no other one of its combination.
+
+        Raises:
+            ConfigError: if a trunk is to be shared under a schedule that has none.
+        """
+        if not self.share_trunk:
+            return 1.0
+        schedule = (self.fit_config().get("model") or {}).get("schedule")
+        arguments = schedule.get("init_args") or {} if isinstance(schedule, dict) else {}
+        name = schedule.get("class_path") if isinstance(schedule, dict) else schedule
+        if str(name).rpartition(".")[2] != "WarmupStableDecay":
+            raise ConfigError(
+                f"share_trunk needs a schedule with a constant rate before its decay, and fit's model.schedule is "
+                f"{name}. Set it to WarmupStableDecay, or share_trunk to false."
+            )
+        return float(arguments.get("decay", _DECAY))
 
     def fixed(self, policy: Mapping[str, Any]) -> dict[str, Any]:
         """What may not change while a search is under way, by dotted names.

@@ -12,9 +12,9 @@ from embedlab.errors import ConfigError
 from embedlab.search.calibration import Losses, best_step, next_steps, rate_at, smoothed
 from embedlab.search.job_runner import Ended, JobRunner
 from embedlab.search.plan import SearchPlan
-from embedlab.search.probing import CHECKPOINTS, Probe, Probed
+from embedlab.search.probing import Probe, Probed
 from embedlab.search.space import Candidate, Space, Trial
-from embedlab.search.training import job
+from embedlab.search.training import CHECKPOINTS, job
 
 Rates = Mapping[Candidate, Sequence[float]]
 """Learning rates to train with; a candidate that is not in it has its method's own."""
@@ -79,7 +79,7 @@ def space_for(plan: SearchPlan, probes: Mapping[Candidate, Probe], rates: Rates)
             for seed in plan.seeds:
                 candidate = replace(known, learning_rate=rate, seed=seed)
                 trials += [Trial(candidate, float(budget)) for budget in budgets_of(plan, found)]
-    return Space(trials)
+    return Space(trials, cooldown=plan.cooldown())
 
 
 def named_rates(plan: SearchPlan, candidates: Iterable[Candidate]) -> dict[Candidate, Sequence[float]]:

@@ -15,11 +15,10 @@ from embedlab.search.job_runner import Ended, JobRunner
 from embedlab.search.launchers.launcher import Job
 from embedlab.search.records import FILE
 from embedlab.search.space import Candidate
-from embedlab.search.training import job
+from embedlab.search.training import CHECKPOINTS, job
 
 STEPS = 3
 _MEASURED = "probe.json"
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,11 +29,10 @@ class Progress:
 
     def __init__(self, events: Path, probes: Mapping[Candidate, Probe], num_slots: int) -> None:
         self._writer = EventFileWriter(str(events))
-        self._projection = Projection(probes, num_slots)
+        self._probes, self._num_slots = probes, num_slots
         self._space: Space | None = None
         self._total = 0.0
         self._done: set[Trial] = set()
-        self._num_before = 0
         self._calibrated = 0
 
     def begin(self, space: Space, total: float) -> None:
@@ -52,7 +51,6 @@ class Progress:
         assert self._space is not None, "begin was called"
         self._done.add(trial)
         if ended.seconds is None:  # before this search was begun
-            self._num_before += 1
             return
         self._log(trial, ended)
         spent = self._space.price(self._done)
@@ -67,7 +65,7 @@ class Progress:
         left = [trial for trial in self._space.trials if trial not in self._done]
         price = self._space.price(left, self._done)
         share = min(1.0, max(0.0, self._total - spent) / price) if price else 0.0
-        return share * self._projection.seconds(left)
+        return share * Projection(self._probes, self._num_slots, self._space).seconds(left)
 
     def _log(self, trial: Trial, ended: Ended) -> None:
         """The loss at its budget, so that TensorBoard draws a curve of each combination."""
@@ -79,7 +77,7 @@ class Progress:
         self._writer.flush()
 
     def close(self) -> None:
-        """Says what had been done before, and closes the event file."""
+        """Closes the event file."""
         self._writer.close()
 
 

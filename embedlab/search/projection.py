@@ -27,15 +27,24 @@ class Projection:
     Args:
         probes: of the combinations.
         num_slots: trials that are trained at a time.
+        space: of the trials; those that are of none have nothing in common.
     """
 
-    def __init__(self, probes: Mapping[Candidate, Probe], num_slots: int) -> None:
+    def __init__(self, probes: Mapping[Candidate, Probe], num_slots: int, space: Space | None = None) -> None:
         self._probes = probes
         self._num_slots = num_slots
+        self._space = space
+
+    def flops(self, trial: Trial) -> float:
+        """That it adds to those of the same candidate with smaller budgets."""
+        if self._space is None or trial not in self._space:
+            return trial.budget
+        smaller = self._space.up_to(self._space.rung(trial) - 1, trial.candidate)
+        return self._space.price([trial], smaller)
 
     def seconds(self, trials: Iterable[Trial]) -> float:
         """Until all of them are trained."""
-        return sum(probe_of(self._probes, one.candidate).seconds(one.budget) for one in trials) / self._num_slots
+        return sum(probe_of(self._probes, one.candidate).seconds(self.flops(one)) for one in trials) / self._num_slots
 
     def disk(self, trials: Sequence[Trial], *, keep_checkpoints: bool) -> float:
         """Bytes of their checkpoints."""
@@ -69,13 +78,13 @@ def print_projection(
         total: FLOPs that the trials may cost.
         num_slots: trials that are trained at a time.
     """
-    projection = Projection(probes, num_slots)
+    projection = Projection(probes, num_slots, space)
     table = Table("budget", title="What the search takes, projected from a few steps of each combination")
     for name in ("runs", "FLOPs", "hours"):
         table.add_column(name, justify="right")
 
     def row(name: str, trials: Sequence[Trial]) -> None:
-        flops = sum(trial.budget for trial in trials)
+        flops = sum(map(projection.flops, trials))
         table.add_row(name, str(len(trials)), f"{flops:.3g}", f"{projection.seconds(trials) / 3600:.3g}")
 
     if calibrations:

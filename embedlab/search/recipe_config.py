@@ -51,6 +51,7 @@ def recipe_config(answer: Recipe, laws: Sequence[MethodLaw]) -> str:
         config["model"]["optimizer"] = optimizer | {"learning_rate": best.learning_rate}
     config["trainer"] |= {"max_steps": -1, "max_epochs": math.ceil(_SPARE * epochs)}
     config |= {"budget": float(best.flops), "output": f"runs/{name}", "ckpt_path": None}
+    config.pop("branch", None)  # points of the run's own budget, where it was one of a search that shares trunks
     low, high = best.interval_80
     head = (
         f"embedlab fit --config {name}.yaml",

@@ -83,6 +83,7 @@ class RunRecord:
         git_revision: of the working directory, where there is one.
         parent_run_id: the first run of the family, where this one went on from a checkpoint of another.
         branch_step: where it did.
+        branch_flops: algorithmic FLOPs up to there, which are another run's; ``flops_algorithmic`` has them too.
         schema: of this record.
     """
 
@@ -123,12 +124,18 @@ class RunRecord:
     git_revision: str | None = None
     parent_run_id: str | None = None
     branch_step: int | None = None
+    branch_flops: int | None = None
     schema: int = SCHEMA
 
     @property
     def family(self) -> str:
         """Runs of one have noise in common: a trunk and the branches off it."""
         return self.parent_run_id or self.run_id
+
+    @property
+    def flops_added(self) -> int:
+        """Algorithmic FLOPs that were spent for this run alone: over the records of a search each is counted once."""
+        return self.flops_algorithmic - (self.branch_flops or 0)
 
     @property
     def left_out(self) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from embedlab.errors import ConfigError, RecordError
+from embedlab.search.confirmation import Confirmation
 from embedlab.search.method_laws import MethodLaw, laws_of
 from embedlab.search.observations import Observation, by_method, with_best_learning_rates
 from embedlab.search.recipe import Constraints
@@ -44,6 +45,7 @@ def write_report(
     *,
     num_replicates: int = NUM_REPLICATES,
     share: bool = False,
+    confirmations: Sequence[Confirmation] = (),
 ) -> Path:
     """Fits what can be fitted, and writes the page and its figures.
 
@@ -54,6 +56,7 @@ def write_report(
         constraints: that the page's recipe begins with.
         num_replicates: of the bootstrap.
         share: one irreducible loss for all methods.
+        confirmations: predictions that were made, and what came of them.
 
     Returns:
         The page's path.
@@ -85,6 +88,7 @@ def write_report(
         refused=refused,
         figures=drawn,
         constraints=constraints,
+        confirmations=confirmations,
     )
     images = {figure.key: png(figure, colours(len(runs))) for figure in drawn}
     (folder / PICTURES).mkdir(parents=True)

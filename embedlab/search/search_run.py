@@ -9,13 +9,13 @@ from typing import Any
 from rich.console import Console
 
 from embedlab.errors import ConfigError
-from embedlab.search.confirmation import Confirmation, confirm, next_budget
+from embedlab.search.confirmation import Confirmation, confirm, confirmations, next_budget
 from embedlab.search.job_runner import JobRunner
 from embedlab.search.observations import of_records, with_best_learning_rates
 from embedlab.search.plan import SearchPlan
 from embedlab.search.policy import History, Policy
 from embedlab.search.preparation import calibrate, combinations, named_rates, require_each_backbone, space_for
-from embedlab.search.probing import CHECKPOINTS, Probe, Probed, probe
+from embedlab.search.probing import Probe, Probed, probe
 from embedlab.search.progress import Progress
 from embedlab.search.projection import Projection, calibration_trials, print_projection
 from embedlab.search.recipe import Constraints
@@ -88,13 +88,14 @@ class SearchRun:
             space = space_for(self._plan, probes, named | rates)
             total = self._total(space)
             progress.begin(space, total)
-
-            def on_end(trial: Any, ended: Any) -> None:
-                progress.trained(trial, ended)
-                if not self._plan.keep_checkpoints and ended.record is not None:
-                    shutil.rmtree(ended.job.folder / CHECKPOINTS, ignore_errors=True)
-
-            world = Training(self._folder.fit, self._folder.trials, self._runner, on_end=on_end)
+            world = Training(
+                self._folder.fit,
+                self._folder.trials,
+                self._runner,
+                space,
+                keep_checkpoints=self._plan.keep_checkpoints,
+                on_end=progress.trained,
+            )
             history = search(self._policy, world, History(space), total)
         finally:
             progress.close()
@@ -160,4 +161,5 @@ def write_search_report(folder: SearchFolder) -> None:
     if not observations:
         raise ConfigError(f"No trial in {folder.trials} has left a record, so there is nothing to report.")
     shutil.rmtree(folder.report, ignore_errors=True)
-    print(write_report(folder.report, str(folder.trials), observations, Constraints()))
+    made = confirmations(folder.confirmation)
+    print(write_report(folder.report, str(folder.trials), observations, Constraints(), confirmations=made))

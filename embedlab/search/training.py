@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from embedlab.search.job_runner import Ended, JobRunner
 from embedlab.search.launchers.launcher import Job
 from embedlab.search.policy import Outcome
 from embedlab.search.search_loop import World
-from embedlab.search.space import Candidate, Trial
+from embedlab.search.space import Candidate, Space, Trial
+
+CHECKPOINTS, _LAST = "checkpoints", "last.ckpt"
 
 
 class Training(World):
@@ -26,6 +30,8 @@ class Training(World):
         fit: configuration of ``embedlab fit``, which each trial is laid over.
         folder: for the trials; each has one of its own in it.
         runner: of their jobs.
+        space: that they are of.
+        keep_checkpoints: of trials that have ended.
         on_end: is told of each trial that has ended.
 
     Attributes:
@@ -33,13 +39,26 @@ class Training(World):
     """
 
     def __init__(
-        self, fit: Path, folder: Path, runner: JobRunner, *, on_end: Callable[[Trial, Ended], None] | None = None
+        self,
+        fit: Path,
+        folder: Path,
+        runner: JobRunner,
+        space: Space,
+        *,
+        keep_checkpoints: bool = True,
+        on_end: Callable[[Trial, Ended], None] | None = None,
     ) -> None:
         self._fit = fit
         self._folder = folder
         self._runner = runner
+        self._space = space
+        self._keep_checkpoints = keep_checkpoints
         self._on_end = on_end
         self.errors: dict[Trial, str] = {}
+
+    @property
+    def _shares_trunk(self) -> bool:
+        return self._space.cooldown < 1
 
     def run(self, trials: Sequence[Trial]) -> Iterable[Outcome]:
         """The outcome of each trial, as it ends.
@@ -48,18 +67,68 @@ class Training(World):
             KeyboardInterrupt: if a trial was asked to stop.
             RecordError: if a record cannot be read.
         """
-        of_job = {self.job(trial): trial for trial in trials}
-        for ended in self._runner.run(list(of_job)):
-            trial = of_job[ended.job]
-            if ended.record is None:
-                self.errors[trial] = str(ended.error)
-            if self._on_end is not None:
-                self._on_end(trial, ended)
-            yield _outcome(trial, ended)
+        for wave in self._waves(trials):
+            of_job = {self._job(trial): trial for trial in wave}
+            for ended in self._runner.run(list(of_job)):
+                trial = of_job[ended.job]
+                if ended.record is None:
+                    self.errors[trial] = str(ended.error)
+                elif not self._keep_checkpoints:
+                    self._forget(trial)
+                if self._on_end is not None:
+                    self._on_end(trial, ended)
+                yield _outcome(trial, ended, self._trunk(trial, ended))
 
-    def job(self, trial: Trial) -> Job:
-        """How a trial is trained."""
-        return job(self._fit, self._folder / trial.id, trial.id, trial.candidate, {"budget": trial.budget})
+    def _waves(self, trials: Sequence[Trial]) -> list[list[Trial]]:
+        """All at once, but where they share a trunk, in which a run goes on from the next smaller one."""
+        if not self._shares_trunk:
+            return [list(trials)]
+        waves: list[list[Trial]] = []
+        numbers: Counter[Candidate] = Counter()
+        for trial in sorted(trials, key=lambda trial: trial.budget):
+            number = numbers[trial.candidate]
+            numbers[trial.candidate] += 1
+            if number == len(waves):
+                waves.append([])
+            waves[number].append(trial)
+        return waves
+
+    def _job(self, trial: Trial) -> Job:
+        options: dict[str, Any] = {"budget": trial.budget}
+        if self._shares_trunk:
+            options["branch.budgets"] = [trial.budget]
+            if not (self._checkpoints(trial) / _LAST).exists():
+                points = [self._branch_point(smaller) for smaller in self._smaller(trial)]
+                there = [point for point in points if point.exists()]
+                if there:  # that of the next smaller trial is the last
+                    options["ckpt_path"] = str(there[-1])
+        return job(self._fit, self._folder / trial.id, trial.id, trial.candidate, options)
+
+    def _trunk(self, trial: Trial, ended: Ended) -> float:
+        """FLOPs that were another trial's: up to where that one began to decay."""
+        spent = None if ended.record is None else ended.record.branch_flops
+        if spent is None:
+            return 0.0
+        starts = [(1 - self._space.cooldown) * smaller.budget for smaller in self._smaller(trial)]
+        return min(starts, key=lambda start: abs(start - spent), default=0.0)
+
+    def _smaller(self, trial: Trial) -> list[Trial]:
+        return [one for one in self._space.up_to(self._space.rung(trial), trial.candidate) if one != trial]
+
+    def _checkpoints(self, trial: Trial) -> Path:
+        return self._folder / trial.id / CHECKPOINTS
+
+    def _branch_point(self, trial: Trial) -> Path:
+        return self._checkpoints(trial) / f"branch-{trial.budget:g}.ckpt"
+
+    def _forget(self, trial: Trial) -> None:
+        """Removes what no other trial can go on from."""
+        for one in self._smaller(trial):
+            shutil.rmtree(self._checkpoints(one), ignore_errors=True)
+        if self._shares_trunk and trial != self._space.target(trial.candidate):
+            (self._checkpoints(trial) / _LAST).unlink(missing_ok=True)
+        else:
+            shutil.rmtree(self._checkpoints(trial), ignore_errors=True)
 
 
 def job(fit: Path, folder: Path, name: str, candidate: Candidate, options: Mapping[str, Any]) -> Job:
@@ -76,18 +145,19 @@ def job(fit: Path, folder: Path, name: str, candidate: Candidate, options: Mappi
     values |= {f"model.method.{name}": value for name, value in candidate.method_options.items()}
     if candidate.learning_rate is not None:
         values["model.optimizer.learning_rate"] = candidate.learning_rate
-    values |= {"seed_everything": candidate.seed, **options, "output": str(folder), "ckpt_path": "auto"}
+    values |= {"seed_everything": candidate.seed, "output": str(folder), "ckpt_path": "auto", **options}
     words = ["--config", str(fit)]
     for key, value in values.items():
         words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
     return Job(name, tuple(words), folder)
 
 
-def _outcome(trial: Trial, ended: Ended) -> Outcome:
+def _outcome(trial: Trial, ended: Ended, trunk: float) -> Outcome:
     record = ended.record
     if record is None:
         return Outcome(trial=trial, loss=math.inf, cost=0.0)
     loss = record.loss if record.status == "finished" and math.isfinite(record.loss) else math.inf
-    # A run overshoots its budget by less than a step. What was planned is what is paid, so that the budget of a search
-    # pays for all the trials that it was made for.
-    return Outcome(trial=trial, loss=loss, cost=min(trial.budget, float(record.flops_algorithmic)))
+    # A run overshoots its budget by less than a step, and branches off within a step of where it should. What was
+    # planned is what is paid, so that the budget of a search pays for all the trials that it was made for.
+    spent = min(trial.budget, float(record.flops_algorithmic))
+    return Outcome(trial=trial, loss=loss, cost=max(0.0, spent - trunk))

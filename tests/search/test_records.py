@@ -19,9 +19,14 @@ from run_records import record
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    written = record(loss=float("inf"), status="diverged", parent_run_id="trunk", branch_step=7)
+    written = record(loss=float("inf"), status="diverged", parent_run_id="trunk", branch_step=7, branch_flops=9)
     assert read_record(write_record(written, tmp_path / "a")) == written
     assert [path.name for path in (tmp_path / "a").iterdir()] == [FILE]
+
+
+def test_a_run_has_added_what_its_trunk_had_not_spent() -> None:
+    assert record(flops_algorithmic=100).flops_added == 100
+    assert record(flops_algorithmic=100, parent_run_id="trunk", branch_step=7, branch_flops=80).flops_added == 20
 
 
 def test_a_record_is_written_once(tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from browser import DESKTOP, PHONE, Browser, chromium, needs_chromium
 from embedlab.cli import main
 from embedlab.errors import ConfigError
+from embedlab.search.confirmation import Confirmation, Prediction
 from embedlab.search.method_laws import MethodLaw, laws_of
 from embedlab.search.observations import Observation, by_method
 from embedlab.search.recipe import Constraints, recipe
 from embedlab.search.report_command import write_report
+from embedlab.search.uncertainty import Interval
 from published import COLUMNS
 from runs import error_of
 from tables import PUBLISHED, needs_shared
@@ -225,3 +227,44 @@ def test_a_report_is_not_written_over_another(page: Path, capsys: pytest.Capture
     options = ["--table", str(table), "--columns.parameters", "N", "--columns.tokens", "D"]
     assert "report.html is there already" in error_of(capsys, ["report", *options, "--output", str(page.parent)])
     assert "is a file, and the report needs a folder" in error_of(capsys, ["report", *options, "--output", str(table)])
+
+
+@needs_chromium
+def test_the_page_shows_what_came_of_predictions(browser: Browser, tmp_path: Path) -> None:
+    said = Prediction(
+        budget=4e18,
+        backbone=MARKUP,
+        method="full",
+        learning_rate=3e-3,
+        tokens=1e9,
+        loss=2.5,
+        interval_80=Interval(2.4, 2.6),
+        interval_95=Interval(2.3, 2.7),
+        largest_flops=1e18,
+        num_runs=12,
+    )
+    made = [Confirmation(said, loss, tmp_path) for loss in (2.45, 2.65, 3.0, None)]
+    path = write_report(
+        tmp_path / "report", "runs", made_runs(), Constraints(), num_replicates=REPLICATES, confirmations=made
+    )
+    browser.open(path)
+    assert not browser.errors()
+    rows = browser(
+        "return [...document.querySelectorAll('#confirmations tbody tr')]"
+        ".map((row) => [...row.cells].map((cell) => cell.textContent))"
+    )
+    assert [row[1] for row in rows] == 4 * [MARKUP]
+    assert [row[7] for row in rows] == ["2.45", "2.65", "3", "–"]
+    assert [row[-1] for row in rows] == [
+        "within the interval of 80 %",
+        "within the interval of 95 %",
+        "outside of both intervals",
+        "",
+    ]
+    assert browser("return document.getElementById('confirmation').hidden") is False
+
+
+@needs_chromium
+def test_without_a_prediction_the_page_has_no_place_for_one(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert browser("return document.getElementById('confirmation').hidden") is True

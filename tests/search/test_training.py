@@ -63,20 +63,20 @@ def test_a_search_trains_each_trial_once_and_goes_on_from_its_folders(tmp_path: 
     folder = tmp_path / "search"
     killed = []
     with InThisProcess() as launcher:
-        for outcome in Training(fit, folder, JobRunner(launcher)).run(whole.trials):
+        for outcome in Training(fit, folder, JobRunner(launcher), whole).run(whole.trials):
             killed.append(outcome)
             if len(killed) == 2:
                 break  # as a search does that is killed
     ended: list[tuple[Trial, float | None]] = []
     with InThisProcess() as launcher:
         runner = JobRunner(launcher)
-        world = Training(fit, folder, runner, on_end=lambda trial, one: ended.append((trial, one.seconds)))
+        world = Training(fit, folder, runner, whole, on_end=lambda trial, one: ended.append((trial, one.seconds)))
         first = search(IsoFlopGrid(), world, History(whole), total)
         refused = [trial for trial in whole.trials if trial.candidate.method_options.get("rank") == 0]
         assert set(world.errors) == set(refused)
         assert all("rank must be at least 1" in error for error in world.errors.values())
         before = written(folder)
-        again = search(IsoFlopGrid(), Training(fit, folder, runner), History(whole), total)
+        again = search(IsoFlopGrid(), Training(fit, folder, runner, whole), History(whole), total)
     assert found(first) == found(again) and len(first) == 6
     assert written(folder) == before
     assert {trial for trial, _ in ended} == set(whole.trials)
@@ -93,14 +93,15 @@ def test_what_failed_in_mid_training_is_tried_again_and_goes_on(tmp_path: Path) 
     file = tmp_path / "room"
     failing = {"class_path": "test_training.FailsWhereThereIsNoFile", "init_args": {"file": str(file)}}
     fit = fit_config(tmp_path, callbacks=[failing])
-    (trial, *_) = space(str(save_tiny_backbone(tmp_path / "tiny", "llama"))).trials
+    whole = space(str(save_tiny_backbone(tmp_path / "tiny", "llama")))
+    (trial, *_) = whole.trials
     with InThisProcess() as launcher:
         launcher.trained.clear()
         runner = JobRunner(launcher)
-        (outcome,) = Training(fit, tmp_path / "search", runner).run([trial])
+        (outcome,) = Training(fit, tmp_path / "search", runner, whole).run([trial])
         assert outcome.loss == math.inf and launcher.trained == 2 * [trial.id], "it is tried twice"
         file.touch()
-        world = Training(fit, tmp_path / "search", runner)
+        world = Training(fit, tmp_path / "search", runner, whole)
         (outcome,) = world.run([trial])
     assert math.isfinite(outcome.loss) and not world.errors
     assert read_record(tmp_path / "search" / trial.id / FILE).status == "finished"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import time
 from embedlab.errors import ConfigError
 from embedlab.search.launchers.launcher import INTERRUPTED, Job, Outcome
 from embedlab.search.launchers.threaded import SECONDS_TO_END, ThreadedLauncher
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class TrialProcesses(ThreadedLauncher):
@@ -38,7 +41,9 @@ class TrialProcesses(ThreadedLauncher):
             with self._starting:
                 if self._is_closed:
                     return Outcome(job, INTERRUPTED, 0.0)
-                self._process = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+                self._process = subprocess.Popen(
+                    words, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_the_search
+                )
             status = self._process.wait()
         error = None if status == 0 else f"The run ended with status {status}. {job.folder / 'log'} says why."
         return Outcome(job, error, time.monotonic() - begin)
@@ -54,3 +59,12 @@ class TrialProcesses(ThreadedLauncher):
             process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def _end_with_the_search() -> None:
+    """In the new process: has the kernel send it SIGINT when the search is killed, so that it saves its step and ends.
+
+    Where the kernel is not Linux's, the run goes on to its end.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)

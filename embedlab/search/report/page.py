@@ -13,6 +13,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from embedlab.search.confirmation import Confirmation
 from embedlab.search.foreign_table import UNNAMED
 from embedlab.search.laws import Repeated
 from embedlab.search.method_laws import MethodLaw
@@ -33,6 +34,7 @@ def page(
     refused: Mapping[str, str],
     figures: Sequence[Figure],
     constraints: Constraints,
+    confirmations: Sequence[Confirmation] = (),
 ) -> str:
     """The page.
 
@@ -44,6 +46,7 @@ def page(
         refused: of the others why.
         figures: to draw.
         constraints: that the recipe begins with.
+        confirmations: predictions that were made, and what came of them.
     """
     data = {
         "source": source,
@@ -57,6 +60,7 @@ def page(
         "records": _records(observations, laws),
         "recipe": page_laws(laws) if laws else None,
         "constraints": vars(constraints),
+        "confirmations": [_confirmation(one) for one in confirmations],
     }
     assets = files("embedlab.search.report") / "assets"
     plotly = get_plotlyjs().replace("</script", "<\\/script")
@@ -83,6 +87,11 @@ def _json(data: Any) -> str:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def _confirmation(one: Confirmation) -> dict[str, Any]:
+    outcome = compact([float("nan") if one.loss is None else one.loss])[0]
+    return vars(one.prediction) | {"outcome": outcome, "verdict": "" if outcome is None else one.where}
 
 
 def _law(law: MethodLaw) -> dict[str, Any]:

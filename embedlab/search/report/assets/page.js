@@ -145,6 +145,29 @@
     show();
   }
 
+  // ---- predictions that were trained
+
+  function confirmations() {
+    if (!data.confirmations.length) return;
+    document.getElementById("confirmation").hidden = false;
+    const heads = ["budget", "learning rate", "predicted", "80 %", "95 %", "came to", "off by", "runs that said so", "of at most"];
+    const rows = data.confirmations.map((one) => [
+      [named(one.method, colours[one.method]), ""], [element("span", "words", one.backbone), ""],
+      ...[
+        general(one.budget, 3), one.learning_rate === null ? "–" : general(one.learning_rate, 3), general(one.loss, 4),
+        range(one.interval_80), range(one.interval_95), one.outcome === null ? "–" : general(one.outcome, 4),
+        one.outcome === null ? "–" : percent(one.outcome / one.loss - 1), String(one.num_runs),
+        `${general(one.largest_flops, 3)} FLOPs`,
+      ].map((cell) => [cell, "number"]),
+      [one.verdict, ""],
+    ]);
+    const titles = [["method", ""], ["backbone", ""], ...heads.map((title) => [title, "number"]), ["", ""]];
+    document.getElementById("confirmations").append(
+      element("p", "note", "Each recipe was written down before its run, from runs of smaller budgets alone, and trained as it stood."),
+      table(titles, rows),
+    );
+  }
+
   // ---- laws
 
   function sub(name) {
@@ -201,6 +224,7 @@
 
   summary();
   startRecipe();
+  confirmations();
   report.drawAll(data.figures, data.methods);
   laws();
   report.runs(data.records, data.methods);
