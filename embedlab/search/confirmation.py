@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from embedlab.errors import ConfigError, RecordError
+from embedlab.errors import ConfigError, RecordError, TrainingError
 from embedlab.search.job_runner import JobRunner
 from embedlab.search.launchers.launcher import Job
 from embedlab.search.method_laws import laws_of
@@ -17,7 +17,7 @@ from embedlab.search.observations import Observation, by_method
 from embedlab.search.recipe import recipe
 from embedlab.search.recipe_config import recipe_config
 from embedlab.search.records import FILE, read_record
-from embedlab.search.uncertainty import Interval
+from embedlab.search.uncertainty import NUM_REPLICATES, Interval
 
 _SLACK = 1.02  # a run overshoots its budget by less than a step
 _PREDICTION, _RECIPE, _RUN = "prediction.json", "recipe.yaml", "run"
@@ -96,7 +96,14 @@ def next_budget(budgets: Sequence[float]) -> float:
     return largest[-1] * (largest[-1] / largest[0] if len(largest) == 2 else 4.0)
 
 
-def confirm(budget: float, observations: Sequence[Observation], folder: Path, runner: JobRunner) -> Confirmation:
+def confirm(
+    budget: float,
+    observations: Sequence[Observation],
+    folder: Path,
+    runner: JobRunner,
+    *,
+    num_replicates: int = NUM_REPLICATES,
+) -> Confirmation:
     """Predicts, writes that down, and trains. What was predicted before is not predicted anew.
 
     Args:
@@ -104,6 +111,7 @@ def confirm(budget: float, observations: Sequence[Observation], folder: Path, ru
         observations: of the search.
         folder: for predictions and their runs.
         runner: that trains.
+        num_replicates: of the bootstrap.
 
     Raises:
         ConfigError: if the runs of smaller budgets give no law, or none that reaches that far.
@@ -111,22 +119,22 @@ def confirm(budget: float, observations: Sequence[Observation], folder: Path, ru
     """
     at = folder / f"{budget:g}"
     if not (at / _PREDICTION).exists():
-        _predict(budget, observations, at)
+        _predict(budget, observations, at, num_replicates)
     words = ("--config", str(at / _RECIPE), "--output", str(at / _RUN), "--ckpt_path", "auto")
     for ended in runner.run([Job(f"confirmation-{budget:g}", words, at / _RUN)]):
         if ended.record is None:
-            raise RecordError(f"The run of the recipe for {budget:g} FLOPs failed: {ended.error}")
+            raise TrainingError(f"The run of the recipe for {budget:g} FLOPs failed: {ended.error}")
     return _read(at)
 
 
-def _predict(budget: float, observations: Sequence[Observation], at: Path) -> None:
+def _predict(budget: float, observations: Sequence[Observation], at: Path, num_replicates: int) -> None:
     smaller = [row for row in observations if row.flops * _SLACK < budget]
     if not smaller:
         raise ConfigError(
             f"No run had fewer than {budget:g} FLOPs, so there is nothing to predict that budget from. Confirm a "
             "larger one."
         )
-    laws, _ = laws_of(by_method(smaller))
+    laws, _ = laws_of(by_method(smaller), num_replicates=num_replicates)
     answer = recipe(laws, budget)
     best = answer.best
     prediction = Prediction(

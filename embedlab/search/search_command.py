@@ -19,6 +19,7 @@ from embedlab.search.policies.isoflop_grid import IsoFlopGrid
 from embedlab.search.policy import Policy
 from embedlab.search.search_folder import SearchFolder
 from embedlab.search.search_run import SearchRun, write_search_report
+from embedlab.search.uncertainty import NUM_REPLICATES
 
 _WIDTH = 120  # where there is no terminal that has one
 _NEXT = -1.0  # the budget that follows those of the search
@@ -43,6 +44,7 @@ def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
         help="Then train the recipe for a budget that its laws are not fitted to; by default the one that would be "
         "next.",
     )
+    parser.add_argument("--replicates", type=int, default=NUM_REPLICATES, help="Of the bootstrap in the report.")
     options = parser.parse_args(list(arguments))
     instances = parser.instantiate(options)
     plan = SearchPlan(**{name: instances[name] for name in SearchPlan.__dataclass_fields__})
@@ -62,10 +64,11 @@ def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
                     run.dry_run()
                     return
                 run.run()
-                write_search_report(folder)
+                write_search_report(folder, num_replicates=options.replicates)
                 if options.confirm is not None:
-                    print(run.confirm(None if options.confirm == _NEXT else options.confirm))
-                    write_search_report(folder)
+                    budget = None if options.confirm == _NEXT else options.confirm
+                    print(run.confirm(budget, num_replicates=options.replicates))
+                    write_search_report(folder, num_replicates=options.replicates)
         except KeyboardInterrupt:
             print("Stopped. What was under way is saved; the same command goes on.", file=sys.stderr)
             sys.exit(130)

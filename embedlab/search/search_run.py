@@ -25,6 +25,7 @@ from embedlab.search.search_folder import SearchFolder
 from embedlab.search.search_loop import search
 from embedlab.search.space import Candidate, Space
 from embedlab.search.training import Training
+from embedlab.search.uncertainty import NUM_REPLICATES
 
 _DISK_OF_A_RUN = 2**20  # log, record, configuration and events, roughly
 
@@ -101,7 +102,7 @@ class SearchRun:
             progress.close()
         self._say_outcome(history, world)
 
-    def confirm(self, budget: float | None) -> Confirmation:
+    def confirm(self, budget: float | None, *, num_replicates: int = NUM_REPLICATES) -> Confirmation:
         """Trains the recipe for a budget beyond the runs, by default one step of budgets beyond.
 
         Raises:
@@ -111,7 +112,7 @@ class SearchRun:
         observations = with_best_learning_rates(of_records(ledger.records(), [path.parent for path in ledger.paths()]))
         budget = budget or next_budget(self._plan.budgets)
         print(f"Training the recipe for {budget:g} FLOPs, from runs of smaller budgets alone.", flush=True)
-        return confirm(budget, observations, self._folder.confirmation, self._runner)
+        return confirm(budget, observations, self._folder.confirmation, self._runner, num_replicates=num_replicates)
 
     def _probed(self) -> Probed:
         found = combinations(self._plan)
@@ -154,7 +155,7 @@ def _without(probes: Mapping[Candidate, Probe], rates: Mapping[Candidate, Any]) 
     return {one: found for one, found in probes.items() if one not in rates}
 
 
-def write_search_report(folder: SearchFolder) -> None:
+def write_search_report(folder: SearchFolder, *, num_replicates: int = NUM_REPLICATES) -> None:
     """The report of all trials, in place of the one before."""
     ledger = Ledger([folder.trials])
     observations = with_best_learning_rates(of_records(ledger.records(), [path.parent for path in ledger.paths()]))
@@ -162,4 +163,8 @@ def write_search_report(folder: SearchFolder) -> None:
         raise ConfigError(f"No trial in {folder.trials} has left a record, so there is nothing to report.")
     shutil.rmtree(folder.report, ignore_errors=True)
     made = confirmations(folder.confirmation)
-    print(write_report(folder.report, str(folder.trials), observations, Constraints(), confirmations=made))
+    source = str(folder.trials)
+    path = write_report(
+        folder.report, source, observations, Constraints(), num_replicates=num_replicates, confirmations=made
+    )
+    print(path)

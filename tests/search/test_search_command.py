@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -19,9 +19,9 @@ from runs import error_of
 from searches import IN_THIS_PROCESS, SearchProcess, ledger, own_signals, search, until, write_search, written
 
 METHODS = ["FullFineTuning", {"method": "LoRA", "options": {"rank": [2, 4]}, "learning_rates": [1e-3]}]
-BUDGETS = [3e7, 6e7, 1.2e8]
+BUDGETS = [3e7, 1.2e8]
 
-pytestmark = pytest.mark.timeout(900)  # of which a search takes one, where nothing else is on the machine
+pytestmark = pytest.mark.timeout(900)  # a search takes one where nothing else is on the machine
 
 
 class Finished(NamedTuple):
@@ -57,17 +57,13 @@ def refusal(capsys: pytest.CaptureFixture[str], config: Path, *options: str) -> 
 
 def test_every_trial_of_a_search_has_a_record(finished: Finished) -> None:
     records = ledger(finished.folder)
-    assert len(records) == 2 * 3 * 3 and "18 of 18 trials have ended" in finished.printed
-    assert {
-        (Path(one["backbone"]).name, one["method"], one["method_options"].get("rank")) for one in records.values()
-    } == {
-        (backbone, method, rank)
-        for backbone in ("small", "large")
-        for method, rank in (("FullFineTuning", None), ("LoRA", 2), ("LoRA", 4))
-    }
+    assert len(records) == 2 * 3 * 2 and "12 of 12 trials have ended" in finished.printed
+    methods = Counter((one["method"], one["method_options"].get("rank")) for one in records.values())
+    assert methods == {("FullFineTuning", None): 4, ("LoRA", 2): 4, ("LoRA", 4): 4}
+    assert Counter(Path(one["backbone"]).name for one in records.values()) == {"small": 6, "large": 6}
     assert all(one["status"] == "finished" for one in records.values())
-    for one in records.values():
-        budget = min(BUDGETS, key=lambda budget: abs(budget - one["flops_algorithmic"]))
+    for name, one in records.items():
+        budget = float(name.split("-")[2])  # of "small-LoRA-3e07-…"
         assert budget <= one["flops_algorithmic"] < budget + 2.5e7, "it ends with the step that spends its budget"
 
 
@@ -75,14 +71,14 @@ def test_a_search_ends_with_the_report_page(finished: Finished) -> None:
     page = finished.folder / "report" / "report.html"
     assert finished.printed.splitlines()[-1] == str(page) and "<html" in page.read_text()[:200]
     assert list((finished.folder / "tensorboard").glob("events*"))
-    assert re.search(r"IsoFlopGrid chooses (small|large) \S+ for 1.2e\+08 FLOPs, learning rate ", finished.printed)
+    assert re.search(r"IsoFlopGrid chooses (small|large) \S+ for 1\.2e\+08 FLOPs, learning rate ", finished.printed)
 
 
 def test_calibrated_methods_are_trained_by_their_calibrated_rates_and_others_by_those_they_name(
     finished: Finished,
 ) -> None:
     line = next(line for line in finished.printed.splitlines() if line.startswith("Learning rates: "))
-    rates = dict(re.findall(r"(small|large) FullFineTuning ([\d.e-]+)(?=[,.])", line))
+    rates = dict(re.findall(r"(small|large) FullFineTuning ([\d.e-]*\d)", line))
     assert rates.keys() == {"small", "large"} and "LoRA" not in line
     for one in ledger(finished.folder).values():
         expected = 1e-3 if one["method"] == "LoRA" else float(rates[Path(one["backbone"]).name])
@@ -106,35 +102,26 @@ def test_a_second_call_trains_nothing_anew_and_gives_the_same_ledger(
     assert chosen is not None and chosen.group() in capsys.readouterr().out
 
 
-def test_another_plan_is_refused_and_taken_if_accepted(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
-    less = ("--total_flops", "1e9")
-    error = refusal(capsys, finished.config, *less)
-    assert "was begun by another plan: total_flops: None became 1000000000.0. Add --accept-changes" in error
-    assert search(finished.config, *less, "--accept-changes") == []
-    printed = capsys.readouterr().out
-    assert "Changed: total_flops: None became 1000000000.0" in printed and "18 trials have ended" in printed
-    assert search(finished.config, "--accept_changes") == [], "and back"
-
-
 def test_a_second_search_in_the_folder_is_refused(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     with SearchFolder(finished.folder).locked():
         assert f"Another search is running in {finished.folder}." in refusal(capsys, finished.config)
 
 
-def test_the_recipe_is_confirmed_beyond_the_runs(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
-    assert search(finished.config, "--confirm") == ["confirmation-2.4e+08"]
-    printed = capsys.readouterr().out
-    assert "Training the recipe for 2.4e+08 FLOPs, from runs of smaller budgets alone." in printed
-    told = next(line for line in printed.splitlines() if line.startswith("2.4e+08 FLOPs, "))
-    record = read_record(finished.folder / "confirmation" / "2.4e+08" / "run" / FILE)
-    assert f"it came to {record.loss:.4g}, " in told and re.search(
-        r"predicted [\d.]+ \(80 % [\d.]+ to [\d.]+, 95 %", told
-    )
-    assert record.flops_algorithmic == pytest.approx(2.4e8, rel=0.1)
-    assert len(ledger(finished.folder)) == 18, "it is none of the trials"
-    said = (finished.folder / "confirmation" / "2.4e+08" / "prediction.json").read_text()
-    assert search(finished.config, "--confirm", "2.4e8") == [], "nor trained or predicted anew"
-    assert (finished.folder / "confirmation" / "2.4e+08" / "prediction.json").read_text() == said
+def test_another_plan_is_refused_and_taken_if_accepted(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished.folder, tmp_path / "copy")
+    other = ("--output", str(tmp_path / "copy"), "--total_flops", "1e9")
+    error = refusal(capsys, finished.config, *other)
+    assert "was begun by another plan: total_flops: None became 1000000000.0. Add --accept-changes" in error
+    # Four runs of a method give no law, which is an error of the recipe, and not of what was trained.
+    error = refusal(capsys, finished.config, *other, "--accept-changes", "--confirm")
+    assert "The runs of FullFineTuning give no law." in error
+    assert written(tmp_path / "copy").keys() == {
+        tmp_path / "copy" / path.relative_to(finished.folder) for path in written(finished.folder)
+    }
+    with SearchFolder(tmp_path / "copy").locked():  # it is free after an error
+        pass
 
 
 def test_a_dry_run_trains_no_trial_and_a_method_that_does_not_fit_is_left_out(
@@ -142,19 +129,21 @@ def test_a_dry_run_trains_no_trial_and_a_method_that_does_not_fit_is_left_out(
 ) -> None:
     methods = ["FullFineTuning", "BiasTuning"]
     config = write_search(tmp_path, methods=methods, budgets=[5e7, 1e8], keep_checkpoints=False)
-    assert set(search(config, "--dry-run")), "the probes"
+    assert len(set(search(config, "--dry-run"))) == 5, "four combinations, and first a run that tokenises the data"
     printed = capsys.readouterr().out
     assert "Left out, large BiasTuning: ConfigError: BiasTuning trains biases and LlamaModel has none." in printed
-    rows = {name: row for name, *row in (line.replace("│", " ").split() for line in printed.splitlines()) if row}
+    rows = {name: row for name, *row in (line.replace("│", " ").split() for line in printed.splitlines() if line)}
     assert rows["5e+07"][:2] == ["3", "1.5e+08"] and rows["1e+08"][:2] == ["3", "3e+08"]
     assert rows["all"][:2] == ["6", "4.5e+08"] and float(rows["all"][2]) > 0
     assert re.search(r"Peak memory: \d\.\d\d GiB, of (small|large) ", printed)
     assert re.search(r"Disk: \d\.\d\d GiB of checkpoints\.", printed)
-    assert not (tmp_path / "search" / "trials").exists() and not (tmp_path / "search" / "report").exists()
+    folder = tmp_path / "search"
+    assert not (folder / "trials").exists() and not (folder / "report").exists()
 
-    trained = search(config)
-    assert len(trained) == 6, "what was probed once is not probed again, but for what did not fit"
-    assert len(ledger(tmp_path / "search")) == 6 and not list((tmp_path / "search").rglob("*.ckpt"))
+    trained = Counter(search(config))
+    refused = [name for name in trained if name.startswith("large-BiasTuning")]
+    assert len(refused) == 1 and trained.total() == 6 + trained[refused[0]], "what was probed is not probed again"
+    assert len(ledger(folder)) == 6 and not list(folder.rglob("*.ckpt"))
 
 
 def test_a_dry_run_binds_to_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,8 +156,9 @@ def test_a_dry_run_binds_to_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_backbone_that_does_not_load_is_refused_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = write_search(tmp_path, suite=[str(tmp_path / "small"), str(tmp_path / "none")])
-    error = refusal(capsys, config)
+    config = write_search(tmp_path)
+    suite = f"[{tmp_path / 'small'}, {tmp_path / 'none'}]"
+    error = refusal(capsys, config, "--suite", suite)
     assert f"{tmp_path / 'none'} cannot be trained by any of the methods: ConfigError: " in error
     assert not (tmp_path / "search" / "trials").exists()
 
@@ -186,7 +176,7 @@ def test_budgets_that_are_too_small_for_the_largest_model_are_refused(
     error = refusal(capsys, config)
     assert "large cannot be trained by any of the methods: ConfigError: The budget of 1e+07 FLOPs is less than" in error
     error = refusal(capsys, config, "--budgets", "[3e7]")
-    assert "The largest budget of 3e+07 FLOPs pays " in error and "large FullFineTuning for 1.3 steps of" in error
+    assert "The largest budget of 3e+07 FLOPs pays large FullFineTuning for 1.3 steps of" in error
     assert "min_steps is 2. Raise budgets, lower fit's data.batch_size or min_steps, or leave the" in error
     assert not (tmp_path / "search" / "trials").exists()
 
@@ -196,14 +186,12 @@ def test_a_budget_that_lasts_longer_than_the_data_is_refused_before_the_start(
 ) -> None:
     config = write_search(tmp_path, fit={"trainer": {"max_epochs": 1}}, budgets=[1e8, 1e9])
     error = refusal(capsys, config)
-    assert re.search(
-        r"The budget of 1e\+09 FLOPs lasts for [\d.]+ epochs of 48 pairs, and trainer\.max_epochs is 1", error
-    )
+    assert re.search(r"1e\+09 FLOPs lasts for [\d.]+ epochs of 48 pairs, and trainer\.max_epochs is 1", error)
     assert not (tmp_path / "search" / "trials").exists()
 
 
 def test_a_search_that_is_stopped_in_mid_trial_saves_it_and_goes_on(tmp_path: Path) -> None:
-    config = write_search(tmp_path, fit={"trainer": {"callbacks": ["runs.StepFile"]}}, budgets=[5e8])
+    config = write_search(tmp_path, fit={"trainer": {"callbacks": ["runs.StepFile"]}}, budgets=[3e8])
     folder = tmp_path / "search"
     process = SearchProcess(config)
     until(lambda: list(folder.glob("trials/*/step")), process)
@@ -213,37 +201,46 @@ def test_a_search_that_is_stopped_in_mid_trial_saves_it_and_goes_on(tmp_path: Pa
     assert process.printed().splitlines()[-1] == "Stopped. What was under way is saved; the same command goes on."
     assert "Traceback" not in process.printed()
     assert not [one for one in workers if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-    (stopped,) = folder.glob("trials/*/step")
-    assert (stopped.parent / "checkpoints" / "last.ckpt").exists() and not (stopped.parent / FILE).exists()
-    saved = re.search(r"Saved at step (\d+)\. Go on with", (stopped.parent / "log").read_text())
+    (step,) = folder.glob("trials/*/step")
+    stopped = step.parent
+    assert (stopped / "checkpoints" / "last.ckpt").exists() and not (stopped / FILE).exists()
+    saved = re.search(r"Saved at step (\d+)\. Go on with", (stopped / "log").read_text())
     assert saved is not None and int(saved.group(1)) > 0
     with SearchFolder(folder).locked():  # it is free
         pass
-    assert stopped.parent.name in search(config)
-    assert len(ledger(folder)) == 2
-
-
-@pytest.mark.slow
-def test_a_launcher_is_chosen_by_the_configuration(tmp_path: Path) -> None:
-    launcher = {"class_path": "TrialProcesses", "init_args": {"devices": 2}}
-    config = write_search(tmp_path, launcher=launcher)
-    with own_signals():
-        main(["search", "--config", str(config)])
-    assert [record["device"] for record in map(read, (tmp_path / "search" / "trials").rglob(FILE))] == ["cpu x 2"] * 2
-
-
-def read(path: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(path.read_text())
-    return record
+    assert search(config)[0] == stopped.name and len(ledger(folder)) == 2
 
 
 def test_the_launcher_that_is_written_down_is_the_one_that_is_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = write_search(tmp_path)
-    values = yaml.safe_load(config.read_text())
-    config.write_text(
-        yaml.safe_dump(values | {"launcher": {"class_path": "LocalWorkers", "init_args": {"num_workers": 0}}})
-    )
+    config = write_search(tmp_path, launcher={"class_path": "LocalWorkers", "init_args": {"num_workers": 0}})
     with own_signals():
         assert "num_workers must be at least 1, got 0" in error_of(capsys, ["search", "--config", str(config)])
+    with own_signals():
+        options = ["--launcher", "TrialProcesses", "--launcher.devices", "0"]
+        error = error_of(capsys, ["search", "--config", str(config), *options])
+    assert "devices must be at least 1, got 0" in error
+
+
+@pytest.mark.slow
+def test_trials_on_several_devices_are_searched(tmp_path: Path) -> None:
+    launcher = {"class_path": "TrialProcesses", "init_args": {"devices": 2}}
+    config = write_search(tmp_path, launcher=launcher)
+    with own_signals():
+        main(["search", "--config", str(config)])
+    assert [one.device for one in Ledger([tmp_path / "search" / "trials"]).records()] == ["cpu x 2"] * 2
+
+
+@pytest.mark.slow
+def test_the_recipe_is_confirmed_beyond_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_search(tmp_path, budgets=[3e7, 6e7, 1.2e8], min_steps=1)
+    folder = tmp_path / "search"
+    assert search(config, "--replicates", "10", "--confirm")[-1] == "confirmation-2.4e+08"
+    printed = capsys.readouterr().out
+    assert "Training the recipe for 2.4e+08 FLOPs, from runs of smaller budgets alone." in printed
+    told = next(line for line in printed.splitlines() if line.startswith("2.4e+08 FLOPs, "))
+    record = read_record(folder / "confirmation" / "2.4e+08" / "run" / FILE)
+    assert f"it came to {record.loss:.4g}, " in told
+    assert len(ledger(folder)) == 6, "it is none of the trials"
+    assert search(config, "--replicates", "10", "--confirm", "2.4e8") == []
