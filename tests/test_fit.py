@@ -76,6 +76,32 @@ def test_an_interrupted_run_keeps_its_last_step_and_goes_on(tmp_path: Path, sent
     assert_same_bits(trained_weights(stopped), trained_weights(tmp_path / "undisturbed"))
 
 
+def test_what_goes_on_if_it_can_begins_or_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    fit(config, "--output", str(tmp_path / "undisturbed"))
+    killed, auto = tmp_path / "killed", ["--ckpt_path", "auto"]
+    options = ["--output", str(killed), *auto, "--trainer.callbacks+", "runs.StepFile"]
+    process = start_fit(config, *options)
+    while not (killed / "step").exists():  # before its first checkpoint
+        assert process.is_alive(), process.printed()
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert (killed / "config.yaml").exists() and not (killed / "checkpoints").exists()
+    process = start_fit(config, *options, "--checkpoint.every_n_steps", "1")
+    checkpoint = killed / "checkpoints" / "last.ckpt"
+    while not checkpoint.exists() or steps_of(checkpoint) < 3:
+        assert process.is_alive(), process.printed()
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    at_kill = steps_of(checkpoint)
+    assert 3 <= at_kill < 24
+    fit(config, "--output", str(killed), *auto)
+    assert_same_bits(trained_weights(killed), trained_weights(tmp_path / "undisturbed"))
+    assert steps_of(checkpoint) == 24
+
+
 @pytest.mark.parametrize("validation_fraction", [0.0, 0.3])
 def test_an_extended_run_draws_the_same_dropout_and_keeps_the_temperature(
     tmp_path: Path, validation_fraction: float

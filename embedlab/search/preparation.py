@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,10 +82,15 @@ def space_for(plan: SearchPlan, probes: Mapping[Candidate, Probe], rates: Rates)
     return Space(trials, cooldown=plan.cooldown())
 
 
-def named_rates(plan: SearchPlan, candidates: Iterable[Candidate]) -> dict[Candidate, Sequence[float]]:
+def named_rates(plan: SearchPlan, candidates: Collection[Candidate]) -> dict[Candidate, Sequence[float]]:
     """The learning rates that the plan names."""
-    of_method = {grid.method: grid.learning_rates for grid in plan.grids if grid.learning_rates}
-    return {one: of_method[one.method] for one in candidates if one.method in of_method}
+    return {
+        one: grid.learning_rates
+        for grid in plan.grids
+        if grid.learning_rates
+        for one in candidates
+        if one.method == grid.method and one.method_options in grid.variants()
+    }
 
 
 def calibration_budget(plan: SearchPlan, found: Probe) -> float | None:

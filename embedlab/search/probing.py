@@ -11,14 +11,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from embedlab.errors import TrainingError
 from embedlab.search.job_runner import Ended, JobRunner
-from embedlab.search.launchers.launcher import Job
+from embedlab.search.launchers.launcher import LOCK, Job
 from embedlab.search.records import FILE
 from embedlab.search.space import Candidate
 from embedlab.search.training import CHECKPOINTS, job
 
 STEPS = 3
 _MEASURED = "probe.json"
+_SECONDS_TO_END = 300.0  # that a worker whose search was killed has to finish its step and save it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +76,22 @@ def probe(candidates: Sequence[Candidate], budget: float, fit: Path, folder: Pat
         fit: configuration of ``embedlab fit`` that they are laid over.
         folder: for the runs.
         runner: of their jobs.
+
+    Raises:
+        TrainingError: if somebody else is training one of them.
     """
     jobs = {_job(one, budget, fit, folder / one.named(budget)): one for one in candidates}
     probes = {one: found for at, one in jobs.items() if (found := _measured(at.folder)) is not None}
     refused: dict[Candidate, str] = {}
     missing = [at for at, one in jobs.items() if one not in probes]
     for at in missing:  # killed before it was measured
-        shutil.rmtree(at.folder, ignore_errors=True)
+        _clear(at.folder)
     if missing and not probes:  # the first one tokenises the data, which no other run will have to
         first = _job(jobs[missing[0]], budget, fit, folder / "first")
-        shutil.rmtree(first.folder, ignore_errors=True)
+        _clear(first.folder)
         for _ in runner.run([first]):
             pass
+        (first.folder / FILE).unlink(missing_ok=True)
         shutil.rmtree(first.folder / CHECKPOINTS, ignore_errors=True)
     for ended in runner.run(missing):
         if ended.record is not None and ended.record.status == "finished":
@@ -96,6 +104,19 @@ def probe(candidates: Sequence[Candidate], budget: float, fit: Path, folder: Pat
 def _job(one: Candidate, budget: float, fit: Path, folder: Path) -> Job:
     few = {"class_path": "FewSteps", "init_args": {"steps": STEPS}}
     return job(fit, folder, folder.name, one, {"budget": budget, "trainer.callbacks+": few})
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a killed probe has left, when the worker that was on it has saved its last step."""
+    if not folder.exists():
+        return
+    try:
+        with FileLock(folder / LOCK, timeout=_SECONDS_TO_END):
+            shutil.rmtree(folder, ignore_errors=True)
+    except Timeout as error:
+        raise TrainingError(
+            f"Another process is training in {folder}. Stop it, or wait for its end, and start the search again."
+        ) from error
 
 
 def _measure(ended: Ended) -> Probe:

@@ -11,6 +11,9 @@ from typing import Self
 INTERRUPTED = "interrupted"
 """The error of a job that was asked to stop, and saved what it had."""
 
+LOCK = "run.lock"
+"""File in a run's folder that is locked while a worker trains there, perhaps one whose search was killed."""
+
 
 @dataclass(frozen=True)
 class Job:
