@@ -27,7 +27,8 @@ from runs import write_pairs
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 IN_THIS_PROCESS = ("--launcher", "searches.InThisProcess")
-_VARY = {"run_id", "seconds", "peak_memory_bytes", "device", "peak_flops_per_second", "versions", "git_revision"}
+_VARY = {"run_id", "parent_run_id", "seconds", "peak_memory_bytes", "device", "peak_flops_per_second"}
+_VARY |= {"versions", "git_revision"}
 
 
 def write_search(folder: Path, *, fit: dict[str, dict[str, Any]] | None = None, **values: Any) -> Path:

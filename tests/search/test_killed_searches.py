@@ -5,17 +5,26 @@ from __future__ import annotations
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from embedlab.search.records import FILE, Ledger
 from searches import SearchProcess, ledger, until, write_search
 
-WHOLE = {
+WHOLE: dict[str, Any] = {
     "methods": ["FullFineTuning", {"method": "LoRA", "options": {"rank": [2, 4]}}],
     "budgets": [5e7, 1e8, 2e8],
     "calibration": {"budget": 5e7, "factor": 10.0},
     "launcher": {"class_path": "LocalWorkers", "init_args": {"num_workers": 2}},
+}
+TRUNKS = {
+    "budgets": [1e8, 2e8, 4e8],
+    "calibration": {"enabled": False},
+    "share_trunk": True,
+    "fit": {"model": {"schedule": {"class_path": "WarmupStableDecay", "init_args": {"decay": 0.25}}}},
+    "launcher": WHOLE["launcher"],
+    "keep_checkpoints": False,
 }
 SMALL = {"budgets": [5e7, 2e8], "calibration": {"budget": 5e7, "factor": 10.0}}
 
@@ -61,14 +70,17 @@ def killed(config: Path, folder: Path, *, seed: int, times: int, within: float) 
 def require_the_same(folder: Path, other: Path) -> None:
     """What does not depend on when and where a run was is the same in all, and no run was brought to its end twice."""
     assert ledger(folder) == ledger(other)
-    for part in ("calibration", "trials"):
+    parts = [part for part in ("calibration", "trials") if (other / part).exists()]
+    for part in parts:
         assert {path.name for path in (folder / part).iterdir()} == {path.name for path in (other / part).iterdir()}
         for run in (folder / part).iterdir():
             assert (run / "log").read_text().count("Run record: ") <= 1, f"{run} was trained twice"
     assert not list(folder.rglob("continued"))
-    Ledger([folder / "trials", folder / "calibration"]).records()  # no two have the same identifier
-    losses = [{one.learning_rate: one.loss for one in Ledger([at / "calibration"]).records()} for at in (folder, other)]
-    assert losses[0] == losses[1]
+    records, others = (
+        Ledger([at / part for part in parts]).records()
+        for at in (folder, other)  # no two have the same identifier
+    )
+    assert [(one.learning_rate, one.loss) for one in records] == [(one.learning_rate, one.loss) for one in others]
 
 
 @pytest.mark.timeout(900)
@@ -81,9 +93,11 @@ def test_a_search_that_is_killed_twice_gives_the_ledger_of_an_undisturbed_one(tm
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("seed", [0])
-def test_a_search_that_is_killed_ten_times_gives_the_ledger_of_an_undisturbed_one(tmp_path: Path, seed: int) -> None:
-    config = write_search(tmp_path, **WHOLE)
+@pytest.mark.parametrize("values", [WHOLE, TRUNKS], ids=["runs of their own", "shared trunks"])
+def test_a_search_that_is_killed_ten_times_gives_the_ledger_of_an_undisturbed_one(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    config = write_search(tmp_path, **values)
     seconds = undisturbed(config, tmp_path / "undisturbed")
-    killed(config, tmp_path / "killed", seed=seed, times=10, within=seconds / 4)
+    killed(config, tmp_path / "killed", seed=0, times=10, within=seconds / 4)
     require_the_same(tmp_path / "killed", tmp_path / "undisturbed")
