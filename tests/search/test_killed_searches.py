@@ -100,5 +100,5 @@ def test_a_search_that_is_killed_ten_times_gives_the_ledger_of_an_undisturbed_on
 ) -> None:
     config = write_search(tmp_path, **values)
     seconds = undisturbed(config, tmp_path / "undisturbed")
-    killed(config, tmp_path / "killed", seed=0, times=10, within=seconds / 4)
+    killed(config, tmp_path / "killed", seed=0, times=10, within=seconds / 3)
     require_the_same(tmp_path / "killed", tmp_path / "undisturbed")
