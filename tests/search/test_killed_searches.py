@@ -24,7 +24,6 @@ TRUNKS = {
     "calibration": {"enabled": False},
     "share_trunk": True,
     "fit": {"model": {"schedule": {"class_path": "WarmupStableDecay", "init_args": {"decay": 0.25}}}},
-    "launcher": WHOLE["launcher"],
     "keep_checkpoints": False,
 }
 SMALL = {"budgets": [5e7, 2e8], "calibration": {"budget": 5e7, "factor": 10.0}}
@@ -100,5 +99,5 @@ def test_a_search_that_is_killed_ten_times_gives_the_ledger_of_an_undisturbed_on
 ) -> None:
     config = write_search(tmp_path, **values)
     seconds = undisturbed(config, tmp_path / "undisturbed")
-    killed(config, tmp_path / "killed", seed=0, times=10, within=seconds / 3)
+    killed(config, tmp_path / "killed", seed=0, times=10, within=seconds / 2)
     require_the_same(tmp_path / "killed", tmp_path / "undisturbed")
