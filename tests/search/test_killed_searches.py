@@ -12,6 +12,7 @@ import pytest
 from embedlab.search.records import FILE, Ledger
 from searches import SearchProcess, ledger, until, write_search
 
+FEW_REPLICATES = ("--replicates", "5")  # so that most of the time is that of the runs
 WHOLE: dict[str, Any] = {
     "methods": ["FullFineTuning", {"method": "LoRA", "options": {"rank": [2, 4]}}],
     "budgets": [5e7, 1e8, 2e8],
@@ -32,7 +33,7 @@ SMALL = {"budgets": [5e7, 2e8], "calibration": {"budget": 5e7, "factor": 10.0}}
 def undisturbed(config: Path, folder: Path) -> float:
     """Seconds that a search takes."""
     begin = time.monotonic()
-    process = SearchProcess(config, "--output", str(folder))
+    process = SearchProcess(config, "--output", str(folder), *FEW_REPLICATES)
     assert process.status() == 0, process.printed()
     return time.monotonic() - begin
 
@@ -51,7 +52,7 @@ def killed(config: Path, folder: Path, *, seed: int, times: int, within: float) 
     num_killed = 0
     while num_killed < times:
         seconds, workers = moments.uniform(0, within), moments.random() < 0.5
-        process = SearchProcess(config, "--output", str(folder))
+        process = SearchProcess(config, "--output", str(folder), *FEW_REPLICATES)
         end = time.monotonic() + seconds
         until(lambda end=end, process=process: time.monotonic() > end or not process.is_alive)
         if not process.is_alive:  # it was done before: it has begun anew from what it has
@@ -63,7 +64,7 @@ def killed(config: Path, folder: Path, *, seed: int, times: int, within: float) 
         records = len(list(folder.rglob(FILE)))
         what = "search and workers" if workers else "search"
         print(f"{num_killed} (seed {seed}): {what} killed after {seconds:.2f} s, at {records} records")
-    process = SearchProcess(config, "--output", str(folder))
+    process = SearchProcess(config, "--output", str(folder), *FEW_REPLICATES)
     assert process.status() == 0, process.printed()
 
 
@@ -99,5 +100,5 @@ def test_a_search_that_is_killed_ten_times_gives_the_ledger_of_an_undisturbed_on
 ) -> None:
     config = write_search(tmp_path, **values)
     seconds = undisturbed(config, tmp_path / "undisturbed")
-    killed(config, tmp_path / "killed", seed=0, times=10, within=seconds / 4)
+    killed(config, tmp_path / "killed", seed=0, times=10, within=seconds / 3)
     require_the_same(tmp_path / "killed", tmp_path / "undisturbed")
