@@ -22,7 +22,16 @@ from embedlab.module import EmbeddingModule
 
 MEAN_TOKENS = {"query": 14, "document": 64}
 # What a configuration of fit holds and no cost depends on.
-FIT_ONLY = ("seed_everything", "output", "allow_repeat", "checkpoint", "record", "ckpt_path", "weights_only")
+FIT_ONLY = (
+    "seed_everything",
+    "output",
+    "allow_repeat",
+    "checkpoint",
+    "record",
+    "branch",
+    "ckpt_path",
+    "weights_only",
+)
 
 
 def flops(arguments: Sequence[str]) -> None:

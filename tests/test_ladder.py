@@ -178,7 +178,7 @@ def test_shapes_and_names_that_cannot_be_are_errors() -> None:
         replace(TINY, width=36)
     with pytest.raises(ConfigError, match="name is that of its folder"):
         replace(TINY, name="../up")
-    with pytest.raises(ConfigError, match=r"no rung 'r9'\. Rungs: r0, r1"):
+    with pytest.raises(ConfigError, match=r"no rung 'r9'\. Rungs: s0, s1, r0, r1"):
         ensure_rung("r9")
     with pytest.raises(ConfigError, match="a name twice"):
         pretrain(rungs=["r0", "r0"])
