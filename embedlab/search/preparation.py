@@ -140,11 +140,13 @@ def calibrate(
     found_steps = {one: best for one, losses in tried.items() if (best := best_step(losses)) is not None}
     rates: dict[Candidate, Sequence[float]] = {}
     for one, found in probes.items():
-        alike = {
-            probes[other].parameters: step for other, step in found_steps.items() if _variant(other) == _variant(one)
-        }
+        alike: dict[float, list[float]] = {}  # by size, which several backbones may have
+        for other, best in found_steps.items():
+            if _variant(other) == _variant(one):
+                alike.setdefault(probes[other].parameters, []).append(best)
         if alike:
-            at_size = smoothed(alike, [found.parameters])[found.parameters]
+            steps = {size: sum(of_it) / len(of_it) for size, of_it in alike.items()}
+            at_size = smoothed(steps, [found.parameters])[found.parameters]
             rates[one] = [rate_at(found.learning_rate, factor, at_size)]
     return rates
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from embedlab.errors import ConfigError
 from embedlab.search.confirmation import Confirmation, confirm, confirmations, next_budget
 from embedlab.search.job_runner import JobRunner
-from embedlab.search.observations import of_records, with_best_learning_rates
+from embedlab.search.observations import Observation, of_records, with_best_learning_rates
 from embedlab.search.plan import SearchPlan
 from embedlab.search.policy import History, Policy
 from embedlab.search.preparation import calibrate, combinations, named_rates, require_each_backbone, space_for
@@ -108,8 +108,7 @@ class SearchRun:
         Raises:
             ConfigError: if the runs give no law that reaches that far.
         """
-        ledger = Ledger([self._folder.trials])
-        observations = with_best_learning_rates(of_records(ledger.records(), [path.parent for path in ledger.paths()]))
+        observations = _observations(self._folder)
         budget = budget or next_budget(self._plan.budgets)
         print(f"Training the recipe for {budget:g} FLOPs, from runs of smaller budgets alone.", flush=True)
         return confirm(budget, observations, self._folder.confirmation, self._runner, num_replicates=num_replicates)
@@ -155,10 +154,14 @@ def _without(probes: Mapping[Candidate, Probe], rates: Mapping[Candidate, Any]) 
     return {one: found for one, found in probes.items() if one not in rates}
 
 
+def _observations(folder: SearchFolder) -> list[Observation]:
+    ledger = Ledger([folder.trials])
+    return with_best_learning_rates(of_records(ledger.records(), [path.parent for path in ledger.paths()]))
+
+
 def write_search_report(folder: SearchFolder, *, num_replicates: int = NUM_REPLICATES) -> None:
     """The report of all trials, in place of the one before."""
-    ledger = Ledger([folder.trials])
-    observations = with_best_learning_rates(of_records(ledger.records(), [path.parent for path in ledger.paths()]))
+    observations = _observations(folder)
     if not observations:
         raise ConfigError(f"No trial in {folder.trials} has left a record, so there is nothing to report.")
     shutil.rmtree(folder.report, ignore_errors=True)

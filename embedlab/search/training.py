@@ -123,12 +123,14 @@ class Training(World):
 
     def _forget(self, trial: Trial) -> None:
         """Removes what no other trial can go on from."""
-        for one in self._smaller(trial):
+        over = [trial]
+        if self._shares_trunk:  # a larger trial goes on from this one, and from none below it
+            over += self._smaller(trial)
+            if trial != self._space.target(trial.candidate):
+                over.remove(trial)
+                (self._checkpoints(trial) / _LAST).unlink(missing_ok=True)
+        for one in over:
             shutil.rmtree(self._checkpoints(one), ignore_errors=True)
-        if self._shares_trunk and trial != self._space.target(trial.candidate):
-            (self._checkpoints(trial) / _LAST).unlink(missing_ok=True)
-        else:
-            shutil.rmtree(self._checkpoints(trial), ignore_errors=True)
 
 
 def job(fit: Path, folder: Path, name: str, candidate: Candidate, options: Mapping[str, Any]) -> Job:

@@ -205,3 +205,16 @@ def test_a_job_lays_its_candidate_over_the_configuration(tmp_path: Path) -> None
         "--output": str(tmp_path / "run"),
         "--ckpt_path": "auto",
     }
+
+
+def test_a_finished_trial_removes_no_checkpoint_of_one_that_is_under_way(tmp_path: Path) -> None:
+    fit = fit_config(tmp_path)
+    whole = space(str(save_tiny_backbone(tmp_path / "tiny", "llama")))
+    smaller, larger = whole.up_to(1, whole.candidates[0])
+    under_way = tmp_path / "search" / smaller.id / "checkpoints" / "last.ckpt"
+    under_way.parent.mkdir(parents=True)
+    under_way.touch()
+    with InThisProcess() as launcher:
+        world = Training(fit, tmp_path / "search", JobRunner(launcher), whole, keep_checkpoints=False)
+        assert math.isfinite(next(iter(world.run([larger]))).loss)
+    assert list((tmp_path / "search").rglob("*.ckpt")) == [under_way]
