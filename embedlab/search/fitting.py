@@ -215,6 +215,7 @@ def fit(
         theta_K[number] = value
 
     rough = _ROUGH_SQUARES if huber_delta is None else _ROUGH_HUBER
+    is_at_bound = len(starts) == 1 and bool(_at_bound(law, theta_K, bounds))
 
     def descent(start_F: np.ndarray, tolerance: float, some_P: np.ndarray | slice) -> tuple[np.ndarray, float]:
         of_some, measured_P = points.where(some_P), runs.loss_P[some_P]
@@ -228,7 +229,7 @@ def fit(
 
         if huber_delta is None:
             return least_squares(residuals, start_F, weights_P[some_P], of_free, tolerance)
-        near = tolerance != rough
+        near = tolerance != rough and not is_at_bound  # from there the way without bounds leads out of them
         return least_huber(residuals, start_F, weights_P[some_P], of_free, tolerance, huber_delta, near=near)
 
     everything = slice(None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy.stats import t as student_t
@@ -26,7 +26,7 @@ FARTHEST = 10.0
 """Times beyond its runs, in FLOPs and in tokens a parameter, up to which a law is trusted."""
 
 _SEED_OF_ERRORS = 1
-_REPEATS = 1.5  # passes over the data, in some run, from which on their worth can be fitted
+MANY_PASSES = 1.5  # passes over the data, in some run, from which on their worth can be fitted
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def laws_to_try(runs: Runs) -> list[Law]:
     if not one_size and not has_interior_optimum(runs):
         laws.append(Multiplicative())
     unique_P = runs.tokens_P if runs.unique_tokens_P is None else runs.unique_tokens_P
-    if (runs.tokens_P > _REPEATS * unique_P).any():
+    if (runs.tokens_P > MANY_PASSES * unique_P).any():
         laws = [Repeated(law) for law in laws]
     return laws
 
@@ -164,6 +164,13 @@ def law_of(
     Raises:
         ConfigError: if there are too few runs, sizes or amounts of data for any law.
     """
+    return _law_of(method, tuple(observations), huber_delta, num_replicates, seed)
+
+
+@lru_cache  # a search asks for the same law before a confirmation, for it and after it
+def _law_of(
+    method: str, observations: tuple[Observation, ...], huber_delta: float | None, num_replicates: int, seed: int
+) -> MethodLaw:
     runs = runs_of(observations)
     laws = laws_to_try(runs)
     ranked = choices(laws, runs, huber_delta=huber_delta)
@@ -180,7 +187,7 @@ def law_of(
         replicates = bootstrap(found, runs, num_replicates=num_replicates, seed=seed)
         in_order = (choice, *(other for other in tried if other is not choice))
         families = tuple(held.num_families for held in choice.hold_outs)
-        return MethodLaw(method, tuple(observations), in_order, replicates, errors, families)
+        return MethodLaw(method, observations, in_order, replicates, errors, families)
     assert refusal is not None
     raise ConfigError(f"The runs of {method} give no law. {refusal}") from refusal
 

@@ -88,19 +88,21 @@ def bootstrap(estimate: Fit, runs: Runs, *, num_replicates: int = NUM_REPLICATES
     Raises:
         ConfigError: if there are too few families to draw from.
     """
-    fits = [
-        fit(
-            estimate.law,
-            runs,
-            huber_delta=estimate.huber_delta,
-            in_log=estimate.in_log,
-            weights_P=weights_P,
-            starts=[estimate.theta_K],
-            tolerance=REPLICATE_TOLERANCE,
-        )
-        for weights_P in drawn_weights(runs, num_replicates, seed)
-    ]
-    return Replicates(estimate, tuple(fits), spread_of(estimate, runs))
+    found: dict[bytes, Fit] = {}  # with few families many draws are the same
+    draws = list(drawn_weights(runs, num_replicates, seed))
+    for weights_P in draws:
+        if weights_P.tobytes() not in found:
+            found[weights_P.tobytes()] = fit(
+                estimate.law,
+                runs,
+                huber_delta=estimate.huber_delta,
+                in_log=estimate.in_log,
+                weights_P=weights_P,
+                starts=[estimate.theta_K],
+                tolerance=REPLICATE_TOLERANCE,
+            )
+    fits = tuple(found[weights_P.tobytes()] for weights_P in draws)
+    return Replicates(estimate, fits, spread_of(estimate, runs))
 
 
 def drawn_weights(runs: Runs, num_replicates: int, seed: int) -> Iterator[np.ndarray]:

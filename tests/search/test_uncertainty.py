@@ -10,7 +10,7 @@ import pytest
 from embedlab.errors import ConfigError
 from embedlab.search.fitting import Fit, Runs, fit
 from embedlab.search.laws import Chinchilla
-from embedlab.search.uncertainty import bootstrap, profile_interval
+from embedlab.search.uncertainty import bootstrap, drawn_weights, profile_interval
 from tables import TRUTHS, chinchilla_runs, made, needs_shared
 
 LAW, TRUTH = TRUTHS[0]
@@ -50,6 +50,17 @@ def test_runs_of_a_family_are_drawn_together() -> None:
         errors[name] = replicates.standard_error(balance)
     assert errors["together"] == pytest.approx(errors["once"], rel=1e-3), "a copy says nothing new"
     assert errors["apart"] < 0.85 * errors["once"]
+
+
+def test_what_is_drawn_twice_is_fitted_once() -> None:
+    runs = made(LAW, TRUTH, noise=0.01)
+    runs = replace(runs, family_P=np.arange(len(runs)) % 3)
+    replicates = bootstrap(fit(LAW, runs), runs, num_replicates=200)
+    assert len(replicates.fits_R) == 200
+    draws = [weights_P.tobytes() for weights_P in drawn_weights(runs, 200, seed=0)]
+    assert len(set(map(id, replicates.fits_R))) == len(set(draws)) == 10, "ways to draw three of three"
+    for draw, one in zip(draws, replicates.fits_R, strict=True):
+        assert one is replicates.fits_R[draws.index(draw)]
 
 
 def test_two_families_are_too_few() -> None:
