@@ -12,7 +12,7 @@ INTERRUPTED = "interrupted"
 """The error of a job that was asked to stop, and saved what it had."""
 
 LOCK = "run.lock"
-"""File in a run's folder that is locked while a worker trains there, perhaps one whose search was killed."""
+"""File in a run's folder that is locked while a process trains there, perhaps one whose search was killed."""
 
 
 @dataclass(frozen=True)

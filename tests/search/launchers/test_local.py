@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from embedlab.errors import ConfigError
-from embedlab.search.launchers.launcher import Job, Outcome
+from embedlab.search.launchers.launcher import LOCK, Job, Outcome
 from embedlab.search.launchers.local import LocalWorkers
 from embedlab.search.launchers.processes import TrialProcesses
 from embedlab.search.records import FILE
@@ -112,33 +113,37 @@ def test_a_closed_launcher_leaves_a_checkpoint_to_go_on_from(configuration: Path
     assert not waiting.folder.exists()
 
 
-def test_a_worker_ends_with_its_search(configuration: Path) -> None:
+@pytest.mark.parametrize("launcher", ["LocalWorkers(1)", "TrialProcesses(1)"])
+def test_a_run_whose_search_is_killed_saves_its_step_and_ends(configuration: Path, launcher: str) -> None:
     slow = job(configuration, "slow", *SLOW)
     program = f"""
 import time
 from pathlib import Path
-from embedlab.search.launchers.local import LocalWorkers
 from embedlab.search.launchers.launcher import Job
-launcher = LocalWorkers(1)
-print(launcher._workers[0]._process.pid, flush=True)
+from embedlab.search.launchers.local import LocalWorkers
+from embedlab.search.launchers.processes import TrialProcesses
+launcher = {launcher}
 launcher.submit(Job("slow", {slow.arguments!r}, Path({str(slow.folder)!r})))
 time.sleep(300)
 """
-    search = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert search.stdout is not None
-    worker = int(search.stdout.readline())
+    search = subprocess.Popen([sys.executable, "-c", program])
     until(slow.folder / "step")
+    with pytest.raises(Timeout), FileLock(slow.folder / LOCK, timeout=0):
+        pass
     search.kill()
     search.wait()
-    until(slow.folder / "checkpoints" / "last.ckpt")
-    for _ in range(600):
-        try:
-            os.kill(worker, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    os.kill(worker, signal.SIGKILL)
-    raise AssertionError("the worker goes on without its search")
+    with FileLock(slow.folder / LOCK, timeout=60):  # it has ended
+        assert (slow.folder / "checkpoints" / "last.ckpt").exists() and not (slow.folder / FILE).exists()
+
+
+def test_what_somebody_else_trains_is_not_trained(configuration: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedlab.search.launchers.processes.SECONDS_TO_END", 0.2)
+    one = job(configuration, "one")
+    one.folder.mkdir()
+    with TrialProcesses(1) as launcher, FileLock(one.folder / LOCK):
+        (outcome,) = ended(launcher, one)
+    assert outcome.error == f"Another process is training in {one.folder}."
+    assert not (one.folder / "config.yaml").exists()
 
 
 def test_a_trial_on_several_devices_is_a_process_of_its_own(configuration: Path) -> None:
