@@ -12,7 +12,7 @@ from typing import Any
 from embedlab.errors import ConfigError, RecordError, TrainingError
 from embedlab.search.job_runner import JobRunner
 from embedlab.search.launchers.launcher import Job
-from embedlab.search.method_laws import laws_of
+from embedlab.search.method_laws import MANY_PASSES, laws_of
 from embedlab.search.observations import Observation, by_method
 from embedlab.search.recipe import recipe
 from embedlab.search.recipe_config import recipe_config
@@ -38,6 +38,7 @@ class Prediction:
         interval_95: likewise.
         largest_flops: of the runs that the laws were fitted to.
         num_runs: how many these are.
+        passes: over the data, the most of one of them.
     """
 
     budget: float
@@ -50,6 +51,7 @@ class Prediction:
     interval_95: Interval
     largest_flops: float
     num_runs: int
+    passes: float
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,13 @@ class Confirmation:
         prediction: that was made.
         loss: that was measured; None where the run has not ended, NaN where it has without one.
         folder: of both.
+        passes: of the run over the data; None where it has not ended.
     """
 
     prediction: Prediction
     loss: float | None
     folder: Path
+    passes: float | None = None
 
     def __str__(self) -> str:
         said = self.prediction
@@ -79,7 +83,18 @@ class Confirmation:
         if not math.isfinite(self.loss):
             return text + "it came to no loss."
         off = self.loss / said.loss - 1
-        return text + f"it came to {self.loss:.4g}, {self.where} ({off:+.1%})."
+        return text + f"it came to {self.loss:.4g}, {self.where} ({off:+.1%}).{self.caution}"
+
+    @property
+    def caution(self) -> str:
+        """What to know before the two are compared; empty where there is nothing."""
+        passes = self.passes or 0.0
+        if passes < MANY_PASSES * max(1.0, self.prediction.passes):
+            return ""
+        return (
+            f" It saw its pairs {passes:.2g} times, and no fitted run did so more than {self.prediction.passes:.2g} "
+            "times: what repeated data are worth, these laws cannot know."
+        )
 
     @property
     def where(self) -> str:
@@ -148,6 +163,7 @@ def _predict(budget: float, observations: Sequence[Observation], at: Path, num_r
         interval_95=best.interval_95,
         largest_flops=max(law.largest_flops for law in laws),
         num_runs=sum(law.fit.num_runs for law in laws),
+        passes=max(row.tokens / row.unique_tokens for row in smaller),
     )
     at.mkdir(parents=True, exist_ok=True)
     (at / _RECIPE).write_text(recipe_config(answer, laws), encoding="utf-8")
@@ -174,5 +190,8 @@ def _read(at: Path) -> Confirmation:
         prediction = Prediction(**(values | intervals))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RecordError(f"{path} cannot be read as a prediction: {error}.") from error
-    record = at / _RUN / FILE
-    return Confirmation(prediction, read_record(record).loss if record.exists() else None, at)
+    path = at / _RUN / FILE
+    if not path.exists():
+        return Confirmation(prediction, None, at)
+    record = read_record(path)
+    return Confirmation(prediction, record.loss, at, record.pairs / record.unique_pairs)

@@ -242,8 +242,10 @@ def test_the_page_shows_what_came_of_predictions(browser: Browser, tmp_path: Pat
         interval_95=Interval(2.3, 2.7),
         largest_flops=1e18,
         num_runs=12,
+        passes=1.0,
     )
     made = [Confirmation(said, loss, tmp_path) for loss in (2.45, 2.65, 3.0, None)]
+    made.append(Confirmation(said, 3.0, tmp_path, 4.0))
     path = write_report(
         tmp_path / "report", "runs", made_runs(), Constraints(), num_replicates=REPLICATES, confirmations=made
     )
@@ -253,14 +255,16 @@ def test_the_page_shows_what_came_of_predictions(browser: Browser, tmp_path: Pat
         "return [...document.querySelectorAll('#confirmations tbody tr')]"
         ".map((row) => [...row.cells].map((cell) => cell.textContent))"
     )
-    assert [row[1] for row in rows] == 4 * [MARKUP]
-    assert [row[7] for row in rows] == ["2.45", "2.65", "3", "–"]
+    assert [row[1] for row in rows] == 5 * [MARKUP]
+    assert [row[7] for row in rows] == ["2.45", "2.65", "3", "–", "3"]
     assert [row[-1] for row in rows] == [
         "within the interval of 80 %",
         "within the interval of 95 %",
         "outside of both intervals",
         "",
+        f"outside of both intervals.{made[-1].caution}",
     ]
+    assert "It saw its pairs 4 times" in made[-1].caution
     assert browser("return document.getElementById('confirmation').hidden") is False
 
 

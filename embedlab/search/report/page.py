@@ -91,7 +91,8 @@ def _json(data: Any) -> str:
 
 def _confirmation(one: Confirmation) -> dict[str, Any]:
     outcome = compact([float("nan") if one.loss is None else one.loss])[0]
-    return vars(one.prediction) | {"outcome": outcome, "verdict": "" if outcome is None else one.where}
+    caution = one.caution and f".{one.caution}"
+    return vars(one.prediction) | {"outcome": outcome, "verdict": "" if outcome is None else one.where + caution}
 
 
 def _law(law: MethodLaw) -> dict[str, Any]:
