@@ -28,6 +28,10 @@ _OF_THE_SEARCH = (
 )
 
 
+ONLY_AT_THE_END = 10**9
+"""``trainer.val_check_interval`` of runs that are evaluated only when they stop."""
+
+_HOW_OFTEN = {"check_val_every_n_epoch": None, "val_check_interval": ONLY_AT_THE_END}
 _DECAY = 0.2  # of WarmupStableDecay, where none is given
 
 
@@ -39,7 +43,8 @@ class SearchPlan:
         suite: backbones, paths or ids.
         methods: names of fine-tuning methods, or each with the values to try of its options.
         budgets: FLOPs of a run; the largest is the one that the answer is for.
-        fit: what all runs have in common: a configuration of `embedlab fit`, or the path of one.
+        fit: what all runs have in common: a configuration of `embedlab fit`, or the path of one. They are evaluated
+            at their end alone, unless its trainer says how often.
         seeds: each combination is trained from every one of them.
         total_flops: of all trials, by default what the whole grid costs; a policy decides what they are spent on.
         min_steps: a budget that pays a combination for fewer steps is left out for it.
@@ -104,9 +109,13 @@ class SearchPlan:
                 f"fit says {', '.join(both)}, which the search decides for each run. Leave it out: suite, methods, "
                 "budgets, seeds and calibration stand for it."
             )
+        common: dict[str, Any] = config
         for name in both:
-            _remove(config, name)
-        return config
+            _remove(common, name)
+        trainer = common.get("trainer") or {}
+        if isinstance(trainer, dict) and _HOW_OFTEN.keys().isdisjoint(trainer):  # a law needs no losses on the way
+            common = common | {"trainer": trainer | _HOW_OFTEN}
+        return common
 
     def cooldown(self) -> float:
         """The share of each run that it has in common with no other one of its combination.

@@ -12,6 +12,7 @@ import yaml
 from embedlab.errors import ConfigError
 from embedlab.search.method_laws import MethodLaw
 from embedlab.search.observations import Observation
+from embedlab.search.plan import ONLY_AT_THE_END
 from embedlab.search.recipe import Recipe
 
 _SPARE = 1.1  # epochs that may be seen, by those that are expected
@@ -50,6 +51,8 @@ def recipe_config(answer: Recipe, laws: Sequence[MethodLaw]) -> str:
         optimizer = config["model"].get("optimizer") or {}
         config["model"]["optimizer"] = optimizer | {"learning_rate": best.learning_rate}
     config["trainer"] |= {"max_steps": -1, "max_epochs": math.ceil(_SPARE * epochs)}
+    if config["trainer"].get("val_check_interval") == ONLY_AT_THE_END:  # which saves a search time
+        config["trainer"] |= {"check_val_every_n_epoch": 1, "val_check_interval": None}
     config |= {"budget": float(best.flops), "output": f"runs/{name}", "ckpt_path": None}
     config.pop("branch", None)  # points of the run's own budget, where it was one of a search that shares trunks
     low, high = best.interval_80

@@ -12,10 +12,11 @@ import yaml
 
 from embedlab.errors import ConfigError
 from embedlab.search.calibration import Calibration
-from embedlab.search.plan import SearchPlan, changes
+from embedlab.search.plan import ONLY_AT_THE_END, SearchPlan, changes
 from embedlab.search.space import MethodGrid
 
 POLICY = {"class_path": "IsoFlopGrid"}
+AT_THE_END = {"check_val_every_n_epoch": None, "val_check_interval": ONLY_AT_THE_END}
 
 
 def plan(**values: Any) -> SearchPlan:
@@ -79,7 +80,7 @@ def test_what_the_search_decides_is_refused_inline_and_left_out_of_a_file(
     config = plan(fit=str(file)).fit_config()
     first, _, rest = name.partition(".")
     assert first not in config or rest.rpartition(".")[2] not in str(config[first])
-    assert "max_steps" in str(said) or config["trainer"] == {"max_epochs": 3}, "the rest is as it was"
+    assert "max_steps" in str(said) or config["trainer"] == {"max_epochs": 3} | AT_THE_END, "the rest is as it was"
 
 
 def test_all_that_a_file_says_and_the_search_decides_is_named_at_once() -> None:
@@ -89,7 +90,15 @@ def test_all_that_a_file_says_and_the_search_decides_is_named_at_once() -> None:
 
 def test_what_is_null_is_not_said() -> None:
     config = {"output": None, "model": None, "trainer": {"max_steps": None}}
-    assert plan(fit=config).fit_config() == config
+    assert plan(fit=config).fit_config() == config | {"trainer": {"max_steps": None} | AT_THE_END}
+
+
+@pytest.mark.parametrize("said", [{"check_val_every_n_epoch": 1}, {"val_check_interval": 0.5}])
+def test_runs_are_evaluated_at_their_end_unless_the_configuration_says_how_often(said: dict[str, Any]) -> None:
+    for trainer in (None, {}, {"max_epochs": 2}):
+        assert plan(fit={"trainer": trainer}).fit_config() == {"trainer": (trainer or {}) | AT_THE_END}
+    assert plan(fit={"trainer": said}).fit_config() == {"trainer": said}
+    assert plan(fit={"trainer": "none"}).fit_config() == {"trainer": "none"}, "embedlab fit refuses that"
 
 
 def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from embedlab.cli import main
+from embedlab.search.plan import ONLY_AT_THE_END
 from embedlab.search.records import write_record
 from run_records import record
 from runs import error_of, fit, write_config
@@ -24,7 +25,9 @@ def written_runs(folder: Path) -> Path:
     for backbone, parameters in (("a", 20_000), ("b", 60_000), ("c", 180_000)):
         config = folder / backbone / "config.yaml"
         config.parent.mkdir()
-        write_config(config.parent)
+        values = yaml.safe_load(write_config(config.parent).read_text())
+        values["trainer"] |= {"check_val_every_n_epoch": None, "val_check_interval": ONLY_AT_THE_END}
+        config.write_text(yaml.safe_dump(values))
         for flops in (10**9, 4 * 10**9, 16 * 10**9, 64 * 10**9):
             tokens = int(flops / (PER_TOKEN * parameters))
             name = f"{backbone}-{flops}"
@@ -58,6 +61,7 @@ def test_the_yaml_of_a_recipe_trains_as_it_stands_and_stops_at_the_budget(
     path = tmp_path / "recipes" / "recipe-2e+09.yaml"
     config = yaml.safe_load(path.read_text())
     assert config["budget"] == 2e9 and config["model"]["optimizer"]["learning_rate"] == 7e-3
+    assert config["trainer"]["check_val_every_n_epoch"] == 1 and config["trainer"]["val_check_interval"] is None
     assert path.read_text().startswith("# embedlab fit --config recipe-2e+09.yaml")
     assert Path(config["model"]["backbone"]["path"]).parent.name == best["backbone"]
     fit(path)

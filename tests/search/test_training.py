@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, Trainer
 
 from embedlab.search.job_runner import JobRunner
 from embedlab.search.launchers.launcher import INTERRUPTED, Job, Outcome
+from embedlab.search.plan import SearchPlan
 from embedlab.search.policies.isoflop_grid import IsoFlopGrid
 from embedlab.search.policy import History
 from embedlab.search.records import FILE, read_record
@@ -36,6 +37,17 @@ class FailsWhereThereIsNoFile(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
         if trainer.global_step == 2 and not self.file.exists():
             raise RuntimeError("no room")
+
+
+class CountsEvaluations(Callback):
+    """Writes down after which steps there were some."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_validation_end(self, trainer: Trainer, *_: object) -> None:
+        with self.file.open("a") as file:
+            print(trainer.global_step, file=file)
 
 
 def fit_config(folder: Path, **trainer: object) -> Path:
@@ -87,6 +99,26 @@ def test_a_search_trains_each_trial_once_and_goes_on_from_its_folders(tmp_path: 
         else:
             assert one.cost == one.trial.budget and math.isfinite(one.loss)
     assert [found(first)[one.trial.id] for one in killed] == [(one.loss, one.cost) for one in killed]
+
+
+def test_a_trial_of_many_epochs_is_evaluated_once_at_its_end(tmp_path: Path) -> None:
+    counting = {"class_path": "test_training.CountsEvaluations", "init_args": {"file": str(tmp_path / "evaluated")}}
+    values = yaml.safe_load(fit_config(tmp_path, callbacks=[counting]).read_text())
+    for name in ("output", "seed_everything"):
+        del values[name]
+    del values["model"]["backbone"], values["model"]["method"], values["model"]["optimizer"]["learning_rate"]
+    fit = tmp_path / "fit.yaml"
+    fit.write_text(
+        yaml.safe_dump(SearchPlan(suite=("a", "b"), methods=("LoRA",), budgets=BUDGETS, fit=values).fit_config())
+    )
+    whole = space(str(save_tiny_backbone(tmp_path / "tiny", "llama")))
+    trial = Trial(whole.trials[0].candidate, 3e9)
+    with InThisProcess() as launcher:
+        (outcome,) = Training(fit, tmp_path / "search", JobRunner(launcher), whole).run([trial])
+    record = read_record(tmp_path / "search" / trial.id / FILE)
+    assert record.pairs > 3 * record.unique_pairs, "epochs"
+    assert len((tmp_path / "evaluated").read_text().splitlines()) == 1
+    assert outcome.loss == record.loss
 
 
 def test_what_failed_in_mid_training_is_tried_again_and_goes_on(tmp_path: Path) -> None:
