@@ -6,9 +6,11 @@ What does not load, or does not fit together, fails here and not in the tenth ho
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -83,7 +85,7 @@ def probe(candidates: Sequence[Candidate], budget: float, fit: Path, folder: Pat
     jobs = {_job(one, budget, fit, folder / one.named(budget)): one for one in candidates}
     probes = {one: found for at, one in jobs.items() if (found := _measured(at.folder)) is not None}
     refused: dict[Candidate, str] = {}
-    missing = [at for at, one in jobs.items() if one not in probes]
+    missing = _backbones_in_turn({at: one for at, one in jobs.items() if one not in probes})
     for at in missing:  # killed before it was measured
         _clear(at.folder)
     if missing and not probes:  # the first one tokenises the data, which no other run will have to
@@ -98,7 +100,24 @@ def probe(candidates: Sequence[Candidate], budget: float, fit: Path, folder: Pat
             probes[jobs[ended.job]] = _measure(ended)
         else:
             refused[jobs[ended.job]] = ended.error or f"It {ended.record and ended.record.status} in its first steps."
-    return Probed({one: probes[one] for one in candidates if one in probes}, refused)
+    # The first run of a backbone may have downloaded or pre-trained it, and others have waited for that.
+    loading: dict[str, float] = {}
+    for one, found in probes.items():
+        loading[one.backbone] = min(found.other_seconds, loading.get(one.backbone, math.inf))
+    return Probed(
+        {one: replace(probes[one], other_seconds=loading[one.backbone]) for one in candidates if one in probes},
+        refused,
+    )
+
+
+def _backbones_in_turn(jobs: Mapping[Job, Candidate]) -> list[Job]:
+    """Each backbone once before any comes again: two workers do not wait for the pre-training of the same rung."""
+    before: Counter[str] = Counter()
+    turns = {}
+    for at, one in jobs.items():
+        turns[at] = before[one.backbone]
+        before[one.backbone] += 1
+    return sorted(jobs, key=turns.__getitem__)
 
 
 def _job(one: Candidate, budget: float, fit: Path, folder: Path) -> Job:

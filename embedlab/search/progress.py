@@ -34,6 +34,7 @@ class Progress:
         self._total = 0.0
         self._done: set[Trial] = set()
         self._calibrated = 0
+        self._took, self._projected = 0.0, 0.0  # seconds of what was trained, and what they were said to be
 
     def begin(self, space: Space, total: float) -> None:
         """The calibration is over, and the trials of a space begin, on which so many FLOPs may be spent."""
@@ -53,6 +54,9 @@ class Progress:
         if ended.seconds is None:  # before this search was begun
             return
         self._log(trial, ended)
+        if ended.record is not None:
+            self._took += ended.seconds
+            self._projected += Projection(self._probes, 1, self._space).seconds([trial])
         spent = self._space.price(self._done)
         print(
             f"{len(self._done)} of {len(self._space.trials)}: {_told(trial, ended)}. Spent {spent:.3g} FLOPs "
@@ -65,7 +69,8 @@ class Progress:
         left = [trial for trial in self._space.trials if trial not in self._done]
         price = self._space.price(left, self._done)
         share = min(1.0, max(0.0, self._total - spent) / price) if price else 0.0
-        return share * Projection(self._probes, self._num_slots, self._space).seconds(left)
+        off = self._took / self._projected if self._projected else 1.0
+        return share * off * Projection(self._probes, self._num_slots, self._space).seconds(left)
 
     def _log(self, trial: Trial, ended: Ended) -> None:
         """The loss at its budget, so that TensorBoard draws a curve of each combination."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def test_a_probe_measures_once_and_leaves_neither_record_nor_checkpoint(tmp_path
     InThisProcess.trained.clear()
     assert probe([full, none], BUDGET, fit, probes, runner) == found
     assert all(name.startswith("none") for name in InThisProcess.trained)
+
+
+def test_each_backbone_is_probed_once_before_one_is_again(tmp_path: Path, runner: JobRunner) -> None:
+    fit = fit_of(write_search(tmp_path))
+    both = [replace(candidate(tmp_path / name), seed=seed) for name in ("small", "large") for seed in (0, 1)]
+    found = probe(both, BUDGET, fit, tmp_path / "probes", runner)
+    assert list(found.probes) == both
+    first, *names = InThisProcess.trained
+    assert first == "first" and [name.partition("-")[0] for name in names] == ["small", "large", "small", "large"]
 
 
 def test_a_probe_that_somebody_is_still_on_is_waited_for(
