@@ -55,6 +55,19 @@ class MethodLaw:
         """Of the law to all runs."""
         return self.replicates.fit
 
+    @property
+    def caution(self) -> str:
+        """That runs have hardly learnt, whose losses fall otherwise than a law has it; empty where they have."""
+        near = [row for row in self.observations if row.is_near_chance]
+        if not near:
+            return ""
+        return (
+            f"{len(near)} of its {len(self.observations)} runs, of up to {max(row.flops for row in near):.3g} FLOPs, "
+            f"have losses near that of a guess, {near[0].chance:.3g}. Losses fall faster than a power of data where "
+            "learning begins, so the law may say too high ones beyond its runs: leave small budgets out, or add larger "
+            "ones."
+        )
+
     @cached_property
     def weakly_identified(self) -> dict[str, Interval]:
         """The parameters that the runs hardly determine, with their 90 % intervals by profile likelihood."""

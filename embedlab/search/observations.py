@@ -15,6 +15,7 @@ from embedlab.errors import RecordError
 from embedlab.search.fitting import Runs
 from embedlab.search.records import LossDefinition, RunRecord
 
+_NEAR_CHANCE = 0.95  # of the loss of a guess
 _SAME_DATA = 0.02  # amounts of data that differ by less are the same one
 
 
@@ -39,6 +40,7 @@ class Observation:
         memory_bytes: of a device, at its peak; None where it is not known.
         folder: of the run, with its configuration; None if it is somebody else's.
         left_out: why no law is fitted to it; None if one is.
+        chance: loss of one that guesses; None where it is not known.
     """
 
     name: str
@@ -57,6 +59,12 @@ class Observation:
     memory_bytes: float | None = None
     folder: str | None = None
     left_out: str | None = None
+    chance: float | None = None
+
+    @property
+    def is_near_chance(self) -> bool:
+        """Whether it has hardly learnt to tell texts apart: laws describe what comes after that."""
+        return self.chance is not None and self.loss > _NEAR_CHANCE * self.chance
 
 
 def of_records(records: Iterable[RunRecord], folders: Iterable[Path] | None = None) -> list[Observation]:
@@ -93,6 +101,7 @@ def of_records(records: Iterable[RunRecord], folders: Iterable[Path] | None = No
             memory_bytes=record.peak_memory_bytes,
             folder=folder,
             left_out=record.left_out,
+            chance=math.log(record.loss_definition.candidates),
         )
         for record, folder in zip(records, of_record, strict=True)
     ]

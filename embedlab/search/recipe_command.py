@@ -149,6 +149,7 @@ def _law_as_dict(law: MethodLaw) -> dict[str, Any]:
         "at_a_bound": fit.at_bound,
         "weakly_identified": law.weakly_identified,
         "largest_flops": law.largest_flops,
+        "caution": law.caution,
         "held_out": [asdict(held) for held in law.choices[0].hold_outs],
         "tried": [
             {
@@ -201,6 +202,8 @@ def _print_laws(
             console.print(
                 f"{law.method}: no budget could be held out, so its intervals hold the noise of the runs only."
             )
+        if law.caution:
+            console.print(f"{law.method}: {law.caution}", highlight=False)
     for method, reason in refused.items():
         console.print(f"{method} is left out. {reason}", highlight=False, markup=False)
     reasons: dict[str, list[str]] = {}

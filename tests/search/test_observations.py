@@ -35,6 +35,13 @@ def test_records_become_rows_with_their_repetition_and_family() -> None:
     assert runs.family_P[0] != runs.family_P[1] == runs.family_P[2]
 
 
+def test_a_run_near_the_loss_of_a_guess_is_told_from_one_that_has_learnt() -> None:
+    rows = of_records([record(0, loss=5.5), record(1, loss=5.0), record(2, loss=math.nan, status="diverged")])
+    assert rows[0].chance == pytest.approx(math.log(256))
+    assert [row.is_near_chance for row in rows] == [True, False, False]
+    assert not replace(rows[0], chance=None).is_near_chance
+
+
 def test_losses_of_different_definitions_are_not_mixed() -> None:
     other = record(1, loss_definition=replace(DEFINITION, temperature=0.02))
     with pytest.raises(RecordError, match=r"temperature 0.05 and 0.02 \(1 runs like run-0, 1 like run-1\)"):

@@ -142,6 +142,18 @@ def test_a_recipe_from_runs_of_one_size_says_that_it_knows_no_other(
     assert "It is the only one there is." in printed and "were there a backbone of every size" not in printed
 
 
+def test_runs_that_have_hardly_learnt_are_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for number, (size, tokens) in enumerate(product((10_000, 30_000, 90_000), (100_000, 400_000, 1_600_000))):
+        values = {"nonembedding_parameters": size, "tokens": tokens, "flops_algorithmic": 6 * size * tokens}
+        loss = 4.3 + 20 / size**0.4 + 70 / tokens**0.4  # of 256 candidates: a guess has 5.545
+        write_record(record(number, loss=loss, learning_rate=1e-3, **values), tmp_path / str(number))
+    report = answered(capsys, "--runs", str(tmp_path), "--budget", "1e11")
+    (law,) = report["laws"]
+    assert law["caution"].startswith("2 of its 9 runs, of up to 1.8e+10 FLOPs, have losses near that of a guess, 5.55.")
+    main(["recipe", "--runs", str(tmp_path), "--budget", "1e11", "--replicates", "10"])
+    assert "LoRA: 2 of its 9 runs" in " ".join(capsys.readouterr().out.split())
+
+
 def test_records_whose_losses_cannot_be_compared_give_no_recipe(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -269,6 +269,17 @@ def test_the_page_shows_what_came_of_predictions(browser: Browser, tmp_path: Pat
 
 
 @needs_chromium
+def test_runs_that_have_hardly_learnt_are_warned_of(browser: Browser, page: Path, tmp_path: Path) -> None:
+    guessing = [replace(row, chance=1.01 * max(one.loss for one in runs())) for row in runs()]
+    path = write_report(tmp_path / "report", "runs", guessing, Constraints(), num_replicates=REPLICATES)
+    read = "return document.getElementById('laws-list').textContent"
+    browser.open(path)
+    assert "have losses near that of a guess" in browser(read) and not browser.errors()
+    browser.open(page)
+    assert "guess" not in browser(read)
+
+
+@needs_chromium
 def test_without_a_prediction_the_page_has_no_place_for_one(browser: Browser, page: Path) -> None:
     browser.open(page)
     assert browser("return document.getElementById('confirmation').hidden") is True

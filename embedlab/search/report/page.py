@@ -110,6 +110,7 @@ def _law(law: MethodLaw) -> dict[str, Any]:
         "starts": fit.num_starts,
         "startsInBasin": fit.num_in_basin,
         "heldOut": [[held.num_budgets, held.num_runs, held.root_mean_square] for held in law.choices[0].hold_outs],
+        "caution": law.caution,
         "tried": [[type(choice.law).__name__, *compact([choice.error])] for choice in law.choices],
     }
 

@@ -209,7 +209,8 @@
       "div", "law", element("h3", "", named(law.method, colours[law.method])), formula(law),
       table(heads, noted ? rows : rows.map((row) => row.slice(0, 3))),
       element("p", "note", `${law.name}, of ${law.runs} runs. ${law.startsInBasin} of ${law.starts} starts ended there. ${words}` +
-        (tried.length > 1 ? ` Tried, with their errors in the hold-out: ${tried.join(", ")}.` : "")),
+        (tried.length > 1 ? ` Tried, with their errors in the hold-out: ${tried.join(", ")}.` : "") +
+        (law.caution && ` ${law.caution}`)),
     );
   }
 
