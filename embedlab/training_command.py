@@ -77,8 +77,11 @@ class EmbedLabCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         last = Path(config.output) / "checkpoints" / "last.ckpt"
         self._goes_on_if_it_can = config.get("ckpt_path") == "auto"
+        origin = config.get("branch.origin")
         if self._goes_on_if_it_can:
-            config.ckpt_path = str(last) if last.is_file() else None
+            config.ckpt_path = str(last) if last.is_file() else origin
+        elif origin is not None:
+            raise ConfigError("branch.origin is where a run begins that has no checkpoint: add --ckpt_path auto.")
         elif config.get("ckpt_path") == "last":
             if not last.is_file():
                 raise ConfigError(f"--ckpt_path last: there is no {last}. Give the run's folder with --output.")

@@ -33,12 +33,13 @@ class BranchPoints(Callback):
 
     Args:
         budgets: FLOPs of whole runs, up to the run's own ``--budget``; names have six digits (``{budget:g}``).
+        origin: branch point that a run with ``--ckpt_path auto`` begins from, unless it has a checkpoint of its own.
 
     Raises:
-        ConfigError: if one is no positive number, or two have the same name.
+        ConfigError: if a budget is no positive number, or two have the same name.
     """
 
-    def __init__(self, *, budgets: Sequence[float] = ()) -> None:
+    def __init__(self, *, budgets: Sequence[float] = (), origin: str | None = None) -> None:
         for budget in budgets:
             if not (math.isfinite(budget) and budget > 0):
                 raise ConfigError(f"branch.budgets has {budget}. Expected finite FLOPs above 0.")
@@ -48,6 +49,7 @@ class BranchPoints(Callback):
                     f"branch.budgets has {number} budgets whose checkpoint is {name}. Leave {number - 1} out."
                 )
         self.budgets = sorted(budgets)
+        self.origin = origin
         self._pending: list[float] = []
         self._mark: dict[str, Any] | None = None  # of the checkpoint that the run goes on from
         self._step = 0  # of that checkpoint: the trainer does not know it yet when training begins

@@ -35,7 +35,7 @@ class Training(World):
         on_end: is told of each trial that has ended.
 
     Attributes:
-        errors: of trials that ended without a record, by trial.
+        errors: of trials that failed, by trial.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Training(World):
             of_job = {self._job(trial): trial for trial in wave}
             for ended in self._runner.run(list(of_job)):
                 trial = of_job[ended.job]
-                if ended.record is None:
+                if ended.record is None or ended.record.status == "failed":
                     self.errors[trial] = str(ended.error)
                 elif not self._keep_checkpoints:
                     self._forget(trial)
@@ -97,11 +97,10 @@ class Training(World):
         options: dict[str, Any] = {"budget": trial.budget}
         if self._shares_trunk:
             options["branch.budgets"] = [trial.budget]
-            if not (self._checkpoints(trial) / _LAST).exists():
-                points = [self._branch_point(smaller) for smaller in self._smaller(trial)]
-                there = [point for point in points if point.exists()]
-                if there:  # that of the next smaller trial is the last
-                    options["ckpt_path"] = str(there[-1])
+            points = [self._branch_point(smaller) for smaller in self._smaller(trial)]
+            there = [point for point in points if point.exists()]
+            if there:  # that of the next smaller trial is the last
+                options["branch.origin"] = str(there[-1])
         return job(self._fit, self._folder / trial.id, trial.id, trial.candidate, options)
 
     def _trunk(self, trial: Trial, ended: Ended) -> float:

@@ -128,6 +128,13 @@ def test_a_branch_that_is_killed_in_its_decay_goes_on_to_the_same_bits(tmp_path:
         fit(config, *killed, *point, "--trainer.callbacks+", f"{__name__}.Interrupt")
     fit(config, *killed, "--ckpt_path", "last")
     assert_same_bits(trained_weights(tmp_path / "killed"), trained_weights(tmp_path / "whole"))
+    again = options(tmp_path / "again", budget, 0.05, *command, "--ckpt_path", "auto", "--branch.origin", point[1])
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fit(config, *again, "--trainer.callbacks+", f"{__name__}.Interrupt")
+    interrupted = saved(tmp_path / "again" / "checkpoints" / "last.ckpt")["global_step"]
+    assert interrupted > saved(Path(point[1]))["global_step"]
+    fit(config, *again)
+    assert_same_bits(trained_weights(tmp_path / "again"), trained_weights(tmp_path / "whole"))
     one, other = (read_record(tmp_path / run / FILE) for run in ("killed", "whole"))
     assert (one.branch_step, one.branch_flops, one.family) == (other.branch_step, other.branch_flops, other.family)
 
@@ -210,6 +217,7 @@ def test_points_that_the_run_cannot_leave_are_refused(tmp_path: Path, capsys: py
     printed = refused([budget / 4], warmup=0.3)
     assert "warms up over 0.3 of its budget" in printed and "Lower model.schedule.warmup to 0.19 or less" in printed
     assert "the first step costs more. Leave it out" in refused([spent[1] / 2], warmup=0)
+    assert "add --ckpt_path auto" in refused([budget / 2], "--branch.origin", "none.ckpt")
 
 
 def test_a_point_that_is_passed_is_refused_unless_it_is_there(

@@ -121,19 +121,24 @@ def test_a_trial_of_many_epochs_is_evaluated_once_at_its_end(tmp_path: Path) -> 
     assert outcome.loss == record.loss
 
 
-def test_what_failed_in_mid_training_is_tried_again_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep_checkpoints", [True, False])
+def test_what_failed_in_mid_training_is_tried_again_and_goes_on(tmp_path: Path, keep_checkpoints: bool) -> None:
     file = tmp_path / "room"
     failing = {"class_path": "test_training.FailsWhereThereIsNoFile", "init_args": {"file": str(file)}}
     fit = fit_config(tmp_path, callbacks=[failing])
+    fit.write_text(yaml.safe_dump(yaml.safe_load(fit.read_text()) | {"checkpoint": {"every_n_steps": 1}}))
     whole = space(str(save_tiny_backbone(tmp_path / "tiny", "llama")))
     (trial, *_) = whole.trials
     with InThisProcess() as launcher:
         launcher.trained.clear()
         runner = JobRunner(launcher)
-        (outcome,) = Training(fit, tmp_path / "search", runner, whole).run([trial])
+        world = Training(fit, tmp_path / "search", runner, whole, keep_checkpoints=keep_checkpoints)
+        (outcome,) = world.run([trial])
         assert outcome.loss == math.inf and launcher.trained == 2 * [trial.id], "it is tried twice"
+        assert "no room" in world.errors[trial]
+        assert (tmp_path / "search" / trial.id / "checkpoints" / "last.ckpt").exists(), "to go on from"
         file.touch()
-        world = Training(fit, tmp_path / "search", runner, whole)
+        world = Training(fit, tmp_path / "search", runner, whole, keep_checkpoints=keep_checkpoints)
         (outcome,) = world.run([trial])
     assert math.isfinite(outcome.loss) and not world.errors
     assert read_record(tmp_path / "search" / trial.id / FILE).status == "finished"
