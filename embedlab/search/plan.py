@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ ONLY_AT_THE_END = 10**9
 """``trainer.val_check_interval`` of runs that are evaluated only when they stop."""
 
 _HOW_OFTEN = {"check_val_every_n_epoch": None, "val_check_interval": ONLY_AT_THE_END}
-_DECAY = 0.2  # of WarmupStableDecay, where none is given
+_DECAY, _WARMUP = 0.2, 0.1  # of WarmupStableDecay, where none is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,14 @@ class SearchPlan:
         for name, amount in amounts:
             if not (math.isfinite(amount) and amount > 0):
                 raise ConfigError(f"{name} holds {amount}. Expected finite numbers of FLOPs above 0.")
+        trained = [
+            (grid.method, json.dumps(one, sort_keys=True, default=str))
+            for grid in self.grids
+            for one in grid.variants()
+        ]
+        for method, options in trained:
+            if trained.count((method, options)) > 1:
+                raise ConfigError(f"methods has {method} with the options {options} more than once. Name each once.")
         if self.min_steps < 1:
             raise ConfigError(f"min_steps must be at least 1, got {self.min_steps}.")
 
@@ -113,15 +122,17 @@ class SearchPlan:
         for name in both:
             _remove(common, name)
         trainer = common.get("trainer") or {}
-        if isinstance(trainer, dict) and _HOW_OFTEN.keys().isdisjoint(trainer):  # a law needs no losses on the way
-            common = common | {"trainer": trainer | _HOW_OFTEN}
+        if isinstance(trainer, dict):  # a law needs no losses on the way
+            how_often = _HOW_OFTEN if _HOW_OFTEN.keys().isdisjoint(trainer) else {}
+            common = common | {"trainer": {"num_sanity_val_steps": 0} | trainer | how_often}
         return common
 
     def cooldown(self) -> float:
         """The share of each run that it has in common with no other one of its combination.
 
         Raises:
-            ConfigError: if a trunk is to be shared under a schedule that has none.
+            ConfigError: if a trunk is to be shared under a schedule that has none, or that is not through with its
+                warm-up where the next smaller run has begun to decay.
         """
         if not self.share_trunk:
             return 1.0
@@ -133,7 +144,18 @@ class SearchPlan:
                 f"share_trunk needs a schedule with a constant rate before its decay, and fit's model.schedule is "
                 f"{name}. Set it to WarmupStableDecay, or share_trunk to false."
             )
-        return float(arguments.get("decay", _DECAY))
+        decay, warmup = float(arguments.get("decay", _DECAY)), float(arguments.get("warmup", _WARMUP))
+        if not 0 < decay < 1:
+            raise ConfigError(f"share_trunk needs a decay between 0 and 1, and fit's model.schedule has {decay:g}.")
+        for smaller, larger in pairwise(sorted(self.budgets)):
+            if warmup * larger > (1 - decay) * smaller:
+                raise ConfigError(
+                    f"A run of {larger:g} FLOPs warms up over {warmup * larger:.4g} (model.schedule.warmup is "
+                    f"{warmup:g}), and is to branch off that of {smaller:g}, which decays from "
+                    f"{(1 - decay) * smaller:.4g} on. Lower warmup to {(1 - decay) * smaller / larger:.2g} or less, or "
+                    "put a budget in between."
+                )
+        return decay
 
     def fixed(self, policy: Mapping[str, Any]) -> dict[str, Any]:
         """What may not change while a search is under way, by dotted names.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from embedlab.errors import ConfigError
+from embedlab.errors import ConfigError, TrainingError
 from embedlab.search.calibration import Losses, best_step, next_steps, rate_at, smoothed
 from embedlab.search.job_runner import Ended, JobRunner
 from embedlab.search.plan import SearchPlan
@@ -56,6 +56,19 @@ def require_each_backbone(plan: SearchPlan, probed: Probed) -> None:
                     f"{found.flops_per_step:.3g} FLOPs, and min_steps is {plan.min_steps}. Raise budgets, lower "
                     "fit's data.batch_size or min_steps, or leave the backbone out."
                 )
+
+
+def require_each_variant(probed: Probed) -> None:
+    """Refuses a method, or options of it, that trains none of the backbones: it is misspelt, or fits none.
+
+    Raises:
+        ConfigError: if there is one.
+    """
+    trained = {_variant(one) for one in probed.probes}
+    for one, reason in probed.refused.items():
+        if _variant(one) not in trained:
+            options = f" with {dict(one.method_options)}" if one.method_options else ""
+            raise ConfigError(f"{one.method}{options} trains none of the backbones. {reason}")
 
 
 def budgets_of(plan: SearchPlan, found: Probe) -> list[float]:
@@ -116,6 +129,9 @@ def calibrate(
         folder: for the runs.
         runner: of their jobs.
         on_end: is told of each run that has ended.
+
+    Raises:
+        TrainingError: if one fails, which a run that diverges does not.
     """
     factor = plan.calibration.factor
     tried: dict[Candidate, Losses] = {
@@ -133,8 +149,13 @@ def calibrate(
         for ended in runner.run(list(of_job)):
             one, step, trial = of_job[ended.job]
             record = ended.record
-            is_loss = record is not None and record.status == "finished" and math.isfinite(record.loss)
-            tried[one][step] = record.loss if record is not None and is_loss else math.inf
+            if record is None or record.status == "failed":  # says nothing of the rate, on which all trials depend
+                raise TrainingError(
+                    f"The run of the calibration in {ended.job.folder} failed: {ended.error} When that is mended, the "
+                    "same command goes on."
+                )
+            is_loss = record.status == "finished" and math.isfinite(record.loss)
+            tried[one][step] = record.loss if is_loss else math.inf
             shutil.rmtree(ended.job.folder / CHECKPOINTS, ignore_errors=True)
             on_end(trial, ended)
     found_steps = {one: best for one, losses in tried.items() if (best := best_step(losses)) is not None}

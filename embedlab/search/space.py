@@ -87,11 +87,22 @@ class MethodGrid:
         method: class of the fine-tuning method.
         options: by name, the values to try.
         learning_rates: peaks to try; none for the method's own.
+
+    Raises:
+        ConfigError: if one is no number above 0, or comes twice.
     """
 
     method: str
     options: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     learning_rates: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        rates = list(self.learning_rates)
+        if len(set(rates)) < len(rates) or not all(math.isfinite(rate) and rate > 0 for rate in rates):
+            raise ConfigError(
+                f"learning_rates of {self.method} is {rates}. Expected numbers above 0, each once; leave it out to "
+                "have one found."
+            )
 
     def variants(self) -> list[dict[str, Any]]:
         """Options of the method, a dictionary for each combination.

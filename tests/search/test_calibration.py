@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedlab.errors import ConfigError
+from embedlab.errors import ConfigError, TrainingError
 from embedlab.search.calibration import Calibration, Losses, best_step, next_steps, rate_at, smoothed
-from embedlab.search.preparation import _wanted
+from embedlab.search.job_runner import JobRunner
+from embedlab.search.launchers.launcher import Job, Launcher, Outcome
+from embedlab.search.plan import SearchPlan
+from embedlab.search.preparation import _wanted, calibrate
 from embedlab.search.probing import Probe
 from embedlab.search.space import Candidate
 
@@ -155,6 +159,34 @@ def test_where_a_size_always_diverged_the_next_begins_at_its_methods_own_rate() 
     tried: dict[Candidate, Losses] = {small: dict.fromkeys(range(-6, 2), math.inf), large: {}}
     wanted = _wanted(tried, {small: probe(1e6), large: probe(4e6)})
     assert wanted == [(large, -1), (large, 0), (large, 1)]
+
+
+class Failing(Launcher):
+    """Nothing that it trains leaves a record."""
+
+    def __init__(self) -> None:
+        self._jobs: list[Job] = []
+
+    @property
+    def num_slots(self) -> int:
+        return 1
+
+    def submit(self, job: Job) -> None:
+        self._jobs.append(job)
+
+    def wait(self) -> Outcome:
+        return Outcome(self._jobs.pop(), "RuntimeError: no room.", 1.0)
+
+    def close(self) -> None:
+        self._jobs.clear()
+
+
+def test_a_run_that_fails_says_nothing_of_its_rate_and_ends_the_search(tmp_path: Path) -> None:
+    plan = SearchPlan(suite=("a", "b"), methods=("LoRA",), budgets=(1e12,), fit={})
+    with Failing() as launcher, pytest.raises(TrainingError, match=r"calibration in .* failed: RuntimeError: no room"):
+        calibrate(
+            plan, {candidate("a"): probe(1e6)}, tmp_path / "fit.yaml", tmp_path, JobRunner(launcher), lambda *_: None
+        )
 
 
 def probe(parameters: float) -> Probe:

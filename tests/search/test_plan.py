@@ -16,7 +16,7 @@ from embedlab.search.plan import ONLY_AT_THE_END, SearchPlan, changes
 from embedlab.search.space import MethodGrid
 
 POLICY = {"class_path": "IsoFlopGrid"}
-AT_THE_END = {"check_val_every_n_epoch": None, "val_check_interval": ONLY_AT_THE_END}
+AT_THE_END = {"num_sanity_val_steps": 0, "check_val_every_n_epoch": None, "val_check_interval": ONLY_AT_THE_END}
 
 
 def plan(**values: Any) -> SearchPlan:
@@ -42,6 +42,10 @@ def plan(**values: Any) -> SearchPlan:
         ({"seeds": []}, "seeds is []. Expected at least one, each once, like [0, 1]."),
         ({"seeds": [3, 3]}, "seeds is [3, 3]. Expected at least one, each once, like [0, 1]."),
         ({"min_steps": 0}, "min_steps must be at least 1, got 0."),
+        (
+            {"methods": ["LoRA", MethodGrid(method="LoRA", learning_rates=[1e-3])]},
+            "methods has LoRA with the options {} more than once. Name each once.",
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_refused(values: dict[str, Any], says: str) -> None:
@@ -83,6 +87,12 @@ def test_what_the_search_decides_is_refused_inline_and_left_out_of_a_file(
     assert "max_steps" in str(said) or config["trainer"] == {"max_epochs": 3} | AT_THE_END, "the rest is as it was"
 
 
+@pytest.mark.parametrize("rates", [[0.0], [-1.0], [math.nan], [math.inf], [1e-3, 1e-3]])
+def test_learning_rates_that_cannot_be_trained_with_are_refused(rates: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"learning_rates of LoRA is \[.*\]\. Expected numbers above 0, each once"):
+        MethodGrid(method="LoRA", learning_rates=rates)
+
+
 def test_all_that_a_file_says_and_the_search_decides_is_named_at_once() -> None:
     with pytest.raises(ConfigError, match=r"fit says output, model\.method, which"):
         plan(fit={"output": "a", "model": {"method": "LoRA"}}).fit_config()
@@ -97,7 +107,9 @@ def test_what_is_null_is_not_said() -> None:
 def test_runs_are_evaluated_at_their_end_unless_the_configuration_says_how_often(said: dict[str, Any]) -> None:
     for trainer in (None, {}, {"max_epochs": 2}):
         assert plan(fit={"trainer": trainer}).fit_config() == {"trainer": (trainer or {}) | AT_THE_END}
-    assert plan(fit={"trainer": said}).fit_config() == {"trainer": said}
+    assert plan(fit={"trainer": said}).fit_config() == {"trainer": said | {"num_sanity_val_steps": 0}}
+    sanity = {"num_sanity_val_steps": 2}
+    assert plan(fit={"trainer": sanity}).fit_config() == {"trainer": AT_THE_END | sanity}
     assert plan(fit={"trainer": "none"}).fit_config() == {"trainer": "none"}, "embedlab fit refuses that"
 
 

@@ -84,5 +84,11 @@ def test_a_trunk_needs_a_schedule_that_has_one() -> None:
     assert SearchPlan(**plan, fit={}).cooldown() == 1
     with pytest.raises(ConfigError, match=r"fit's model\.schedule is WarmupCosine\. Set it to WarmupStableDecay"):
         SearchPlan(**plan, fit={"model": {"schedule": "WarmupCosine"}}, share_trunk=True).cooldown()
+    with pytest.raises(ConfigError, match=r"share_trunk needs a decay between 0 and 1, and .* has 0\."):
+        none = {"class_path": "WarmupStableDecay", "init_args": {"decay": 0.0}}
+        SearchPlan(**plan, fit={"model": {"schedule": none}}, share_trunk=True).cooldown()
+    apart = plan | {"budgets": (1e8, 1e9)}
+    with pytest.raises(ConfigError, match=r"1e\+09 FLOPs warms up over 1e\+08 .* Lower warmup to 0\.08 or less"):
+        SearchPlan(**apart, fit={"model": {"schedule": "WarmupStableDecay"}}, share_trunk=True).cooldown()
     with pytest.raises(ConfigError, match=r"fit's model\.schedule is None"):
         SearchPlan(**plan, fit={}, share_trunk=True).cooldown()
