@@ -52,6 +52,22 @@ class BitByBit(World):
         return self.replay.run(trials[: self.most])
 
 
+@pytest.mark.parametrize("num_budgets", [2, 3, 4, 5])
+def test_extrapolated_halving_tries_all_candidates_of_a_search_of_few_budgets(num_budgets: int) -> None:
+    whole = made_table()
+    losses = {
+        trial: whole.losses[trial]
+        for one in whole.space.candidates
+        for trial in whole.space.up_to(6, one)[-num_budgets:]
+    }
+    table = RunTable(Space(losses), losses)
+    total = table.space.price(table.space.trials)
+    found = search(ExtrapolatedHalving(), Replay(table, total), History(table.space), total)
+    assert {one.trial.candidate for one in found} == set(table.space.candidates)
+    targets = [one for one in found if one.trial == table.space.target(one.trial.candidate)]
+    assert 1 <= len(targets) <= 4, "short runs of all, and long ones of the better half"
+
+
 @POLICIES
 @pytest.mark.parametrize("cooldown", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("diverging", [(), (0, 3)])

@@ -23,8 +23,8 @@ class ExtrapolatedHalving(RoundPolicy):
     Args:
         eta: by which the number of candidates is divided each round.
         first_share: of the budget, which the first round may cost.
-        fewest_rungs: of each candidate in the first round; where the budget does not pay for that, candidates are left
-            out at random.
+        fewest_rungs: of each candidate in the first round, where there are more; where the budget does not pay for
+            that, candidates are left out at random.
         noise: by which losses differ from any law, as a share of them.
         seed: of the candidates that are left out.
     """
@@ -76,7 +76,7 @@ class ExtrapolatedHalving(RoundPolicy):
         """As many rungs of all as the share pays for, or as many candidates as it pays the fewest rungs of."""
         space = history.space
         share = self.first_share * budget
-        lowest = min(self.fewest_rungs, space.num_rungs) - 1
+        lowest = max(0, min(self.fewest_rungs - 1, space.num_rungs - 2))  # the target's rung is no short run
         for rung in reversed(range(lowest, space.num_rungs)):
             trials = [trial for candidate in space.candidates for trial in space.up_to(rung, candidate)]
             if history.is_affordable(trials, share):
