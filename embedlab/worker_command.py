@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,11 +34,13 @@ def worker(arguments: Sequence[str]) -> None:
     # What is started in the background of a shell has SIGINT ignored, and so have its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints between two runs is no answer
     runs = _Runs()
     _answer(answers, {"devices": torch.cuda.device_count()})
     while (run := runs.next()) is not None:
         begin = time.monotonic()
         error = _error_of(run)
+        runs.ended()
         _answer(answers, {"error": error, "seconds": time.monotonic() - begin})
         if error == INTERRUPTED:
             return
@@ -69,7 +71,6 @@ class _Runs:
 
     def next(self) -> dict[str, Any] | None:
         """The next run; None if there is none any more."""
-        self._is_busy = False
         try:
             line = self._lines.get()
         except KeyboardInterrupt:
@@ -81,11 +82,18 @@ class _Runs:
         run: dict[str, Any] = json.loads(line)
         return run
 
+    def ended(self) -> None:
+        """The run is over: nobody has to be interrupted."""
+        with self._changing:
+            self._is_busy = False
+
 
 def _error_of(run: dict[str, Any]) -> str | None:
     """Trains; what went wrong, or None."""
     folder = Path(run["folder"])
     folder.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # of Linux: the peak of this process's memory is to be that of this run
+        Path("/proc/self/clear_refs").write_text("5")
     with _printing_to(folder / "log"):
         try:
             # A run whose search was killed may still be saving its last step.

@@ -102,8 +102,12 @@ class _Worker:
             self._process.stdin.write(json.dumps({"arguments": job.arguments, "folder": str(job.folder)}) + "\n")
             self._process.stdin.flush()
             answer = self._answer()
-        except (BrokenPipeError, ValueError):  # it died, or was closed, meanwhile
+        except BrokenPipeError:  # it died meanwhile
             answer = None
+        except ValueError:  # it was closed meanwhile, or what it says cannot be understood
+            answer = None
+            if not self._is_closed:
+                self._process.kill()
         if answer is not None:
             return Outcome(job, answer["error"], time.monotonic() - begin)
         status = self._process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -66,7 +67,7 @@ class TrialProcesses(ThreadedLauncher):
         try:
             process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # its ranks, too
 
 
 def _locks(file: TextIO) -> bool:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock, Timeout
+from lightning.pytorch import Callback
 
 from embedlab.errors import ConfigError
 from embedlab.search.launchers.launcher import LOCK, Job, Outcome
@@ -90,6 +92,20 @@ def test_a_trial_that_cannot_run_says_why_and_the_next_is_trained(configuration:
     refused, trained = ended(workers, bad, job(configuration, "good"))
     assert refused.error is not None and "ConfigError: " in refused.error and "rank=0" in refused.error
     assert trained.error is None
+
+
+class PrintsLate(Callback):
+    """As a library's thread does, when the run is over."""
+
+    def on_fit_end(self, *_: object) -> None:
+        threading.Timer(1.0, os.write, (1, b"not an answer\n")).start()
+
+
+def test_what_is_printed_between_two_runs_is_no_answer(configuration: Path, workers: LocalWorkers) -> None:
+    one, two = job(configuration, "one", "--trainer.callbacks+", "test_local.PrintsLate"), job(configuration, "two")
+    assert [outcome.error for outcome in ended(workers, one)] == [None]
+    time.sleep(2)
+    assert [outcome.error for outcome in ended(workers, two)] == [None]
 
 
 def test_a_worker_that_dies_is_started_anew(configuration: Path, workers: LocalWorkers) -> None:
