@@ -10,6 +10,7 @@ from embedlab.search.launchers.launcher import INTERRUPTED, Job, Launcher
 from embedlab.search.records import FILE, RunRecord, read_record
 
 _FAILED = "failed.json"
+_NO_RECORD = "No run record is written:"  # what a run prints that leaves none
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class JobRunner:
             running -= 1
             error = outcome.error
             if record is None and error is None:
-                error = f"It left no record. {job.folder / 'log'} says why."
+                error = _why_there_is_none(job)
             yield Ended(job, record, error, outcome.seconds)
 
     def _submit(self, job: Job) -> None:
@@ -83,6 +84,15 @@ class JobRunner:
         if record.exists():  # of a failure, which the run goes on from: a record is written once
             record.replace(job.folder / _FAILED)
         self._launcher.submit(job)
+
+
+def _why_there_is_none(job: Job) -> str:
+    log = job.folder / "log"
+    if log.exists():
+        for line in reversed(log.read_text(encoding="utf-8", errors="replace").splitlines()):
+            if line.startswith(_NO_RECORD):
+                return f"It left no record: {line.removeprefix(_NO_RECORD).strip()}"
+    return f"It left no record. {log} says why."
 
 
 def _record_of(job: Job) -> RunRecord | None:

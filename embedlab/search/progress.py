@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -33,12 +34,16 @@ class Progress:
         self._space: Space | None = None
         self._total = 0.0
         self._done: set[Trial] = set()
+        self._paid: set[Trial] = set()
         self._calibrated = 0
+        self._tags: dict[Candidate, str] = {}  # of TensorBoard
         self._took, self._projected = 0.0, 0.0  # seconds of what was trained, and what they were said to be
 
     def begin(self, space: Space, total: float) -> None:
         """The calibration is over, and the trials of a space begin, on which so many FLOPs may be spent."""
         self._space, self._total = space, total
+        alike = Counter(map(str, space.candidates))
+        self._tags = {one: f"loss/{one}" if alike[str(one)] == 1 else _whole_tag(one) for one in space.candidates}
 
     def calibrated(self, trial: Trial, ended: Ended) -> None:
         """A run of the calibration has ended."""
@@ -51,13 +56,15 @@ class Progress:
         """A trial has ended."""
         assert self._space is not None, "begin was called"
         self._done.add(trial)
+        if ended.record is not None and ended.record.status != "failed":
+            self._paid.add(trial)
         if ended.seconds is None:  # before this search was begun
             return
         self._log(trial, ended)
         if ended.record is not None:
             self._took += ended.seconds
             self._projected += Projection(self._probes, 1, self._space).seconds([trial])
-        spent = self._space.price(self._done)
+        spent = self._space.price(self._paid)
         print(
             f"{len(self._done)} of {len(self._space.trials)}: {_told(trial, ended)}. Spent {spent:.3g} FLOPs "
             f"({spent / self._total:.0%}), about {timedelta(seconds=round(self._seconds_left(spent)))} left.",
@@ -76,7 +83,7 @@ class Progress:
         """The loss at its budget, so that TensorBoard draws a curve of each combination."""
         if ended.record is None or not math.isfinite(ended.record.loss):
             return
-        value = Summary.Value(tag=f"loss/{trial.candidate}", simple_value=ended.record.loss)
+        value = Summary.Value(tag=self._tags[trial.candidate], simple_value=ended.record.loss)
         event = Event(wall_time=time.time(), step=int(trial.budget), summary=Summary(value=[value]))
         self._writer.add_event(event)
         self._writer.flush()
@@ -86,9 +93,15 @@ class Progress:
         self._writer.close()
 
 
+def _whole_tag(one: Candidate) -> str:
+    """With all that a candidate's name leaves out."""
+    rate = "" if one.learning_rate is None else f", learning rate {one.learning_rate:g}"
+    return f"loss/{one}, {one.backbone}{rate}, seed {one.seed}"
+
+
 def _told(trial: Trial, ended: Ended) -> str:
     record = ended.record
-    if record is None:
+    if record is None or record.status == "failed":
         result = f"failed: {ended.error}"
     elif record.status != "finished":
         result = record.status

@@ -48,8 +48,13 @@ class Projection:
 
     def disk(self, trials: Sequence[Trial], *, keep_checkpoints: bool) -> float:
         """Bytes of their checkpoints."""
-        sizes = [float(probe_of(self._probes, one.candidate).checkpoint_bytes) for one in trials]
-        return sum(sizes) if keep_checkpoints else self._num_slots * max(sizes)
+        of_trial = {one: float(probe_of(self._probes, one.candidate).checkpoint_bytes) for one in trials}
+        has_trunk = self._space is not None and self._space.cooldown < 1
+        if keep_checkpoints:  # with a trunk its branch point, too
+            return (2 if has_trunk else 1) * sum(of_trial.values())
+        under_way = self._num_slots * max(of_trial.values(), default=0.0)
+        of_candidate = {one.candidate: size for one, size in of_trial.items()}
+        return under_way + (sum(of_candidate.values()) + under_way if has_trunk else 0.0)
 
 
 def calibration_trials(plan: SearchPlan, probes: Mapping[Candidate, Probe]) -> list[Trial]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from embedlab.errors import ConfigError
 from embedlab.search.job_runner import JobRunner
 from embedlab.search.launchers.launcher import Launcher
 from embedlab.search.launchers.local import LocalWorkers
@@ -22,7 +24,7 @@ from embedlab.search.search_run import SearchRun, write_search_report
 from embedlab.search.uncertainty import NUM_REPLICATES
 
 _WIDTH = 120  # where there is no terminal that has one
-_NEXT = -1.0  # the budget that follows those of the search
+_NEXT = math.inf  # the budget that follows those of the search
 
 
 def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
@@ -45,7 +47,10 @@ def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
         "next.",
     )
     parser.add_argument("--replicates", type=int, default=NUM_REPLICATES, help="Of the bootstrap in the report.")
+    _require_whole_fit(arguments)
     options = parser.parse_args(list(arguments))
+    if options.confirm is not None and not options.confirm > 0:
+        raise ConfigError(f"--confirm is {options.confirm:g}. Expected a budget of FLOPs above 0, or nothing.")
     instances = parser.instantiate(options)
     plan = SearchPlan(**{name: instances[name] for name in SearchPlan.__dataclass_fields__})
     folder = SearchFolder(Path(options.output))
@@ -53,10 +58,14 @@ def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     # What is started in the background of a shell has SIGINT ignored; a scheduler sends SIGTERM.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    plan.cooldown()  # refuses a trunk that cannot be shared
     with folder.locked():
         fixed = plan.fixed(options.policy.as_dict())
-        for line in folder.take(fixed, plan.fit_config(), accept_changes=options.accept_changes):
+        differ = folder.take(fixed, plan.fit_config(), accept_changes=options.accept_changes)
+        for line in differ:
             print(f"Changed: {line}")
+        if folder.num_trained and any(line.startswith("fit.") for line in differ):
+            print(f"The laws count {folder.num_trained} trials of the configuration before with those of the new one.")
         try:
             with instances.launcher() as launcher:
                 run = SearchRun(plan, instances.policy, folder, JobRunner(launcher), console)
@@ -69,6 +78,16 @@ def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
                     budget = None if options.confirm == _NEXT else options.confirm
                     print(run.confirm(budget, num_replicates=options.replicates))
                     write_search_report(folder, num_replicates=options.replicates)
+                if run.num_failed:
+                    sys.exit(1)
         except KeyboardInterrupt:
             print("Stopped. What was under way is saved; the same command goes on.", file=sys.stderr)
             sys.exit(130)
+
+
+def _require_whole_fit(arguments: Sequence[str]) -> None:
+    """Refuses to change a part of what all runs have in common: the parser would put it in place of the whole."""
+    for word in arguments:
+        if word.startswith("--fit."):
+            name = word.partition("=")[0]
+            raise ConfigError(f"{name} cannot be given on the command line. Change fit in the configuration file.")

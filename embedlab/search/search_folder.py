@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from embedlab.errors import ConfigError, RecordError
 from embedlab.search.plan import changes
+from embedlab.search.records import FILE
 
 
 class SearchFolder:
@@ -35,6 +36,7 @@ class SearchFolder:
         self.report = path / "report"
         self.events = path / "tensorboard"
         self._plan = path / "plan.json"
+        self._fixed: dict[str, Any] = {}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -43,7 +45,10 @@ class SearchFolder:
         Raises:
             ConfigError: if there is one in the folder.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be made: {error}. Choose another with --output.") from error
         lock = FileLock(self.path / "search.lock")
         try:
             lock.acquire(timeout=0)
@@ -57,7 +62,7 @@ class SearchFolder:
             lock.release()
 
     def take(self, fixed: dict[str, Any], fit: dict[str, Any], *, accept_changes: bool) -> list[str]:
-        """Writes a plan down.
+        """Compares a plan with the one before, and writes the runs' configuration down for the probes.
 
         Args:
             fixed: what of it may not change, by dotted names.
@@ -71,6 +76,7 @@ class SearchFolder:
             ConfigError: if it is another one, that is not accepted, and something has been trained by the one before.
             RecordError: if the one before cannot be read.
         """
+        self._fixed = fixed
         differ: list[str] = []
         if self._plan.exists():
             try:
@@ -85,12 +91,20 @@ class SearchFolder:
                 f"The search in {self.path} was begun by another plan: {'; '.join(differ)}. Add --accept-changes to "
                 "go on by the new one; what has been trained stays as it is. Or choose another --output."
             )
-        if any(line.startswith("fit.") for line in differ):  # what a few steps cost and take is another matter now
-            shutil.rmtree(self.probes, ignore_errors=True)
-        if differ or not self._plan.exists():
-            _write(self.fit, yaml.safe_dump(fit, sort_keys=False))
-            _write(self._plan, json.dumps(fixed, indent=1) + "\n")
+        text = yaml.safe_dump(fit, sort_keys=False)
+        if not self.fit.exists() or self.fit.read_text(encoding="utf-8") != text:
+            shutil.rmtree(self.probes, ignore_errors=True)  # what a few steps cost and take is another matter now
+            _write(self.fit, text)
         return differ
+
+    def bind(self) -> None:
+        """Writes the plan down by which the folder's runs are made from now on, when nothing refuses it any more."""
+        _write(self._plan, json.dumps(self._fixed, indent=1) + "\n")
+
+    @property
+    def num_trained(self) -> int:
+        """Trials that have a record."""
+        return len(list(self.trials.glob(f"*/{FILE}")))
 
     @property
     def _has_trained(self) -> bool:

@@ -14,7 +14,14 @@ from embedlab.search.job_runner import JobRunner
 from embedlab.search.observations import Observation, of_records, with_best_learning_rates
 from embedlab.search.plan import SearchPlan
 from embedlab.search.policy import History, Policy
-from embedlab.search.preparation import calibrate, combinations, named_rates, require_each_backbone, space_for
+from embedlab.search.preparation import (
+    calibrate,
+    combinations,
+    named_rates,
+    require_each_backbone,
+    require_each_variant,
+    space_for,
+)
 from embedlab.search.probing import Probe, Probed, probe
 from embedlab.search.progress import Progress
 from embedlab.search.projection import Projection, calibration_trials, print_projection
@@ -39,6 +46,9 @@ class SearchRun:
         folder: for all of it.
         runner: that trains it.
         console: to print tables on.
+
+    Attributes:
+        num_failed: trials that were tried and failed.
     """
 
     def __init__(
@@ -49,6 +59,7 @@ class SearchRun:
         self._folder = folder
         self._runner = runner
         self._console = console
+        self.num_failed = 0
 
     def dry_run(self) -> None:
         """Says what the search will take.
@@ -74,7 +85,8 @@ class SearchRun:
         probed = self._probed()
         probes = probed.probes
         named = named_rates(self._plan, probes)
-        self._require_room(space_for(self._plan, probes, named), probes)
+        space_for(self._plan, probes, named)  # refuses what is none
+        self._folder.bind()
         progress = Progress(self._folder.events, probes, self._runner.num_slots)
         try:
             rates = calibrate(
@@ -87,6 +99,7 @@ class SearchRun:
             )
             self._say_rates(rates)
             space = space_for(self._plan, probes, named | rates)
+            self._require_room(space, probes)
             total = self._total(space)
             progress.begin(space, total)
             world = Training(
@@ -118,6 +131,7 @@ class SearchRun:
         print(f"Probing {len(found)} combinations of backbone and method by a few steps each.", flush=True)
         probed = probe(found, max(self._plan.budgets), self._folder.fit, self._folder.probes, self._runner)
         require_each_backbone(self._plan, probed)
+        require_each_variant(probed)
         for one, reason in probed.refused.items():
             print(f"Left out, {one}: {reason}")
         return probed
@@ -126,22 +140,24 @@ class SearchRun:
         return self._plan.total_flops or space.price(space.trials)
 
     def _require_room(self, space: Space, probes: Mapping[Candidate, Probe]) -> None:
-        projection = Projection(probes, self._runner.num_slots)
+        projection = Projection(probes, self._runner.num_slots, space)
         missing = [trial for trial in space.trials if not (self._folder.trials / trial.id).exists()]
         if missing:
+            share = min(1.0, self._total(space) / space.price(space.trials))  # of the trials that a policy can pay for
             disk = projection.disk(missing, keep_checkpoints=self._plan.keep_checkpoints)
-            self._folder.require_room(disk + _DISK_OF_A_RUN * len(missing))
+            self._folder.require_room(share * (disk + _DISK_OF_A_RUN * len(missing)))
 
     def _say_rates(self, rates: Mapping[Candidate, Any]) -> None:
         if rates:
             print("Learning rates: " + ", ".join(f"{one} {rate:g}" for one, (rate,) in rates.items()) + ".", flush=True)
 
     def _say_outcome(self, history: History, world: Training) -> None:
+        self.num_failed = len(world.errors)
         print(f"{len(history)} of {len(history.space.trials)} trials have ended, for {history.spent:.3g} FLOPs.")
         if world.errors:
             one, error = next(iter(world.errors.items()))
             print(
-                f"{len(world.errors)} of them left no record; the same command tries them again. {one.id}: {error}",
+                f"{len(world.errors)} of them failed; the same command tries them again. {one.id}: {error}",
                 flush=True,
             )
         chosen = self._policy.choose(history)

@@ -150,7 +150,7 @@ def test_a_dry_run_binds_to_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
     config = write_search(tmp_path)
     search(config, "--dry-run")
     assert search(config, "--dry-run", "--min_steps", "3") == [], "it was probed"
-    assert "Changed: min_steps: 2 became 3" in capsys.readouterr().out
+    assert "Changed:" not in capsys.readouterr().out and not (tmp_path / "search" / "plan.json").exists()
 
 
 def test_a_backbone_that_does_not_load_is_refused_before_anything_is_trained(
@@ -161,6 +161,43 @@ def test_a_backbone_that_does_not_load_is_refused_before_anything_is_trained(
     error = refusal(capsys, config, "--suite", suite)
     assert f"{tmp_path / 'none'} cannot be trained by any of the methods: ConfigError: " in error
     assert not (tmp_path / "search" / "trials").exists()
+
+
+@pytest.mark.parametrize(
+    ("methods", "says"),
+    [
+        ('["FullFineTuning", "LoRa"]', "LoRa trains none of the backbones. "),
+        ('["FullFineTuning", {"method": "LoRA", "options": {"rnk": [8]}}]', "LoRA with {'rnk': 8} trains none of the"),
+    ],
+)
+def test_a_method_that_fits_no_backbone_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], methods: str, says: str
+) -> None:
+    error = refusal(capsys, write_search(tmp_path), "--methods", methods)
+    assert says in error and ("Did you mean 'LoRA'" in error or "rnk" in error)
+    assert not (tmp_path / "search" / "plan.json").exists()
+
+
+def test_a_configuration_without_held_out_pairs_says_that_there_are_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refusal(capsys, write_search(tmp_path, fit={"data": {"validation_fraction": 0.0}}))
+    assert "It left no record: there are no held-out pairs to have a loss on. Set data.validation_fraction" in error
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--confirm=-5", "--confirm is -5. Expected a budget of FLOPs above 0"),
+        ("--confirm=0", "--confirm is 0. Expected"),
+        ("--fit.data.batch_size=8", "--fit.data.batch_size cannot be given on the command line. Change fit in the"),
+    ],
+)
+def test_an_option_that_cannot_work_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, says: str
+) -> None:
+    assert says in refusal(capsys, write_search(tmp_path), option)
+    assert not (tmp_path / "search").exists()
 
 
 def test_a_suite_of_one_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ def begun(path: Path) -> SearchFolder:
     folder = SearchFolder(path)
     with folder.locked():
         assert folder.take(FIXED, FIT, accept_changes=False) == []
+        folder.bind()
     (folder.trials / "one").mkdir(parents=True)
     return folder
 
@@ -73,10 +74,28 @@ def test_an_accepted_plan_is_the_one_from_then_on(tmp_path: Path) -> None:
     other, fit = FIXED | {"fit.data.batch_size": 8}, {"data": {"batch_size": 8}}
     assert folder.take(other, fit, accept_changes=True) == ["fit.data.batch_size: 4 became 8"]
     assert yaml.safe_load(folder.fit.read_text()) == fit
+    folder.bind()
     assert folder.take(other, fit, accept_changes=False) == []
     assert (folder.trials / "one").exists(), "what has been trained stays"
     with pytest.raises(ConfigError, match=r"fit\.data\.batch_size: 8 became 4"):
         folder.take(FIXED, FIT, accept_changes=False)
+
+
+def test_a_plan_that_is_refused_after_it_was_accepted_leaves_the_one_before(tmp_path: Path) -> None:
+    folder = begun(tmp_path)
+    other, fit = FIXED | {"fit.data.batch_size": 8}, {"data": {"batch_size": 8}}
+    folder.take(other, fit, accept_changes=True)  # and then its probes fail
+    (folder.probes / "one").mkdir(parents=True)
+    assert folder.take(FIXED, FIT, accept_changes=False) == []
+    assert yaml.safe_load(folder.fit.read_text()) == FIT and not folder.probes.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"/proc/none/search cannot be made: .*Choose another with --output"),
+        SearchFolder(Path("/proc/none/search")).locked(),
+    ):
+        pass
 
 
 def test_what_was_measured_under_another_configuration_is_measured_anew(tmp_path: Path) -> None:
@@ -93,7 +112,9 @@ def test_before_anything_is_trained_another_plan_needs_no_permission(tmp_path: P
     with folder.locked():
         folder.take(FIXED, FIT, accept_changes=False)
         other = FIXED | {"budgets": [2e9]}
+        folder.bind()
         assert folder.take(other, FIT, accept_changes=False) == ["budgets: [1000000000.0] became [2000000000.0]"]
+        folder.bind()
         assert folder.take(other, FIT, accept_changes=False) == []
 
 
