@@ -108,6 +108,25 @@ def test_what_is_printed_between_two_runs_is_no_answer(configuration: Path, work
     assert [outcome.error for outcome in ended(workers, two)] == [None]
 
 
+class TakesMemory(Callback):
+    """For a moment."""
+
+    def on_train_start(self, *_: object) -> None:
+        bytearray(2**29)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a process's peak")
+def test_the_peak_of_memory_is_that_of_the_run(configuration: Path, workers: LocalWorkers) -> None:
+    large, small = (
+        job(configuration, "large", "--trainer.callbacks+", "test_local.TakesMemory"),
+        job(configuration, "s"),
+    )
+    ended(workers, large)
+    ended(workers, small)
+    peaks = [json.loads((one.folder / FILE).read_text())["peak_memory_bytes"] for one in (large, small)]
+    assert peaks[0] > peaks[1] + 2**28
+
+
 def test_a_worker_that_dies_is_started_anew(configuration: Path, workers: LocalWorkers) -> None:
     killed = job(configuration, "killed", *SLOW)
     workers.submit(killed)
