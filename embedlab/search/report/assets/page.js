@@ -202,7 +202,9 @@
     const heads = [["", ""], ["estimate", "number"], ["90 % interval", "number"], ...(noted ? [["", ""]] : [])];
     const off = law.heldOut.map(([, , error]) => `${general(100 * error, 3)} %`).join(" / ");
     const words = off
-      ? `Held out, the ${law.heldOut.map(([budgets]) => budgets).join(" / ")} largest budgets are predicted to within ${off}.`
+      ? law.heldOut.length === 1
+        ? `Held out, the largest budget is predicted to within ${off}.`
+        : `Held out, the ${law.heldOut.map(([budgets]) => budgets).join(" / ")} largest budgets are predicted to within ${off}.`
       : "No budget could be held out, so its intervals hold the noise of the runs only.";
     const tried = law.tried.filter(([, error]) => error !== null).map(([name, error]) => `${name} ${general(100 * error, 3)} %`);
     return element(
