@@ -80,12 +80,14 @@
     return shapes;
   }
 
-  function axis(given, colours, narrow) {
+  function axis(given, values, colours, narrow) {
+    const numbers = values.filter((value) => value > 0);
+    const isShort = given.log && Math.max(...numbers) < 30 * Math.min(...numbers); // powers of ten would be one or none
     return {
       title: { text: plain(given.title), font: { size: 13, color: colours.quiet }, standoff: 8 },
       type: given.log ? "log" : "linear",
-      exponentformat: "power",
-      nticks: narrow ? 6 : 10,
+      exponentformat: isShort ? "SI" : "power",
+      nticks: narrow || isShort ? 6 : 10,
       gridcolor: colours.rule,
       linecolor: colours.rule,
       zeroline: false,
@@ -105,8 +107,8 @@
       hovermode: "closest",
       hoverlabel: { bgcolor: colours.paper, bordercolor: colours.rule, font: { color: colours.ink, size: 13 } },
       dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
-      xaxis: axis(figure.x, colours, narrow),
-      yaxis: axis(figure.y, colours, narrow),
+      xaxis: axis(figure.x, figure.series.flatMap((one) => one.x), colours, narrow),
+      yaxis: axis(figure.y, figure.series.filter((one) => one.kind !== "span").flatMap((one) => one.y), colours, narrow),
       shapes: marks(figure, methods, colours),
     };
   }
