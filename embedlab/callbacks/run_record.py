@@ -292,6 +292,10 @@ def _peak_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "cpu":
+        status = Path("/proc/self/status")
+        if status.exists():  # getrusage's peak is that of the process that started this one, if that had more
+            (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+            return 1024 * int(line.split()[1])
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return None
