@@ -58,10 +58,12 @@ class _Runs:
         self._changing = threading.Lock()
         self._is_busy = False
         self._has_ended = False
+        # Not by sys.stdin: a data loader's process, which is forked, closes that, and would wait for the read to end.
+        self._input = os.fdopen(os.dup(sys.stdin.fileno()))
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        for line in sys.stdin:
+        for line in self._input:
             self._lines.put(line)
         with self._changing:
             self._has_ended = True

@@ -43,13 +43,16 @@ class SearchFolder:
         """Keeps every other search out.
 
         Raises:
-            ConfigError: if there is one in the folder.
+            ConfigError: if there is one in the folder, or the folder is another thing's.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be made: {error}. Choose another with --output.") from error
-        lock = FileLock(self.path / "search.lock")
+        lock_file = self.path / "search.lock"
+        if not lock_file.exists() and any(self.path.iterdir()):
+            raise ConfigError(f"{self.path} holds something that is no search. Choose another folder with --output.")
+        lock = FileLock(lock_file)
         try:
             lock.acquire(timeout=0)
         except Timeout as error:

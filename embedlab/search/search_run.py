@@ -15,6 +15,7 @@ from embedlab.search.observations import Observation, of_records, with_best_lear
 from embedlab.search.plan import SearchPlan
 from embedlab.search.policy import History, Policy
 from embedlab.search.preparation import (
+    budgets_of,
     calibrate,
     combinations,
     named_rates,
@@ -128,12 +129,21 @@ class SearchRun:
 
     def _probed(self) -> Probed:
         found = combinations(self._plan)
-        print(f"Probing {len(found)} combinations of backbone and method by a few steps each.", flush=True)
+        print(
+            f"Probing {len(found)} combinations of backbone and method by a few steps each. What is not here yet is "
+            "fetched or pre-trained first.",
+            flush=True,
+        )
         probed = probe(found, max(self._plan.budgets), self._folder.fit, self._folder.probes, self._runner)
         require_each_backbone(self._plan, probed)
         require_each_variant(probed)
         for one, reason in probed.refused.items():
             print(f"Left out, {one}: {reason}")
+        for one, measured in probed.probes.items():
+            paid = budgets_of(self._plan, measured)
+            short = [f"{budget:g}" for budget in self._plan.budgets if budget not in paid]
+            if short:
+                print(f"Left out, {one}: {', '.join(short)} FLOPs, less than min_steps ({self._plan.min_steps}) steps.")
         return probed
 
     def _total(self, space: Space) -> float:

@@ -90,6 +90,13 @@ def test_a_plan_that_is_refused_after_it_was_accepted_leaves_the_one_before(tmp_
     assert yaml.safe_load(folder.fit.read_text()) == FIT and not folder.probes.exists()
 
 
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds something that is no search"), SearchFolder(tmp_path).locked():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     with (
         pytest.raises(ConfigError, match=r"/proc/none/search cannot be made: .*Choose another with --output"),

@@ -108,6 +108,12 @@ def test_what_is_printed_between_two_runs_is_no_answer(configuration: Path, work
     assert [outcome.error for outcome in ended(workers, two)] == [None]
 
 
+def test_a_trial_may_load_its_data_in_processes_of_its_own(configuration: Path, workers: LocalWorkers) -> None:
+    loading = job(configuration, "loading", "--data.num_workers", "1")
+    (outcome,) = ended(workers, loading)
+    assert outcome.error is None and (loading.folder / FILE).exists()
+
+
 class TakesMemory(Callback):
     """For a moment."""
 
