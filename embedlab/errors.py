@@ -37,6 +37,29 @@ class DivergenceError(TrainingError):
     """A loss or a gradient that is not finite."""
 
 
+def known_cause(error: BaseException | None) -> EmbedLabError | None:
+    """Return the error of embedlab that a library has wrapped in its own, or None if there is none.
+
+    The chain of causes is followed from the outermost error inwards.
+
+    >>> try:
+    ...     try:
+    ...         raise ConfigError("rank must be at least 1, got 0.")
+    ...     except ConfigError as cause:
+    ...         raise ValueError("cannot instantiate") from cause
+    ... except ValueError as wrapped:
+    ...     print(known_cause(wrapped))
+    rank must be at least 1, got 0.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, EmbedLabError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def suggestion(received: str, known: Iterable[str]) -> str:
     """Returns ``" Did you mean 'x'?"`` for the known name nearest to ``received``, or the empty string.
 

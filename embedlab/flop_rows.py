@@ -19,8 +19,8 @@ from embedlab.backbone import (
     check_positions,
     load_config,
 )
-from embedlab.data.cache import build_once, cache_folder
 from embedlab.errors import ConfigError
+from embedlab.files import build_once, cache_folder
 from embedlab.flop_profile import observe
 from embedlab.flops import FlopProfile
 from embedlab.memory_estimate import MemoryEstimate

@@ -31,10 +31,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from embedlab.data.cache import build_once, cache_folder
 from embedlab.data.packed import ConsecutiveStarts, SequenceStarts, TextSource, pack_text, text_fingerprint
 from embedlab.data.readers import STANDARD_LIBRARY
 from embedlab.errors import ConfigError, DataError, TrainingError
+from embedlab.files import build_once, cache_folder
 from embedlab.language_model import CausalLanguageModel
 from embedlab.method import num_nonembedding_parameters
 from embedlab.rungs import Rung, model_config, rung_named

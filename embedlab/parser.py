@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from embedlab.errors import ConfigError, EmbedLabError
+from embedlab.errors import ConfigError, known_cause
 
 
 class ErrorParser(ArgumentParser):
@@ -20,11 +20,9 @@ class ErrorParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises ConfigError in place of printing a page of usage."""
-        cause: BaseException | None = ex
-        while cause is not None:
-            if isinstance(cause, EmbedLabError):
-                raise cause
-            cause = cause.__cause__ or cause.__context__
+        cause = known_cause(ex)
+        if cause is not None:
+            raise cause
         raise ConfigError(self.readable(message.strip())) from ex
 
     def readable(self, message: str) -> str:

@@ -9,6 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process for each core runs te
 
 import pytest
 
+from fuzzing import Fuzz
+
 if TYPE_CHECKING:  # importing them takes ten seconds, and the process that hands out the tests does not need them
     from transformers import PreTrainedModel
 
@@ -28,3 +30,34 @@ def backbone(family: str) -> PreTrainedModel:
     from embedlab.testing import tiny_backbone
 
     return tiny_backbone(family)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long each fuzzing test runs: in minutes, and in a plain run only seconds."""
+    parser.addoption(
+        "--fuzz-minutes", type=float, default=0.0, help="Minutes of each fuzzing test; by default a short fixed round."
+    )
+
+
+@pytest.fixture
+def fuzz(request: pytest.FixtureRequest) -> Fuzz:
+    """Runs a boundary over generated inputs; see ``Fuzz``."""
+    return Fuzz(request, request.config.getoption("--fuzz-minutes"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how many inputs the fuzzing tests have tried."""
+    counts = {
+        report.nodeid.rpartition("::")[2]: value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport)
+        for name, value in report.user_properties
+        if name == "fuzzed"
+    }
+    if not counts:
+        return
+    total = sum(sum(count) for count in counts.values())
+    terminalreporter.write_line(f"{total} fuzzed inputs, accepted + refused: ")
+    for name, (accepted, refused) in sorted(counts.items()):
+        terminalreporter.write_line(f"  {name}: {accepted} + {refused}")

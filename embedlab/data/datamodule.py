@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 
 from embedlab.backbone import BackboneConfig, check_positions, load_tokenizer
 from embedlab.chunking import Chunk
-from embedlab.data.cache import cache_folder
 from embedlab.data.collate import EpochSteps, PairBatch, TrainingBatches
 from embedlab.data.evaluation import RetrievalFiles, StsFile, TextFile
 from embedlab.data.sampler import BatchPlan
@@ -24,6 +23,7 @@ from embedlab.data.sources import PairSource, counts_of
 from embedlab.data.tasks import EvaluationTask, HeldOutPairs, TextRows
 from embedlab.data.tokenised import TokenisedPairs, tokenise_pairs
 from embedlab.errors import ConfigError
+from embedlab.files import cache_folder
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from embedlab.data.cache import build_once
 from embedlab.data.readers import open_rows
 from embedlab.data.rows import RejectedRow, Row, column_names, shown, text_of, value_of
 from embedlab.data.tasks import Retrieval, RetrievalTask, SimilarityTask, TextRows
 from embedlab.data.texts import TextWriter, TokenisedTexts, cache_key, require_tokens, shown_progress
 from embedlab.errors import DataError, suggestion
+from embedlab.files import build_once
 
 _QUERY_ID, _DOCUMENT_ID, _SCORE = "query-id", "corpus-id", "score"
 

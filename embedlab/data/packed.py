@@ -17,13 +17,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from embedlab.data import standard_library
-from embedlab.data.cache import build_once
 from embedlab.data.files import FORMATS, FileRows, format_of
 from embedlab.data.readers import STANDARD_LIBRARY, open_rows
 from embedlab.data.rows import RejectedRow, Row, RowSource, column_names, text_of, value_of
 from embedlab.data.split import split_position
 from embedlab.data.texts import mapped_array, shown_progress
 from embedlab.errors import ConfigError, DataError
+from embedlab.files import build_once
 
 END_OF_TEXT = "<|endoftext|>"
 """Stands before each document, and serves as begin, end and padding token."""

@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from embedlab.data.cache import build_once
 from embedlab.data.sources import PairSource, content_fingerprint, counts_of, read_pairs
 from embedlab.data.split import split_position
 from embedlab.data.texts import (
@@ -29,6 +28,7 @@ from embedlab.data.texts import (
     shown_progress,
 )
 from embedlab.errors import DataError
+from embedlab.files import build_once
 
 Split = Literal["train", "validation", "test"]
 

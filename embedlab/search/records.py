@@ -19,7 +19,7 @@ from embedlab.errors import RecordError
 
 FILE = "record.json"
 SCHEMA = 1
-Status = Literal["finished", "diverged", "failed"]
+Status = Literal["finished", "stopped", "diverged", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,11 @@ class RunRecord:
 
     Attributes:
         run_id: unique.
-        status: how it ended; only a finished run is fitted.
+        status: how the run ended. Only a finished run is fitted; a stopped run ended before its plan did.
+        stop_reason: Why a stopped run ended before its plan did; None for every other run.
+        steps: Number of optimizer steps taken; None in records of versions that did not count them.
+        planned_steps: Number of optimizer steps planned; None where a budget of FLOPs ends the run.
+        planned_flops: Budget of the run in algorithmic FLOPs; None where a number of steps ends the run.
         backbone: path or id.
         backbone_options: how it was loaded and pooled, where that changes what it learns: the direction of attention,
             the type of the weights, pooling.
@@ -125,6 +129,10 @@ class RunRecord:
     parent_run_id: str | None = None
     branch_step: int | None = None
     branch_flops: int | None = None
+    stop_reason: str | None = None
+    steps: int | None = None
+    planned_steps: int | None = None
+    planned_flops: float | None = None
     schema: int = SCHEMA
 
     @property
@@ -140,6 +148,8 @@ class RunRecord:
     @property
     def left_out(self) -> str | None:
         """Why no law is fitted to it; None if one is."""
+        if self.status == "stopped":
+            return f"stopped before its plan was done: {self.stop_reason}"
         if self.status != "finished":
             return self.status
         if self.random_weights:
