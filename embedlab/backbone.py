@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from embedlab.errors import ConfigError
 
 HUB_TIMEOUT_SECONDS = 10
+_FINGERPRINTED_ELEMENTS = 1024  # of each tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,24 @@ def load_backbone(backbone: BackboneConfig, extra: Mapping[str, Any] | None = No
         checkpoint_gradients(model)
     model.eval()
     return model
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """Return hexadecimal digits that differ where the weights of two models do, from a sample of each tensor.
+
+    Names, shapes and types count, and up to 1,024 evenly spaced elements of every parameter: another pre-trained model,
+    or other random weights, has another fingerprint.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        flat = parameter.detach().reshape(-1)
+        if flat.is_meta:
+            continue
+        stride = max(1, flat.numel() // _FINGERPRINTED_ELEMENTS)
+        sample = flat[::stride].contiguous().cpu()
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def checkpoint_gradients(model: PreTrainedModel) -> None:

@@ -13,10 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from embedlab.backbone import BackboneConfig, load_tokenizer
+from embedlab.checkpoint_file import read_checkpoint
 from embedlab.errors import ConfigError, DataError
 from embedlab.module import EmbeddingModule
 from embedlab.pooling import PoolingMode
@@ -108,23 +108,6 @@ def restore(checkpoint: Path, *, trust_remote_code: bool = False) -> tuple[Embed
     module.on_load_checkpoint(saved)
     module.load_state_dict(saved["state_dict"], strict=False)
     return module.eval(), saved
-
-
-def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint of ``embedlab fit`` holds, as plain tensors and values, mapped from the file.
-
-    Raises:
-        DataError: if there is no such file or it is no checkpoint of ``embedlab fit``.
-    """
-    if not checkpoint.is_file():
-        raise DataError(f"There is no checkpoint {checkpoint}. Expected a file such as runs/fit/checkpoints/last.ckpt.")
-    try:
-        saved: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch reports a foreign file by several unrelated classes
-        raise DataError(f"{checkpoint} could not be read as a checkpoint: {error}") from error
-    if not {"run_config", "state_dict"} <= saved.keys() or "model" not in saved["run_config"]:
-        raise DataError(f"{checkpoint} was not written by `embedlab fit`: it does not say how to build its model.")
-    return saved
 
 
 def _write_modules(folder: Path, module: EmbeddingModule, data: Mapping[str, Any], *, dimension: int) -> None:

@@ -55,6 +55,19 @@ def write_whole(path: Path, text: str, *, replace: bool = True) -> None:
         file.write(text.encode())
 
 
+def link_whole(path: Path, name: Path) -> None:
+    """Give a file a second name, which is replaced if it is there: one that stays when the file itself is replaced."""
+    unfinished = name.with_name(f"{name.name}.{uuid4().hex[:12]}{UNFINISHED}")
+    try:
+        try:
+            os.link(path, unfinished)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, unfinished)
+        unfinished.replace(name)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Bring the names of a folder's files to the disk, where the system can."""
     with suppress(OSError):  # not every file system opens a folder

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from embedlab.backbone import BackboneConfig, load_backbone
+from embedlab.backbone import BackboneConfig, load_backbone, weights_fingerprint
 from embedlab.chunking import Chunk
 from embedlab.data.collate import PairBatch
 from embedlab.data.tasks import EvaluationTask
@@ -31,6 +31,7 @@ from embedlab.metrics import EmbeddingTable
 from embedlab.pooling import PoolingMode
 from embedlab.replay import ChunkedGradient, Recompute
 from embedlab.schedule import Schedule, WarmupCosine
+from embedlab.trainer_options import refuse_parts_of_data, refuse_rare_evaluation, sees_a_part
 
 _FEW_STEPS = 10  # fewer are hardly a schedule
 _SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
@@ -95,9 +96,13 @@ class EmbeddingModule(LightningModule):
         self.seed = seed
         self.encoder: Encoder | None = None
         self.learning_rate = 0.0
+        self.backbone_fingerprint = ""  # of the weights that training began from, once they are loaded
         self.flop_meter = FlopMeter()
         self.run_config: dict[str, Any] = {}  # how to build this module again; the command line fills it in
         self.evaluation: dict[str, float] = {}  # the newest results of validation or test
+        self.evaluated_step: int | None = None  # optimizer steps taken when they were measured
+        self.accepted_changes: list[str] = []  # by which this run is another than the first of its family
+        self.is_another_run = False  # than that of the checkpoint it goes on from, by changes that this process accepts
         self._split: Literal["validation", "test"] = "validation"
         self.tasks: Sequence[EvaluationTask] = ()
         self._tables: list[EmbeddingTable] = []
@@ -115,6 +120,7 @@ class EmbeddingModule(LightningModule):
             rate = self.optimizer_config.learning_rate
             self.learning_rate = self.method.default_learning_rate(backbone) if rate is None else rate
             self._backbone_parameters = list(backbone.parameters())
+            self.backbone_fingerprint = weights_fingerprint(backbone)
             self.encoder = Encoder(prepare_backbone(self.method, backbone), self.pooling)
 
     def setup(self, stage: str) -> None:
@@ -123,12 +129,14 @@ class EmbeddingModule(LightningModule):
         Raises:
             ConfigError: if there are none for an evaluation, or the trainer's precision or strategy cannot train.
         """
+        refuse_parts_of_data(self.trainer)
         if stage in ("fit", "validate", "test"):
             self._split = "test" if stage == "test" else "validation"
             self.tasks = self.trainer.datamodule.evaluation_tasks(self._split)  # type: ignore[attr-defined]
         if stage == "fit":
             self._gradient = None
             self._refuse_what_cannot_train()
+            refuse_rare_evaluation(self.trainer)
         if stage in ("validate", "test") and not self.tasks:
             raise ConfigError(
                 f"There is nothing to measure on. Set data.{self._split}_fraction to hold out pairs, or name sets in "
@@ -206,7 +214,11 @@ class EmbeddingModule(LightningModule):
         )
 
     def on_train_start(self) -> None:
-        """Warns of a run that is too short to learn."""
+        """Warns of a run that is too short to learn, and ends one that is done already.
+
+        Lightning would take a step more where a checkpoint of the last step was written between epochs.
+        """
+        self.trainer.should_stop |= self.is_done()
         steps = self.trainer.estimated_stepping_batches
         if self.flop_meter.account.budget is None and steps < _FEW_STEPS and self.schedule.factor(1.0) < 1:
             rank_zero_warn(
@@ -324,11 +336,13 @@ class EmbeddingModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Computes and logs every task's metrics over the embeddings of all ranks."""
-        self.evaluation = {}
-        for task, table in zip(self.tasks, self._tables, strict=True):
+        tables, self._tables = self._tables, []
+        if sees_a_part(self.trainer):  # of each set: enough to see that it runs, too little for a metric
+            return
+        self.evaluation, self.evaluated_step = {}, self.trainer.global_step
+        for task, table in zip(self.tasks, tables, strict=True):
             for name, value in task.metrics(table.compute()).items():
                 self.evaluation[f"{self._split}/{task.name}/{name}"] = value
-        self._tables = []
         if self.trainer.sanity_checking:  # Lightning logs nothing then: this is the evaluation before training
             for logger in self.trainer.loggers:
                 logger.log_metrics(self.evaluation, step=0)
@@ -359,6 +373,7 @@ class EmbeddingModule(LightningModule):
         checkpoint["state_dict"] = {name: state[name] for name in self._trained_names()}
         checkpoint["run_config"] = self.run_config
         checkpoint["evaluation"] = self.evaluation
+        checkpoint["evaluated_step"] = self.evaluated_step
         checkpoint["flops"] = self.flop_meter.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -378,6 +393,8 @@ class EmbeddingModule(LightningModule):
                 "trained with: config.yaml in its run folder."
             )
         self.flop_meter.load_state_dict(checkpoint.get("flops"))
+        self.evaluation = dict(checkpoint.get("evaluation") or {})
+        self.evaluated_step = checkpoint.get("evaluated_step")
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self._encoder.parameters() if parameter.requires_grad]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from embedlab import registry
 from embedlab.callbacks.branch_points import BranchPoints
@@ -22,16 +24,31 @@ from embedlab.callbacks.embedding_writer import EmbeddingWriter
 from embedlab.callbacks.few_steps import FewSteps  # noqa: F401  a search's probes name it
 from embedlab.callbacks.flop_budget import FlopBudget, number_of_flops
 from embedlab.callbacks.flop_counter import FlopCounter
+from embedlab.callbacks.owed_evaluation import OwedEvaluation
 from embedlab.callbacks.progress import ProgressLines
 from embedlab.callbacks.run_config import RunConfig
+from embedlab.callbacks.run_log import RunLog, RunLogger
 from embedlab.callbacks.run_record import RunRecorder
+from embedlab.callbacks.same_run import SameRun
 from embedlab.callbacks.throughput import Throughput
+from embedlab.checkpoint_file import (
+    CHECKPOINTS,
+    LAST,
+    PREVIOUS,
+    WholeCheckpointIO,
+    damage,
+    newest_first,
+    read_checkpoint,
+    require_whole,
+)
 from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError
-from embedlab.export import read_checkpoint
+from embedlab.files import locked_folder, remove_unfinished
 from embedlab.ladder import LADDER, ensure_rung
 from embedlab.methods_command import MethodParser
 from embedlab.module import EmbeddingModule
+from embedlab.search.records import FILE as RECORD
+from embedlab.trainer_options import refuse_parts_of_data
 
 
 class _TrainingParser(MethodParser, LightningArgumentParser):
@@ -42,7 +59,8 @@ class EmbedLabCLI(LightningCLI):
     """fit, validate, test and predict."""
 
     command = "fit"
-    _goes_on_if_it_can = False  # --ckpt_path auto: from a run that was killed before its first checkpoint, anew
+    resources: ExitStack  # what is kept as long as the command runs: the lock of the run's folder
+    seconds_to_wait = 0.0  # for another run in the folder to end
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -62,6 +80,15 @@ class EmbedLabCLI(LightningCLI):
             default=False,
             help="Let a budget see the data more often than trainer.max_epochs.",
         )
+        parser.add_argument(
+            "--accept_changes",
+            "--accept-changes",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="Go on from a checkpoint with other options or data, as another run of its family.",
+        )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(RunRecorder, "record")
         parser.add_lightning_class_args(BranchPoints, "branch")  # after the recorder: it saves what that has counted
@@ -72,36 +99,42 @@ class EmbedLabCLI(LightningCLI):
         parser.set_defaults({"model.method": "FullFineTuning"})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Finds the checkpoint to go on from, and refuses what is none."""
+        """Locks the run's folder, and finds the checkpoint to go on from.
+
+        Raises:
+            ConfigError: If the folder holds another run, or one is under way in it.
+            DataError: If the checkpoint is damaged, or none of embedlab's.
+        """
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
-        last = Path(config.output) / "checkpoints" / "last.ckpt"
-        self._goes_on_if_it_can = config.get("ckpt_path") == "auto"
-        origin = config.get("branch.origin")
-        if self._goes_on_if_it_can:
-            config.ckpt_path = str(last) if last.is_file() else origin
-        elif origin is not None:
-            raise ConfigError("branch.origin is where a run begins that has no checkpoint: add --ckpt_path auto.")
-        elif config.get("ckpt_path") == "last":
-            if not last.is_file():
-                raise ConfigError(f"--ckpt_path last: there is no {last}. Give the run's folder with --output.")
-            config.ckpt_path = str(last)
-        if config.get("ckpt_path") is not None:
+        output = Path(config.output)
+        if self.config.subcommand == "fit":
+            self._take(output)
+        config.ckpt_path = _checkpoint(config.get("ckpt_path"), output / CHECKPOINTS, config.get("branch.origin"))
+        if config.ckpt_path is not None:
+            require_whole(Path(config.ckpt_path))
             read_checkpoint(Path(config.ckpt_path))
+
+    def _take(self, output: Path) -> None:
+        """Keeps other processes out of a run's folder; the first of several ranks does it for all."""
+        if not is_first_process():
+            return
+        lock = locked_folder(output, owner="run", seconds=self.seconds_to_wait)
+        self.resources.enter_context(lock)
+        remove_unfinished(output)
+        remove_unfinished(output / CHECKPOINTS)
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing: what a checkpoint says of its model never changes what is loaded or run."""
 
     def before_instantiate_classes(self) -> None:
         """Refuses to write over another run, bounds the run, and makes the ladder's rung."""
         config = self.config[self.subcommand]
-        output = Path(config.output)
         trainer = config.trainer
         if trainer.max_epochs is None:
             trainer.max_epochs = 1 if trainer.max_steps == -1 else -1  # steps alone may take any number of epochs
-        begins_anew = config.get("ckpt_path") is None and not self._goes_on_if_it_can
-        if self.subcommand == "fit" and begins_anew and (output / "config.yaml").exists():
-            raise ConfigError(
-                f"The output folder {output} holds a run already. Go on with it by --ckpt_path last, or choose "
-                "another with --output."
-            )
+        if self.subcommand == "fit" and config.ckpt_path is None and is_first_process():
+            _refuse_another_run(Path(config.output))
         path = config.model.backbone.path
         if path.startswith(LADDER):
             config.model.backbone.path = str(ensure_rung(path.removeprefix(LADDER)))
@@ -110,9 +143,13 @@ class EmbedLabCLI(LightningCLI):
         """A trainer that logs to TensorBoard in the run's folder unless the user names another logger."""
         config = self.config_init[self.subcommand]
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(config.output, name="", version="", default_hp_metric=False)
+            kwargs["logger"] = RunLogger(Path(config.output))
         callbacks = config.trainer.callbacks or []
-        kwargs["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), Throughput()]
+        kwargs["callbacks"] = [
+            SameRun(accept_changes=config.accept_changes),
+            *(callbacks if isinstance(callbacks, list) else [callbacks]),
+            Throughput(),
+        ]
         if not any(isinstance(callback, FlopCounter) for callback in kwargs["callbacks"]):
             kwargs["callbacks"].append(FlopCounter())
         if config.budget is not None:
@@ -120,28 +157,90 @@ class EmbedLabCLI(LightningCLI):
         own_bar = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
         if config.trainer.enable_progress_bar is not False and not own_bar:
             kwargs["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
-        kwargs["callbacks"].append(ClosingLines())
+        kwargs["callbacks"] += [RunLog(), OwedEvaluation(), ClosingLines()]
         if self.subcommand == "predict":
             kwargs["callbacks"].append(EmbeddingWriter())
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        refuse_parts_of_data(trainer)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user has named no other
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        return trainer
 
 
-def train(arguments: Sequence[str]) -> None:
+def is_first_process() -> bool:
+    """Whether this process is the first of a run's ranks, on the first of its machines."""
+    return not any(int(os.environ.get(name) or 0) for name in _RANKS)
+
+
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+
+
+def _checkpoint(wanted: str | None, folder: Path, origin: str | None) -> str | None:
+    """The checkpoint to go on from; None to begin anew.
+
+    Args:
+        wanted: A path; ``last`` for the run's own; ``auto`` for the run's own that is whole, else ``origin``.
+        folder: The run's folder of checkpoints.
+        origin: Branch point from which a run without a checkpoint begins.
+    """
+    last = folder / LAST
+    if wanted == "auto":
+        for path in (last, folder / PREVIOUS):
+            if not path.is_file():
+                continue
+            found = damage(path)
+            if found is None:
+                return str(path)
+            print(f"The checkpoint {path} is damaged: {found}. It is left as it is.", file=sys.stderr)
+        if last.is_file():
+            require_whole(last)  # says what there is to go on from
+        return origin
+    if origin is not None:
+        raise ConfigError("branch.origin is where a run begins that has no checkpoint: add --ckpt_path auto.")
+    if wanted in ("last", "best"):
+        path = folder / f"{wanted}.ckpt"
+        if not path.is_file():
+            raise ConfigError(
+                f"--ckpt_path {wanted}: there is no {path}. Give the run's folder with --output, or use --ckpt_path "
+                "auto, which begins a run that has no checkpoint yet."
+            )
+        return str(path)
+    return wanted
+
+
+def _refuse_another_run(output: Path) -> None:
+    """Refuses to begin in a folder with results; one that was killed before its first checkpoint has none."""
+    results = [*newest_first(output / CHECKPOINTS), *(path for path in (output / RECORD,) if path.exists())]
+    if results:
+        raise ConfigError(
+            f"The output folder {output} holds a run already: {results[0].name}. Go on with it by --ckpt_path auto, or "
+            "choose another with --output."
+        )
+
+
+def train(arguments: Sequence[str], *, seconds_to_wait: float = 0.0) -> None:
     """Runs a trainer's command, which the first argument names.
+
+    Args:
+        arguments: The command and its options.
+        seconds_to_wait: How long to wait for another run in the folder to end before it is an error.
 
     Raises:
         EmbedLabError: what the user can mend.
     """
     registry.discover()  # so that a configuration can name a method by its class alone
     try:
-        _train(arguments)
+        with ExitStack() as resources:
+            _train(arguments, resources, seconds_to_wait)
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
 
 
-def _train(arguments: Sequence[str]) -> None:
+def _train(arguments: Sequence[str], kept: ExitStack, seconds: float) -> None:
     class OneCommand(EmbedLabCLI):
         command = arguments[0]
+        resources = kept
+        seconds_to_wait = seconds
 
     OneCommand(
         EmbeddingModule,

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from filelock import FileLock, Timeout
 
-from embedlab.errors import EmbedLabError, TrainingError
+from embedlab.errors import EmbedLabError
 from embedlab.training_command import train
 
 _SECONDS_TO_END = 300.0  # that a run whose search was killed has to finish its step and save it
@@ -99,12 +98,9 @@ def _error_of(run: dict[str, Any]) -> str | None:
     with _printing_to(folder / "log"):
         try:
             # A run whose search was killed may still be saving its last step.
-            with FileLock(folder / "run.lock", timeout=_SECONDS_TO_END):
-                train(["fit", *run["arguments"]])
+            train(["fit", *run["arguments"]], seconds_to_wait=_SECONDS_TO_END)
         except EmbedLabError as error:
             return f"{type(error).__name__}: {error}"
-        except Timeout:
-            return f"{TrainingError.__name__}: another process is training in {folder}."
         except (KeyboardInterrupt, SystemExit):
             return INTERRUPTED
         except Exception as error:

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = [
     ["errors"],
-    ["files"],
+    ["files", "trainer_options"],
+    ["checkpoint_file"],
     ["flops", "data_sheets", "pooling", "losses", "metrics", "schedule"],
     ["method", "chunking", "parser", "device_peak"],
     ["encoder", "replay", "registry", "flop_observer", "method_key", "meta_device"],
@@ -23,7 +24,7 @@ LEVELS = [
     ["data"],
     ["flop_meter"],
     ["module", "language_model", "rungs"],
-    ["ladder"],
+    ["ladder", "run_identity"],
     ["export", "evaluate", "flop_rows"],
     ["flop_table"],
     ["callbacks"],
@@ -40,7 +41,7 @@ SPECIAL = {
     "testing": {"errors", "method", "registry"},
     "search": {"errors", "files", "flops", "data_sheets"},
 }
-MAY_IMPORT_SEARCH = {"callbacks", "cli"}
+MAY_IMPORT_SEARCH = {"callbacks", "cli", "training_command"}
 PLUGIN_MAY_IMPORT = {"embedlab.method", "embedlab.flops", "embedlab.errors"}
 
 

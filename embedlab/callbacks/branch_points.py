@@ -12,12 +12,15 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from embedlab.callbacks.checkpoint import save_whole
+from embedlab.checkpoint_file import CHECKPOINTS
 from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError
 from embedlab.module import EmbeddingModule
 from embedlab.schedule import WarmupStableDecay
 
-_MARK = "branch_point"  # what a checkpoint holds that another run may branch off
+MARK = "branch_point"
+"""What a checkpoint holds that another run may branch off."""
+
 _SCHEDULE = "--model.schedule WarmupStableDecay"
 
 
@@ -51,19 +54,18 @@ class BranchPoints(Callback):
         self.budgets = sorted(budgets)
         self.origin = origin
         self._pending: list[float] = []
-        self._mark: dict[str, Any] | None = None  # of the checkpoint that the run goes on from
+        self._is_branch = False  # the run goes on from a branch point
         self._step = 0  # of that checkpoint: the trainer does not know it yet when training begins
         self._is_marking = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Notes where the checkpoint stands, and what it says for branches."""
-        self._mark, self._step = checkpoint.get(_MARK), int(checkpoint["global_step"])
+        """Notes where the checkpoint stands, and whether it is a branch point."""
+        self._is_branch, self._step = bool(checkpoint.get(MARK)), int(checkpoint["global_step"])
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Says in a branch point what its branches must have in common."""
-        assert isinstance(pl_module, EmbeddingModule)
+        """Marks a branch point as one."""
         if self._is_marking:
-            checkpoint[_MARK] = _in_common(trainer, pl_module)
+            checkpoint[MARK] = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks a branch, and plans the run's own branch points.
@@ -72,8 +74,8 @@ class BranchPoints(Callback):
             ConfigError: if a branch would not be what a run from the start is, or a point cannot be reached.
         """
         assert isinstance(pl_module, EmbeddingModule)
-        if self._mark is not None:
-            self._check_branch(trainer, pl_module, self._mark)
+        if self._is_branch:
+            self._check_branch(trainer, pl_module)
         if not self.budgets:
             return
         schedule = _schedule(pl_module, "branch.budgets needs")
@@ -125,15 +127,9 @@ class BranchPoints(Callback):
             save_whole(trainer, _name(self._pending.pop(0)))
             self._is_marking = False
 
-    def _check_branch(self, trainer: Trainer, module: EmbeddingModule, mark: dict[str, Any]) -> None:
+    def _check_branch(self, trainer: Trainer, module: EmbeddingModule) -> None:
         who = "The checkpoint is a branch point, and a run that branches off it needs"
         schedule, budget = _schedule(module, who), _budget(module, who)
-        for name, own in _in_common(trainer, module).items():
-            if own != mark.get(name):
-                raise ConfigError(
-                    f"The branch has {name} {own}, and its trunk had {mark.get(name)}. They must be the same: use the "
-                    "trunk's config.yaml with another --budget, --output and --branch.budgets, or begin a run anew."
-                )
         spent = module.flop_meter.account.algorithmic
         if _decays(schedule, budget, spent):
             raise ConfigError(
@@ -159,7 +155,7 @@ def _name(budget: float) -> str:
 
 
 def _folder(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir) / "checkpoints"
+    return Path(trainer.default_root_dir) / CHECKPOINTS
 
 
 def _decays(schedule: WarmupStableDecay, budget: float, flops: float) -> bool:
@@ -191,23 +187,3 @@ def _budget(module: EmbeddingModule, who: str) -> float:
     if budget is None:
         raise ConfigError(f"{who} a --budget: the FLOPs of the whole run, from its first step on.")
     return budget
-
-
-def _in_common(trainer: Trainer, module: EmbeddingModule) -> dict[str, Any]:
-    """What a run's steps at a constant rate depend on, but for the backbone."""
-    data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
-    options = module.optimizer_config
-    return {
-        "learning rate": module.learning_rate,
-        "weight decay": options.weight_decay,
-        "betas": str(options.betas),
-        "clip": options.clip,
-        "method": type(module.method).__name__,
-        "method options": str(module.run_config.get("model", {}).get("method", {}).get("init_args", {})),
-        "loss": f"{type(module.loss).__name__}({module.loss.extra_repr()})",
-        "pooling": module.pooling,
-        "batch size": data.batch_size,
-        "longest text": data.max_length,
-        "data": data.training_fingerprint(),
-        "seed": module.seed,
-    }

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, often enough that a killed run loses little."""
+"""Checkpoints that are whole or not there, often enough that a run that is killed or stopped loses little."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from embedlab.callbacks.interrupt import Interrupt
+from embedlab.callbacks.interrupt import Interrupt, leave_to_the_system
+from embedlab.checkpoint_file import CHECKPOINTS, LAST, PREVIOUS
 from embedlab.errors import ConfigError, TrainingError
+from embedlab.files import link_whole
+from embedlab.module import EmbeddingModule
 
 _STEPS_BETWEEN_LOOKS = 10  # at the clock: the ranks have to agree on what it shows
 
@@ -21,17 +24,20 @@ _STEPS_BETWEEN_LOOKS = 10  # at the clock: the ranks have to agree on what it sh
 class RunCheckpoint(Checkpoint):
     """Writes ``last.ckpt`` every so often and at the end, and ``best.ckpt`` by a validation metric.
 
-    A checkpoint is written beside its target and renamed: a full disk or a kill leaves the one before whole.
-    Lightning's own ``ModelCheckpoint`` is not used because under manual optimisation it ignores the time
+    A checkpoint is written beside its target, brought to the disk and renamed: a full disk or a kill leaves the one
+    before whole. Lightning's own ``ModelCheckpoint`` is not used because under manual optimization it ignores the time
     interval and writes no checkpoint at the end of a run that ``max_steps`` ends.
 
-    Ctrl-C, and a scheduler's SIGTERM, end the run after the step that is under way, with a checkpoint of it.
+    Ctrl-C, a scheduler's SIGTERM or SIGUSR1 and the SIGHUP of a terminal that is closed end the run, with a checkpoint,
+    after the training step or the chunk of an evaluation that is under way, on all ranks at the same point.
 
     Args:
-        every_n_steps: optimiser steps between checkpoints; None for none by steps.
-        every_minutes: minutes between checkpoints, whatever the steps; None for none by time.
-        monitor: a logged validation metric, for example ``validation/held-out/mrr@10``; None keeps no best.
-        mode: whether the metric is better when larger (``max``) or smaller (``min``).
+        every_n_steps: Number of optimizer steps between checkpoints; None writes none by steps.
+        every_minutes: Minutes between checkpoints, whatever the number of steps; None writes none by time.
+        monitor: Name of a logged validation metric, for example ``validation/held-out/mrr@10``, by which the best
+            checkpoint is kept; None keeps no best.
+        mode: Whether the metric is better when it is larger (``max``) or smaller (``min``).
+        keep_previous: Keep the checkpoint before the last one as ``previous.ckpt``, in case the last is damaged.
     """
 
     def __init__(
@@ -41,75 +47,117 @@ class RunCheckpoint(Checkpoint):
         every_minutes: float | None = 10.0,
         monitor: str | None = None,
         mode: str = "max",
+        keep_previous: bool = True,
     ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ConfigError(
                 f"checkpoint.every_n_steps must be at least 1, got {every_n_steps}. Leave it out for none."
             )
+        if every_minutes is not None and not every_minutes > 0:
+            raise ConfigError(f"checkpoint.every_minutes must be above 0, got {every_minutes}. Use null for none.")
         if mode not in ("max", "min"):
             raise ConfigError(f"checkpoint.mode must be 'max' or 'min', got '{mode}'.")
         self.every_n_steps = every_n_steps
         self.every_minutes = every_minutes
         self.monitor = monitor
         self.sign = 1.0 if mode == "max" else -1.0
+        self.keep_previous = keep_previous
         self.best: float | None = None
         self._saved_at = time.monotonic()
         self._saved_step = -1
+        self._step_end: tuple[int, dict[str, Any]] | None = None  # a step, and the state of the loops at its end
         self._interrupt = Interrupt()
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far, so that a resumed run does not overwrite a better checkpoint."""
+        """Return the best value so far, so that a resumed run does not overwrite a better checkpoint."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the best value so far."""
+        """Take the best value so far."""
         self.best = state_dict["best"]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen to signals: from here on ranks wait for each other."""
+        if stage == "fit":
+            self._interrupt.watch()
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the place of Lightning's handlers of signals."""
+        self._interrupt.watch()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         self._saved_at = time.monotonic()
         self._interrupt.watch()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave signals to the system: there is nothing to save."""
+        leave_to_the_system()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave signals to the system: there is nothing to save."""
+        leave_to_the_system()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave signals to the system where nothing is trained."""
+        if trainer.state.fn != "fit":
+            leave_to_the_system()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves if it is time."""
+        """Save if it is time, or if the run is asked to end."""
+        self._step_end = trainer.global_step, trainer.fit_loop.state_dict()
         by_steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         by_time = False
         if self.every_minutes is not None and trainer.global_step % _STEPS_BETWEEN_LOOKS == 0:
             minutes = (time.monotonic() - self._saved_at) / 60
             by_time = bool(trainer.strategy.broadcast(minutes >= self.every_minutes))
+        received = self._interrupt.agreed(trainer)
         # The end is saved here, where the epoch is not over for Lightning: a run that its steps or its budget ended can
         # be extended.
-        if by_steps or by_time or trainer.should_stop:
-            self._save(trainer, "last.ckpt")
-        if self._is_interrupted(trainer):
-            self._save(trainer, "last.ckpt")
-            raise KeyboardInterrupt
+        if by_steps or by_time or received or trainer.should_stop:
+            self._save(trainer, LAST)
+        if received:
+            self._stop(trainer, received)
 
-    def _is_interrupted(self, trainer: Trainer) -> bool:
-        if trainer.world_size == 1:
-            return self._interrupt.is_asked_for
-        if trainer.global_step % _STEPS_BETWEEN_LOOKS:
-            return False
-        return bool(trainer.strategy.reduce_boolean_decision(self._interrupt.is_asked_for, all=False))
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Save the step before the evaluation if the run is asked to end in it."""
+        if trainer.state.fn != "fit":
+            return
+        received = self._interrupt.agreed(trainer)
+        if not received:
+            return
+        if self._step_end is not None and self._saved_step != trainer.global_step:
+            self._save(trainer, LAST)
+        self._stop(trainer, received)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write the loops as they were before an evaluation that is not over: a resumed run begins it again."""
+        assert isinstance(pl_module, EmbeddingModule)
+        if trainer.validating and self._step_end is not None and pl_module.evaluated_step != trainer.global_step:
+            step, loops = self._step_end
+            assert step == trainer.global_step
+            checkpoint["loops"] = checkpoint["loops"] | {"fit_loop": loops}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Says how to go on with an interrupted run, and saves one that its scheduler ends: both are between steps."""
+        """Leave signals to what handled them before."""
         self._interrupt.release()
-        if isinstance(exception, SIGTERMException):
-            self._save(trainer, "last.ckpt")
-            exception.code = 128 + signal.SIGTERM  # it is not done
-        interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
-        if interrupted and trainer.is_global_zero and self._saved_step >= 0:
-            print(f"Saved at step {self._saved_step}. Go on with --ckpt_path last.", file=sys.stderr, flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves again what this step saved before its validation, and the best so far by the monitored metric."""
+        """Save again what this step saved before its validation, and the best so far by the monitored metric."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         if self._saved_step == trainer.global_step:  # before this validation: a checkpoint carries the newest results
-            self._save(trainer, "last.ckpt")
+            self._save(trainer, LAST)
         if self.monitor is None:
             return
         metrics = trainer.callback_metrics
@@ -124,34 +172,53 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer, "best.ckpt")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the finished run, unless its last step is saved already: it is if the run was not stopped early."""
-        self._interrupt.release()
+        """Save the finished run, unless its last step is saved already: it is if the run was not stopped early."""
         if self._saved_step != trainer.global_step:
-            self._save(trainer, "last.ckpt")
+            self._save(trainer, LAST)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave signals to what handled them before."""
+        self._interrupt.release()
 
     def _save(self, trainer: Trainer, name: str) -> None:
-        save_whole(trainer, name)
-        if name == "last.ckpt":
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it by name
+            return
+        save_whole(trainer, name, keep_previous=self.keep_previous and self._saved_step != trainer.global_step)
+        if name == LAST:
             self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
+    def _stop(self, trainer: Trainer, received: int) -> NoReturn:
+        self._interrupt.release()
+        if trainer.is_global_zero and self._saved_step >= 0:
+            print(f"Saved at step {self._saved_step}. Go on with --ckpt_path last.", file=sys.stderr, flush=True)
+        if received == signal.SIGINT:
+            raise KeyboardInterrupt
+        stopped = SIGTERMException()
+        stopped.code = 128 + received  # as a shell says of a process that a signal ended: it is not done
+        raise stopped
 
-def save_whole(trainer: Trainer, name: str) -> None:
-    """Writes a checkpoint into the run's folder: whole, or not at all.
+
+def save_whole(trainer: Trainer, name: str, *, keep_previous: bool = False) -> None:
+    """Write a checkpoint into the run's folder: whole, or not at all.
+
+    Args:
+        trainer: The run's.
+        name: Name of the file.
+        keep_previous: Whether the last checkpoint, which this one replaces, stays as ``previous.ckpt``.
 
     Raises:
-        TrainingError: if it cannot be written.
+        TrainingError: If it cannot be written.
     """
-    folder = Path(trainer.default_root_dir) / "checkpoints"
-    unfinished = folder / f"{name}.unfinished"
+    folder = Path(trainer.default_root_dir) / CHECKPOINTS
+    path = folder / name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(unfinished)
-        if trainer.is_global_zero:
-            unfinished.replace(folder / name)
+        if name == LAST and keep_previous and trainer.is_global_zero and path.exists():
+            link_whole(path, folder / PREVIOUS)
+        trainer.save_checkpoint(path)
     except OSError as error:
-        if trainer.is_global_zero:
-            unfinished.unlink(missing_ok=True)
+        before = folder / LAST
+        kept = f"{before}, the checkpoint before it, is whole" if before.exists() else "There is none before it"
         raise TrainingError(
-            f"The checkpoint of step {trainer.global_step} could not be written to {folder / name}: {error}. "
-            "The checkpoint before it is whole. Make room, then go on with --ckpt_path last."
+            f"The checkpoint of step {trainer.global_step} could not be written to {path}: {error.strerror or error}. "
+            f"{kept}. Make room, then go on with --ckpt_path auto."
         ) from error

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from embedlab.files import cannot_write, write_whole
 from embedlab.module import EmbeddingModule
 
 
@@ -21,7 +22,7 @@ class RunConfig(SaveConfigCallback):
     _before: str | None = None  # what stood there: the configuration of the run that is gone on with
     _took_a_step = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the configuration, when other callbacks have had their chance to refuse it."""
         text = self.parser.dump(self.config, skip_none=False)
         for logger in trainer.loggers:
@@ -38,10 +39,15 @@ class RunConfig(SaveConfigCallback):
         if stage == "fit":  # measuring a run leaves its configuration as it is
             self.config = self.config.clone()
             self.config.ckpt_path = None
-            assert trainer.log_dir is not None
-            path = Path(trainer.log_dir) / self.config_filename
-            self._before = path.read_text(encoding="utf-8") if path.exists() else None
-            super().setup(trainer, pl_module, stage)
+            if not trainer.is_global_zero:
+                return
+            path = Path(trainer.default_root_dir) / self.config_filename
+            text = self.parser.dump(self.config, skip_none=False)
+            try:
+                self._before = path.read_text(encoding="utf-8") if path.exists() else None
+                write_whole(path, text)
+            except OSError as error:
+                raise cannot_write(path, error) from error
             self._path = path
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
@@ -55,7 +61,7 @@ class RunConfig(SaveConfigCallback):
         if self._before is None:
             self._path.unlink(missing_ok=True)
         else:
-            self._path.write_text(self._before, encoding="utf-8")
+            write_whole(self._path, self._before)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -15,12 +16,15 @@ from uuid import uuid4
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from embedlab.callbacks.few_steps import FewSteps
+from embedlab.callbacks.owed_evaluation import evaluate_last_step
 from embedlab.callbacks.step_clock import StepClock
 from embedlab.data.datamodule import PairDataModule
 from embedlab.data.tasks import HeldOutPairs
-from embedlab.errors import ConfigError, DivergenceError, RecordError, suggestion
+from embedlab.errors import ConfigError, DataError, DivergenceError, RecordError, suggestion
 from embedlab.metrics import LOSS_PROTOCOL
 from embedlab.module import EmbeddingModule
 from embedlab.schedule import Schedule
@@ -30,7 +34,11 @@ CONTINUED = "continued"
 """Folder in a run's folder for the records of runs that went on from it; each has one of its own there."""
 
 _PACKAGES = ("embedlab", "torch", "lightning", "transformers", "peft", "numpy")
-_IDENTITY = ("run_id", "parent_run_id", "branch_step", "branch_flops", "seconds", "peak_memory_bytes")
+_NAMES = ("run_id", "parent_run_id")
+_COUNTS = ("branch_step", "branch_flops", "peak_memory_bytes")
+_IDENTITY = (*_NAMES, *_COUNTS, "seconds")
+_RUN_ID = re.compile(r"[0-9a-zA-Z]{1,64}")
+_DATA = "data."  # how the names of options begin that say what is trained on and what is held out
 
 
 class RunRecorder(Callback):
@@ -56,7 +64,6 @@ class RunRecorder(Callback):
         self._clock = StepClock()
         self._device: torch.device | None = None  # None until training begins
         self._git_revision: str | None = None
-        self._evaluated_step = -1
         self._steps_taken = 0  # by this process
         self._lacks_its_record = False
         self._is_written = False
@@ -67,9 +74,20 @@ class RunRecorder(Callback):
         return {name: getattr(self, name) for name in _IDENTITY}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what the run has been so far."""
+        """Takes what the run has been so far.
+
+        Raises:
+            DataError: if it is nothing that this callback has written.
+        """
         for name in _IDENTITY:
-            setattr(self, name, state_dict.get(name))  # one may be newer than the checkpoint
+            value = state_dict.get(name)  # one may be newer than the checkpoint
+            if not _is_sound(name, value):
+                raise DataError(
+                    f"The checkpoint says that its run's {name} is {value!r}, which `embedlab fit` does not write. "
+                    "Go on from another checkpoint, or begin the run anew in another --output."
+                )
+            setattr(self, name, value)
+        self.seconds = self.seconds or 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says which loss is recorded where there are several.
@@ -104,7 +122,7 @@ class RunRecorder(Callback):
             self._git_revision = _git_revision()
             if self.run_id is None:
                 self.run_id = _new_id()
-            elif self._goes_on_from_another(trainer):
+            elif pl_module.is_another_run or self._goes_on_from_another(trainer):
                 self.parent_run_id = self.parent_run_id or self.run_id
                 self.run_id, self.branch_step = _new_id(), trainer.global_step
                 self.branch_flops = pl_module.flop_meter.account.algorithmic
@@ -130,8 +148,6 @@ class RunRecorder(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock again: validation is no training."""
         self._clock.start()
-        if not trainer.sanity_checking:
-            self._evaluated_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -155,14 +171,10 @@ class RunRecorder(Callback):
 
     def _finish(self, trainer: Trainer, module: EmbeddingModule) -> None:
         """Evaluates a run that was killed in its last validation, which Lightning does not repeat, and records it."""
-        is_evaluated = self._evaluated_step == trainer.global_step
+        is_evaluated = module.evaluated_step == trainer.global_step
         if self._lacks_its_record and self._steps_taken == 0 and not is_evaluated:
-            validation = trainer.fit_loop.epoch_loop.val_loop
-            validation.restarting = False  # all of it, whatever had been done when the checkpoint was written
-            trainer.validating = True
-            validation.run()
-            trainer.training = True
-        self._write(trainer, module, "finished")
+            evaluate_last_step(trainer)
+        self._write(trainer, module, "finished" if module.is_done() else "stopped")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Records a run that diverged or failed; one that is interrupted (Ctrl-C, SIGTERM) is to go on."""
@@ -179,7 +191,8 @@ class RunRecorder(Callback):
         if not has_begun or self._is_written or not trainer.is_global_zero:
             return
         self._is_written = True
-        reason = self._why_not(module, is_evaluated=status != "finished" or self._evaluated_step == trainer.global_step)
+        is_evaluated = module.evaluated_step == trainer.global_step
+        reason = self._why_not(module, is_evaluated=is_evaluated or status in ("diverged", "failed"))
         if reason is not None:
             print(f"No run record is written: {reason}")
             return
@@ -190,6 +203,8 @@ class RunRecorder(Callback):
         print(f"Run record: {write_record(self._record(trainer, module, status), folder)}")
 
     def _why_not(self, module: EmbeddingModule, *, is_evaluated: bool) -> str | None:
+        if any(change.startswith(_DATA) for change in module.accepted_changes):
+            return "its data were changed on the way, so that pairs that are held out may have been trained on."
         if module.flop_meter.profile is None or not module.flop_meter.is_complete:
             return "the FLOPs of the whole run are not known."
         if not _held_out(module):
@@ -207,7 +222,8 @@ class RunRecorder(Callback):
         assert profile is not None and self.run_id is not None and self._device is not None
         held_out = _held_out(module)
         task = next((one for one in held_out if one.name == self.evaluation_set), held_out[0])
-        metrics = dict(module.evaluation) if self._evaluated_step == trainer.global_step else {}
+        metrics = dict(module.evaluation) if module.evaluated_step == trainer.global_step else {}
+        budget = account.budget
         loss = metrics.get(f"validation/{task.name}/loss", math.nan)
         return RunRecord(
             run_id=self.run_id,
@@ -243,7 +259,7 @@ class RunRecorder(Callback):
                 candidates=task.num_candidates,
                 evaluation_set=f"{task.name} {task.fingerprint}",
             ),
-            loss=loss if status == "finished" else math.nan,
+            loss=loss if status in ("finished", "stopped") else math.nan,
             loss_standard_error=metrics.get(f"validation/{task.name}/loss_standard_error"),
             metrics=metrics,
             flops_algorithmic=account.algorithmic,
@@ -257,6 +273,11 @@ class RunRecorder(Callback):
             parent_run_id=self.parent_run_id,
             branch_step=self.branch_step,
             branch_flops=self.branch_flops,
+            stop_reason=_stop_reason(trainer) if status == "stopped" else None,
+            steps=trainer.global_step,
+            planned_steps=None if budget is not None else int(trainer.estimated_stepping_batches),
+            planned_flops=budget,
+            changes=tuple(module.accepted_changes),
         )
 
     def _measure_memory(self) -> None:
@@ -267,6 +288,27 @@ class RunRecorder(Callback):
 
 def _new_id() -> str:
     return uuid4().hex[:12]  # of 100,000 runs, two have the same with a probability of 2e-5
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    if value is None:
+        return True
+    if name in _NAMES:
+        return isinstance(value, str) and _RUN_ID.fullmatch(value) is not None
+    kinds = int if name in _COUNTS else int | float
+    return isinstance(value, kinds) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _stop_reason(trainer: Trainer) -> str:
+    """What ended a run before its plan was done, as far as it can be told."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
+            return f"EarlyStopping saw no better {callback.monitor}"
+        if isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0:
+            return "the time limit was reached (trainer.max_time)"
+        if isinstance(callback, FewSteps):
+            return f"FewSteps ends a run after {callback.steps} steps"
+    return "a callback asked for its end"
 
 
 def _held_out(module: EmbeddingModule) -> Sequence[HeldOutPairs]:

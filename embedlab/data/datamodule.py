@@ -200,6 +200,11 @@ class PairDataModule(LightningDataModule):
         words = json.dumps([stores, self.validation_fraction, self.test_fraction])
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
+    def sources_fingerprint(self) -> str:
+        """Return hexadecimal digits of the pairs, the prompts and the weights of all sources, in their order."""
+        words = json.dumps([(store.fingerprint, store.source.weight) for store in self._stores()])
+        return hashlib.sha256(words.encode()).hexdigest()[:16]
+
     # Parts
 
     def _batches(self) -> TrainingBatches:

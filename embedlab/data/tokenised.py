@@ -5,6 +5,7 @@ Axes in names: N pairs, K hard negatives of all pairs.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from array import array
 from collections import Counter
@@ -91,6 +92,14 @@ class TokenisedPairs:
         """Rows of the source that were left out, by reason."""
         skipped: dict[str, int] = json.loads((self.folder / "skipped.json").read_text())
         return skipped
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digits of the texts, their numbers of tokens, the pairs and their keys, whoever cached them."""
+        digest = hashlib.sha256()
+        for values in (self.texts.hashes_U, self.texts.lengths_U, *(self._load(name) for name in _ARRAYS)):
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()[:16]
 
     def negatives_of(self, pairs: np.ndarray) -> np.ndarray:
         """The hard negatives of some pairs, one pair's after the other's: rows in ``texts``, int64."""

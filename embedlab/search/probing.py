@@ -96,7 +96,7 @@ def probe(candidates: Sequence[Candidate], budget: float, fit: Path, folder: Pat
         (first.folder / FILE).unlink(missing_ok=True)
         shutil.rmtree(first.folder / CHECKPOINTS, ignore_errors=True)
     for ended in runner.run(missing):
-        if ended.record is not None and ended.record.status == "finished":
+        if ended.record is not None and ended.record.status in ("finished", "stopped"):
             probes[jobs[ended.job]] = _measure(ended)
         else:
             refused[jobs[ended.job]] = ended.error or f"It {ended.record and ended.record.status} in its first steps."

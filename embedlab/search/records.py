@@ -88,6 +88,7 @@ class RunRecord:
         parent_run_id: the first run of the family, where this one went on from a checkpoint of another.
         branch_step: where it did.
         branch_flops: algorithmic FLOPs up to there, which are another run's; ``flops_algorithmic`` has them too.
+        changes: Options that were changed when the run went on from a checkpoint, each with where; empty if none were.
         schema: of this record.
     """
 
@@ -133,6 +134,7 @@ class RunRecord:
     steps: int | None = None
     planned_steps: int | None = None
     planned_flops: float | None = None
+    changes: Sequence[str] = ()
     schema: int = SCHEMA
 
     @property
@@ -152,6 +154,8 @@ class RunRecord:
             return f"stopped before its plan was done: {self.stop_reason}"
         if self.status != "finished":
             return self.status
+        if self.changes:
+            return f"its options were changed on the way: {'; '.join(self.changes)}"
         if self.random_weights:
             return "it began from random weights"
         if not math.isfinite(self.loss):

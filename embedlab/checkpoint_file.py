@@ -1,0 +1,144 @@
+"""A checkpoint as a file: written whole, checked byte for byte before it is gone on with, and read as data alone."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from embedlab.errors import DataError
+from embedlab.files import whole_file
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+CHECKPOINTS = "checkpoints"
+"""Name of the folder in a run's folder that holds the checkpoints."""
+
+_READ_AT_ONCE = 1 << 20  # bytes
+_EXPECTED: Mapping[str, type | tuple[type, ...]] = {
+    "state_dict": Mapping,
+    "run_config": Mapping,
+    "evaluation": Mapping,
+    "global_step": int,
+}
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint straight to a file beside its target, and read it without running code.
+
+    Lightning's own goes through the system's temporary folder and holds the bytes twice in memory.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write the checkpoint, whole and on the disk, or not at all.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        failure: OSError | None = None
+        try:
+            with whole_file(Path(path)) as file:
+                try:
+                    torch.save(checkpoint, file)
+                except RuntimeError as error:  # what torch makes of a write that fails
+                    failure = _write_error(error)
+                    raise failure from error
+        except OSError as error:
+            raise failure or error from error
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any = lambda storage, _: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint as plain tensors and values, whatever Lightning asks for."""
+        saved: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        return saved
+
+
+def _write_error(error: BaseException) -> OSError:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return OSError(str(error).splitlines()[0])
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint of ``embedlab fit`` holds, as plain tensors and values, mapped from the file.
+
+    Raises:
+        DataError: If there is no such file, or it is no checkpoint of ``embedlab fit``.
+    """
+    if not path.is_file():
+        raise DataError(f"There is no checkpoint {path}. Expected a file such as runs/fit/checkpoints/last.ckpt.")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch reports a foreign file by several unrelated classes
+        raise DataError(
+            f"{path} could not be read as a checkpoint: {_first_line(error)} Expected a file that `embedlab fit` wrote."
+        ) from error
+    if not isinstance(saved, dict):
+        raise DataError(f"{path} was not written by `embedlab fit`: it holds a {type(saved).__name__}.")
+    for name, kind in _EXPECTED.items():
+        if not isinstance(saved.get(name), kind) or isinstance(saved.get(name), bool):
+            raise DataError(
+                f"{path} was not written by `embedlab fit`: its {name} is "
+                f"{'missing' if name not in saved else 'a ' + type(saved[name]).__name__}."
+            )
+    if not isinstance(saved["run_config"].get("model"), Mapping):
+        raise DataError(f"{path} was not written by `embedlab fit`: it does not say how to build its model.")
+    return saved
+
+
+def damage(path: Path) -> str | None:
+    """Say what is wrong with the bytes of a checkpoint's file; None if it holds the values that were written.
+
+    The file has a checksum of each of its parts, which is compared.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for part in archive.infolist():
+                with archive.open(part) as stream:
+                    while stream.read(_READ_AT_ONCE):
+                        pass
+        torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    except Exception as error:  # the two readers report what they cannot read by several unrelated classes
+        return (isinstance(error, OSError) and error.strerror) or (str(error).splitlines() or [type(error).__name__])[0]
+    return None
+
+
+def require_whole(path: Path) -> None:
+    """Check a checkpoint's bytes before a run goes on with it.
+
+    Raises:
+        DataError: If there is no such file, or it is damaged; the message names the whole ones beside it.
+    """
+    if not path.is_file():
+        raise DataError(f"There is no checkpoint {path}. Expected a file such as runs/fit/checkpoints/last.ckpt.")
+    found = damage(path)
+    if found is None:
+        return
+    others = [other for other in newest_first(path.parent) if other != path and damage(other) is None]
+    offer = (
+        f"Go on from {others[0]} with --ckpt_path {others[0]}." if others else "Begin the run anew in another --output."
+    )
+    raise DataError(f"The checkpoint {path} is damaged or no checkpoint: {found.rstrip('.')}. {offer}")
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the one that was written last first."""
+    return sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].rstrip(". ") + "."
