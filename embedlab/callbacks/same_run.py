@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from embedlab.callbacks.branch_points import MARK
-from embedlab.errors import ConfigError
+from embedlab.errors import ConfigError, DataError
 from embedlab.module import EmbeddingModule
 from embedlab.run_identity import SCHEDULE, differences, identity_of
 
@@ -28,7 +28,7 @@ class SameRun(Callback):
         self.accept_changes = accept_changes
         self.changes: list[str] = []  # accepted so far, in this run and those that it went on from
         self._before: Mapping[str, Any] | None = None
-        self._is_resumed = False
+        self._step: int | None = None  # of the checkpoint: the trainer does not know it yet when a fit starts
         self._is_branch = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class SameRun(Callback):
         """Take what the checkpoint says of its run."""
         before = checkpoint.get(_IDENTITY)
         self._before = before if isinstance(before, Mapping) else None
-        self._is_resumed = True
+        self._step = checkpoint["global_step"]
         self._is_branch = bool(checkpoint.get(MARK))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,7 +60,7 @@ class SameRun(Callback):
         """
         assert isinstance(pl_module, EmbeddingModule)
         pl_module.accepted_changes = self.changes
-        if not self._is_resumed:
+        if self._step is None:
             return
         if self._before is None:
             if trainer.is_global_zero:
@@ -80,8 +80,20 @@ class SameRun(Callback):
                 f"The checkpoint is of another run: {'; '.join(found)}. Use the config.yaml of its folder, or add "
                 "--accept_changes to go on as another run of its family."
             )
-        self.changes = [*self.changes, *(f"{change} from step {trainer.global_step} on" for change in found)]
+        self.changes = [*self.changes, *(f"{change} from step {self._step} on" for change in found)]
         self.changes = self.changes[-_MOST_CHANGES:]
         pl_module.accepted_changes, pl_module.is_another_run = self.changes, True
         if trainer.is_global_zero:
             print(f"Goes on as another run of the checkpoint's family: {'; '.join(found)}.")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the state of the loops is that of the checkpoint's step.
+
+        Raises:
+            DataError: If it is not, in a checkpoint that somebody has changed.
+        """
+        if self._step is not None and trainer.global_step != self._step:
+            raise DataError(
+                f"The checkpoint says that it is of step {self._step}, and its loops are at step {trainer.global_step}. "
+                "`embedlab fit` writes no such checkpoint: go on from another one."
+            )
