@@ -120,8 +120,8 @@ class ContrastiveLoss(nn.Module, ABC):
         super().__init__()
         if not _COLDEST <= temperature <= _HOTTEST:
             raise ConfigError(
-                f"temperature must be a number above 0, from {_COLDEST:g} to {_HOTTEST:g}, got {temperature}. Usual values lie between 0.01 and "
-                "0.1; leave it out for 0.025."
+                f"temperature must be a number above 0, from {_COLDEST:g} to {_HOTTEST:g}, got {temperature}. "
+                "Usual values lie between 0.01 and 0.1; leave it out for 0.025."
             )
         if learnable_temperature and 1 / temperature > MAX_INVERSE_TEMPERATURE:
             raise ConfigError(

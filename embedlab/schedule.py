@@ -29,8 +29,8 @@ def _check_share(name: str, value: float) -> float:
 def _check_final(value: float) -> float:
     if not 0 <= value <= 1:
         raise ConfigError(
-            f"schedule.final is the share of the peak learning rate that is left at the end and must lie in [0, 1], got "
-            f"{value}. Leave it out for 0."
+            f"schedule.final is the share of the peak learning rate that is left at the end and must lie in [0, 1], "
+            f"got {value}. Leave it out for 0."
         )
     return value
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -26,22 +27,58 @@ from embedlab.callbacks.progress import ProgressLines
 from embedlab.callbacks.run_config import RunConfig
 from embedlab.callbacks.run_record import RunRecorder
 from embedlab.callbacks.throughput import Throughput
+from embedlab.config_file import Node, Scalar
 from embedlab.data.datamodule import PairDataModule
-from embedlab.errors import ConfigError
+from embedlab.errors import ConfigError, Preparation, in_one_line
 from embedlab.export import read_checkpoint
 from embedlab.ladder import LADDER, ensure_rung
 from embedlab.methods_command import MethodParser
 from embedlab.module import EmbeddingModule
+from embedlab.trainer_options import refuse_trainer_option
 
 
 class _TrainingParser(MethodParser, LightningArgumentParser):
     """The parser of the commands that run a Lightning trainer."""
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Adds the options of a class, of which none opens a file: the path of data is never a configuration."""
+        added: list[str] = super().add_class_arguments(*args, **kwargs | {"sub_configs": False})
+        return added
+
+    def noticed(self, name: str, node: Node) -> None:
+        """Refuses what a trainer takes and embedlab does elsewhere, or what would be refused late."""
+        if isinstance(node, Scalar):
+            refuse_trainer_option(name, node)
+
+
+class _HasBegun(Callback):
+    """Knows whether the first step of work began: what goes wrong before it is a matter of the configuration."""
+
+    def __init__(self, preparation: Preparation) -> None:
+        self._preparation = preparation
+
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
+        """A step of training begins."""
+        self._preparation.is_over = True
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """A step of validation begins: work, unless training is to follow."""
+        self._preparation.is_over |= not trainer.sanity_checking
+
+    def on_test_batch_start(self, *_: Any, **__: Any) -> None:
+        """A step of testing begins."""
+        self._preparation.is_over = True
+
+    def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
+        """A step of prediction begins."""
+        self._preparation.is_over = True
 
 
 class EmbedLabCLI(LightningCLI):
     """fit, validate, test and predict."""
 
     command = "fit"
+    preparation: Preparation
     _goes_on_if_it_can = False  # --ckpt_path auto: from a run that was killed before its first checkpoint, anew
 
     @classmethod
@@ -120,28 +157,38 @@ class EmbedLabCLI(LightningCLI):
         own_bar = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
         if config.trainer.enable_progress_bar is not False and not own_bar:
             kwargs["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
-        kwargs["callbacks"].append(ClosingLines())
+        kwargs["callbacks"] += [ClosingLines(), _HasBegun(self.preparation)]
         if self.subcommand == "predict":
             kwargs["callbacks"].append(EmbeddingWriter())
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except Exception as error:
+            raise in_one_line(error, _option_in(str(error), config.trainer)) from error
+
+
+def _option_in(message: str, options: Namespace) -> str:
+    """The trainer's option that a message of Lightning is about, if it names one that is set, or its value."""
+    given = {name: value for name, value in options.items() if isinstance(value, str | int | float) and value != "auto"}
+    named = [name for name in given if re.search(rf"\b{name}\b", message)]
+    named += [name for name, value in given.items() if isinstance(value, str) and value in message]
+    return f"trainer.{named[0]}" if named else "trainer"
 
 
 def train(arguments: Sequence[str]) -> None:
     """Runs a trainer's command, which the first argument names.
 
     Raises:
-        EmbedLabError: what the user can mend.
+        EmbedLabError: What the user can mend, and whatever else goes wrong before the first step.
     """
-    registry.discover()  # so that a configuration can name a method by its class alone
-    try:
-        _train(arguments)
-    except MisconfigurationException as error:
-        raise ConfigError(str(error)) from error
+    with Preparation() as preparation:
+        registry.discover()  # so that a configuration can name a method by its class alone
+        _train(arguments, preparation)
 
 
-def _train(arguments: Sequence[str]) -> None:
+def _train(arguments: Sequence[str], begins: Preparation) -> None:
     class OneCommand(EmbedLabCLI):
         command = arguments[0]
+        preparation = begins
 
     OneCommand(
         EmbeddingModule,
