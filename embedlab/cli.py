@@ -11,8 +11,12 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from io import TextIOWrapper
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+from embedlab.config_file import read_config
 from embedlab.errors import ConfigError, EmbedLabError, suggestion
 from embedlab.parser import ErrorParser
 
@@ -36,7 +40,7 @@ def _planning(name: str, home: str) -> Callable[[Sequence[str]], None]:
     """A command of ``embedlab.search``, with this parser's errors."""
 
     def run(arguments: Sequence[str]) -> None:
-        _imported(home)(ErrorParser(prog=f"embedlab {name}"), [_underscored(word) for word in arguments])
+        _imported(home)(ErrorParser(prog=f"embedlab {name}"), arguments)
 
     return run
 
@@ -50,12 +54,6 @@ def _imported(home: str) -> Callable[..., Any]:
     module, name = home.split(":")
     function: Callable[..., Any] = getattr(import_module(module), name)
     return function
-
-
-def _underscored(word: str) -> str:
-    """`--max-memory` is `--max_memory`."""
-    name, equals, value = word.partition("=")
-    return (f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name) + equals + value
 
 
 _TRAINER = (_itself, "embedlab.training_command:train")
@@ -102,12 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n`embedlab COMMAND --help` lists a command's options.")
         return
     _quiet()
+    _printable()
     try:
         if arguments[0] not in COMMANDS:
             raise ConfigError(
                 f"Unknown command '{arguments[0]}'. Commands: {', '.join(COMMANDS)}."
                 + suggestion(arguments[0], COMMANDS)
             )
+        _read_configurations(arguments[1:])
         _, kind, home = COMMANDS[arguments[0]]
         kind(arguments[0], home)(arguments[1:])
         sys.stdout.flush()
@@ -131,3 +131,19 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are computed over all ranks' texts
     warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")  # without validation
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+
+
+def _printable() -> None:
+    """Lets a terminal of ASCII alone show a path of other characters, in place of a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _read_configurations(words: Sequence[str]) -> None:
+    """Refuses a configuration that cannot be read before anything slow is imported."""
+    for word, following in pairwise([*words, ""]):
+        option, equals, value = word.partition("=")
+        path = value if equals else following
+        if option in ("-c", "--config") and path and not path.startswith(("-", "{")) and not Path(path).is_fifo():
+            read_config(path)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
+import tempfile
+import traceback
 from collections.abc import Iterable
+
+_LONGEST = 500  # characters of another's message
 
 
 class EmbedLabError(Exception):
@@ -58,6 +63,57 @@ def known_cause(error: BaseException | None) -> EmbedLabError | None:
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
+
+
+def in_one_line(error: BaseException, option: str = "") -> EmbedLabError:
+    """Return what the user reads of an error that was raised between the configuration and the first step of work.
+
+    An error of embedlab reaches the user as it was written, also from inside another's. Of any other exception the
+    message is kept, and its traceback goes to a file that the message names.
+
+    Args:
+        error: What was raised.
+        option: The option that it is about, where that is known.
+    """
+    known = known_cause(error)
+    if known is not None:
+        return known
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    about = option or type(error).__name__
+    return ConfigError(f"{about}: {text or type(error).__name__}{_traceback_file(error)}")
+
+
+class Preparation:
+    """The way from the configuration to the first step: what is raised on it reaches the user in one line.
+
+    Attributes:
+        is_over: Whether the first step began. From then on an unexpected exception keeps its traceback.
+    """
+
+    def __init__(self) -> None:
+        self.is_over = False
+
+    def __enter__(self) -> Preparation:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not self.is_over:
+            told = in_one_line(error)
+            if told is not error:
+                raise told from error
+
+
+def _traceback_file(error: BaseException) -> str:
+    """Writes a traceback into a new file, and returns the sentence that names it."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="embedlab-", suffix=".txt")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:  # no room for it: the message has to do
+        return ""
+    return f" (The traceback is in {path}.)"
 
 
 def suggestion(received: str, known: Iterable[str]) -> str:

@@ -23,6 +23,8 @@ from embedlab.errors import ConfigError, DataError, PluginError
 MAX_INVERSE_TEMPERATURE = 100.0
 """A learnable inverse temperature goes no higher, as in CLIP (Radford et al. 2021, arXiv:2103.00020)."""
 
+_COLDEST, _HOTTEST = 1e-6, 1e6  # beyond them float32 knows cosines over a temperature no more from infinity or 0
+
 
 @dataclass
 class PairRows:
@@ -116,10 +118,10 @@ class ContrastiveLoss(nn.Module, ABC):
         rows_per_chunk: int = 1024,
     ) -> None:
         super().__init__()
-        if not (temperature > 0 and math.isfinite(temperature)):
+        if not _COLDEST <= temperature <= _HOTTEST:
             raise ConfigError(
-                f"temperature must be a number above 0, got {temperature}. Usual values lie between 0.01 and "
-                "0.1; leave it out for 0.025."
+                f"temperature must be a number above 0, from {_COLDEST:g} to {_HOTTEST:g}, got {temperature}. "
+                "Usual values lie between 0.01 and 0.1; leave it out for 0.025."
             )
         if learnable_temperature and 1 / temperature > MAX_INVERSE_TEMPERATURE:
             raise ConfigError(

@@ -26,6 +26,15 @@ def _check_share(name: str, value: float) -> float:
     return value
 
 
+def _check_final(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ConfigError(
+            f"schedule.final is the share of the peak learning rate that is left at the end and must lie in [0, 1], "
+            f"got {value}. Leave it out for 0."
+        )
+    return value
+
+
 class WarmupCosine(Schedule):
     """Linear warm-up, then a cosine down to the end (Loshchilov & Hutter 2017, arXiv:1608.03983).
 
@@ -36,7 +45,7 @@ class WarmupCosine(Schedule):
 
     def __init__(self, *, warmup: float = 0.1, final: float = 0.0) -> None:
         self.warmup = _check_share("schedule.warmup", warmup)
-        self.final = final
+        self.final = _check_final(final)
 
     def factor(self, progress: float) -> float:
         """The factor at ``progress``."""
@@ -75,7 +84,7 @@ class WarmupStableDecay(Schedule):
     def __init__(self, *, warmup: float = 0.1, decay: float = 0.2, final: float = 0.0) -> None:
         self.warmup = _check_share("schedule.warmup", warmup)
         self.decay = _check_share("schedule.decay", decay)
-        self.final = final
+        self.final = _check_final(final)
         if warmup + decay > 1:
             raise ConfigError(
                 f"schedule.warmup and schedule.decay are shares of one run, got {warmup} + {decay} > 1. Lower one."

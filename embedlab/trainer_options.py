@@ -1,64 +1,63 @@
-"""Options of Lightning's Trainer that cannot be meant as they stand here, and what to write in their place."""
+"""What users of Lightning's trainer write first, where embedlab has another way, or needs another word."""
 
 from __future__ import annotations
 
-from lightning.pytorch import Trainer
+import re
 
+from embedlab.config_file import Scalar, resolved
 from embedlab.errors import ConfigError
 
-_PARTS = {
-    "limit_train_batches": (
-        "an epoch is always all of the data. Set trainer.max_steps for a shorter run, or max_rows of a source for less "
-        "data"
-    ),
-    "limit_val_batches": (
-        "an evaluation is always over whole sets. Lower data.validation_fraction for a shorter one, raise "
-        "trainer.check_val_every_n_epoch for fewer, or set it to 0 for none"
-    ),
-    "limit_test_batches": ("an evaluation is always over whole sets. Lower data.test_fraction for a shorter one"),
-    "limit_predict_batches": "all texts are encoded. Give a file of fewer texts in data.predict",
+_LARGEST_SEED = 2**32 - 1  # that numpy takes
+_PRECISIONS = {
+    "bf16-mixed": {"bfloat16", "bf16_mixed", "amp", "mixed", "fp16", "float16", "half", "f16", "16bit", "fp16-mixed"},
+    "32-true": {"fp32", "float32", "float", "f32", "single", "full", "32bit", "tf32", "no"},
+    "64-true": {"fp64", "float64", "double", "f64", "64bit"},
 }
 
 
-def refuse_parts_of_data(trainer: Trainer) -> None:
-    """Refuse options by which training or an evaluation would see a part of the data.
+def refuse_trainer_option(name: str, node: Scalar) -> None:
+    """Refuse what a trainer takes and embedlab does elsewhere, or what would be refused late and in other words.
+
+    Args:
+        name: The option's dotted name in a configuration of ``embedlab fit``.
+        node: What was written.
 
     Raises:
-        ConfigError: Naming the option and what to use in its place.
+        ConfigError: If it cannot be used; the message says what to write.
     """
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it by name, and the limits with it
-        return
-    overfit = trainer.overfit_batches  # type: ignore[attr-defined]
-    if overfit:
-        raise ConfigError(
-            f"trainer.overfit_batches is {overfit}, but an epoch is always all of the data. Set max_rows of a source "
-            "to overfit a few pairs."
-        )
-    for name, remedy in _PARTS.items():
-        limit = getattr(trainer, name)
-        is_all = isinstance(limit, float) and limit == 1.0
-        is_none = name == "limit_val_batches" and limit == 0
-        if not (is_all or is_none):
-            raise ConfigError(f"trainer.{name} is {limit}, but {remedy}.")
+    value = resolved(node.text) if isinstance(node.value, str) else node.value
+    refusal: str | None = None
+    if name == "seed_everything":
+        refusal = _seed(value)
+    elif name == "trainer.precision":
+        refusal = _precision(node.text)
+    elif name == "trainer.devices":
+        refusal = _devices(value)
+    elif name == "trainer.gradient_clip_val" and value is not None:
+        refusal = "Gradients are clipped by model.optimizer.clip, 1.0 by default. Set that"
+    elif name == "trainer.gradient_clip_algorithm" and value is not None:
+        refusal = "Gradients are clipped by their norm, which model.optimizer.clip bounds. Set that"
+    elif name == "trainer.accumulate_grad_batches" and value != 1:
+        refusal = "Set data.batch_size to the whole batch: it is cut into chunks that fit in memory"
+    if refusal is not None:
+        raise ConfigError(f"{node.place}{name} is {node.text or 'null'}. {refusal}.")
 
 
-def refuse_rare_evaluation(trainer: Trainer) -> None:
-    """Refuse an interval between evaluations that is longer than an epoch, when the plan of batches is known.
-
-    Raises:
-        ConfigError: With the interval's largest value.
-    """
-    interval, steps = trainer.val_check_interval, trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
-    by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
-    if isinstance(interval, int) and interval > steps and by_epoch:
-        raise ConfigError(
-            f"trainer.val_check_interval is {interval} steps, and an epoch has {steps}. Set it to {steps} or less, or "
-            "set trainer.check_val_every_n_epoch to null to count steps over all epochs."
-        )
+def _seed(value: object) -> str | None:
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+    if whole and 0 <= value <= _LARGEST_SEED:  # type: ignore[operator]  # it is a number
+        return None
+    return f"Expected a whole number from 0 to {_LARGEST_SEED}"
 
 
-def sees_a_part(trainer: Trainer) -> bool:
-    """Whether the evaluation that is under way leaves texts out: a quick check that everything runs."""
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return True
-    return bool(trainer.sanity_checking and trainer.num_sanity_val_steps != float("inf"))
+def _precision(text: str) -> str | None:
+    meant = next((name for name, words in _PRECISIONS.items() if text.lower() in words), None)
+    return None if meant is None else f"Write {meant}; there are 32-true, bf16-mixed, bf16-true and 64-true"
+
+
+def _devices(value: object) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool) and (value == -1 or value >= 1):
+        return None
+    if isinstance(value, str) and re.fullmatch(r"auto|\d+(, ?\d+)*,?", value):
+        return None
+    return "Expected how many, from 1, or -1 or auto for all, or a list of their numbers"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -41,24 +42,60 @@ from embedlab.checkpoint_file import (
     read_checkpoint,
     require_whole,
 )
+from embedlab.config_file import Node, Scalar
 from embedlab.data.datamodule import PairDataModule
-from embedlab.errors import ConfigError
+from embedlab.errors import ConfigError, Preparation, in_one_line
 from embedlab.files import locked_folder, remove_unfinished
 from embedlab.ladder import LADDER, ensure_rung
 from embedlab.methods_command import MethodParser
 from embedlab.module import EmbeddingModule
 from embedlab.search.records import FILE as RECORD
-from embedlab.trainer_options import refuse_parts_of_data
+from embedlab.trainer_options import refuse_trainer_option
+from embedlab.whole_data import refuse_parts_of_data
 
 
 class _TrainingParser(MethodParser, LightningArgumentParser):
     """The parser of the commands that run a Lightning trainer."""
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Adds the options of a class, of which none opens a file: the path of data is never a configuration."""
+        added: list[str] = super().add_class_arguments(*args, **kwargs | {"sub_configs": False})
+        return added
+
+    def noticed(self, name: str, node: Node) -> None:
+        """Refuses what a trainer takes and embedlab does elsewhere, or what would be refused late."""
+        if isinstance(node, Scalar):
+            refuse_trainer_option(name, node)
+
+
+class _HasBegun(Callback):
+    """Knows whether the first step of work began: what goes wrong before it is a matter of the configuration."""
+
+    def __init__(self, preparation: Preparation) -> None:
+        self._preparation = preparation
+
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
+        """A step of training begins."""
+        self._preparation.is_over = True
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """A step of validation begins: work, unless training is to follow."""
+        self._preparation.is_over |= not trainer.sanity_checking
+
+    def on_test_batch_start(self, *_: Any, **__: Any) -> None:
+        """A step of testing begins."""
+        self._preparation.is_over = True
+
+    def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
+        """A step of prediction begins."""
+        self._preparation.is_over = True
 
 
 class EmbedLabCLI(LightningCLI):
     """fit, validate, test and predict."""
 
     command = "fit"
+    preparation: Preparation
     resources: ExitStack  # what is kept as long as the command runs: the lock of the run's folder
     seconds_to_wait = 0.0  # for another run in the folder to end
 
@@ -108,19 +145,18 @@ class EmbedLabCLI(LightningCLI):
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         output = Path(config.output)
-        if self.config.subcommand == "fit":
-            self._take(output)
+        if self.config.subcommand == "fit" and is_first_process():
+            self._take(output, is_new=config.get("ckpt_path") is None)
         config.ckpt_path = _checkpoint(config.get("ckpt_path"), output / CHECKPOINTS, config.get("branch.origin"))
         if config.ckpt_path is not None:
             require_whole(Path(config.ckpt_path))
             read_checkpoint(Path(config.ckpt_path))
 
-    def _take(self, output: Path) -> None:
-        """Keeps other processes out of a run's folder; the first of several ranks does it for all."""
-        if not is_first_process():
-            return
-        lock = locked_folder(output, owner="run", seconds=self.seconds_to_wait)
-        self.resources.enter_context(lock)
+    def _take(self, output: Path, *, is_new: bool) -> None:
+        """Keeps other processes out of a run's folder, which for a new run must hold no other."""
+        if is_new:
+            _refuse_another_run(output)
+        self.resources.enter_context(locked_folder(output, owner="run", seconds=self.seconds_to_wait))
         remove_unfinished(output)
         remove_unfinished(output / CHECKPOINTS)
 
@@ -128,13 +164,11 @@ class EmbedLabCLI(LightningCLI):
         """Does nothing: what a checkpoint says of its model never changes what is loaded or run."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuses to write over another run, bounds the run, and makes the ladder's rung."""
+        """Bounds the run, and makes the ladder's rung."""
         config = self.config[self.subcommand]
         trainer = config.trainer
         if trainer.max_epochs is None:
             trainer.max_epochs = 1 if trainer.max_steps == -1 else -1  # steps alone may take any number of epochs
-        if self.subcommand == "fit" and config.ckpt_path is None and is_first_process():
-            _refuse_another_run(Path(config.output))
         path = config.model.backbone.path
         if path.startswith(LADDER):
             config.model.backbone.path = str(ensure_rung(path.removeprefix(LADDER)))
@@ -157,14 +191,25 @@ class EmbedLabCLI(LightningCLI):
         own_bar = any(isinstance(callback, ProgressBar) for callback in kwargs["callbacks"])
         if config.trainer.enable_progress_bar is not False and not own_bar:
             kwargs["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
-        kwargs["callbacks"] += [RunLog(), OwedEvaluation(), ClosingLines()]
+        kwargs["callbacks"] += [RunLog(), OwedEvaluation(), ClosingLines(), _HasBegun(self.preparation)]
         if self.subcommand == "predict":
             kwargs["callbacks"].append(EmbeddingWriter())
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except Exception as error:
+            raise in_one_line(error, _option_in(str(error), config.trainer)) from error
         refuse_parts_of_data(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user has named no other
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
+
+
+def _option_in(message: str, options: Namespace) -> str:
+    """The trainer's option that a message of Lightning is about, if it names one that is set, or its value."""
+    given = {name: value for name, value in options.items() if isinstance(value, str | int | float) and value != "auto"}
+    named = [name for name in given if re.search(rf"\b{name}\b", message)]
+    named += [name for name, value in given.items() if isinstance(value, str) and value in message]
+    return f"trainer.{named[0]}" if named else "trainer"
 
 
 def is_first_process() -> bool:
@@ -226,19 +271,17 @@ def train(arguments: Sequence[str], *, seconds_to_wait: float = 0.0) -> None:
         seconds_to_wait: How long to wait for another run in the folder to end before it is an error.
 
     Raises:
-        EmbedLabError: what the user can mend.
+        EmbedLabError: What the user can mend, and whatever else goes wrong before the first step.
     """
-    registry.discover()  # so that a configuration can name a method by its class alone
-    try:
-        with ExitStack() as resources:
-            _train(arguments, resources, seconds_to_wait)
-    except MisconfigurationException as error:
-        raise ConfigError(str(error)) from error
+    with Preparation() as preparation, ExitStack() as resources:
+        registry.discover()  # so that a configuration can name a method by its class alone
+        _train(arguments, preparation, resources, seconds_to_wait)
 
 
-def _train(arguments: Sequence[str], kept: ExitStack, seconds: float) -> None:
+def _train(arguments: Sequence[str], begins: Preparation, kept: ExitStack, seconds: float) -> None:
     class OneCommand(EmbedLabCLI):
         command = arguments[0]
+        preparation = begins
         resources = kept
         seconds_to_wait = seconds
 

@@ -14,10 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = [
     ["errors"],
-    ["files", "trainer_options"],
+    ["files", "whole_data"],
     ["checkpoint_file"],
     ["flops", "data_sheets", "pooling", "losses", "metrics", "schedule"],
-    ["method", "chunking", "parser", "device_peak"],
+    ["method", "chunking", "config_file", "device_peak"],
+    ["option_values", "trainer_options"],
+    ["parser"],
     ["encoder", "replay", "registry", "flop_observer", "method_key", "meta_device"],
     ["backbone", "flop_profile"],
     ["flop_execution", "memory_estimate"],

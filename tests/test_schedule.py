@@ -54,3 +54,10 @@ def test_a_warmup_that_is_no_share_is_refused(make: type[Schedule], warmup: floa
 def test_warmup_and_decay_that_overlap_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"0\.6 \+ 0\.5 > 1"):
         WarmupStableDecay(warmup=0.6, decay=0.5)
+
+
+@pytest.mark.parametrize("make", [WarmupCosine, WarmupStableDecay])
+@pytest.mark.parametrize("final", [-2.0, -1e-9, 1.5, float("nan"), float("inf")])
+def test_an_end_outside_the_unit_interval_is_refused(make: type[WarmupCosine], final: float) -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.final .*got"):
+        make(final=final)

@@ -94,6 +94,6 @@ class SameRun(Callback):
         """
         if self._step is not None and trainer.global_step != self._step:
             raise DataError(
-                f"The checkpoint says that it is of step {self._step}, and its loops are at step {trainer.global_step}. "
+                f"The checkpoint says that it is of step {self._step}, but its loops are at {trainer.global_step}. "
                 "`embedlab fit` writes no such checkpoint: go on from another one."
             )
