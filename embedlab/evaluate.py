@@ -41,13 +41,16 @@ def bm25_metrics(
         scores = torch.from_numpy(np.stack([index.get_scores(query) for query in words[start:][:_QUERIES_PER_CHUNK]]))
         # Whatever outranks a relevant document within the depth is among the best: the rest cannot matter.
         best = scores.topk(min(_DEPTH, len(documents)), dim=1).indices.flatten().numpy()
-        kept, where = np.unique(np.concatenate([document_J[judged], best]), return_inverse=True)
+        is_there = document_J[judged] < len(documents)
+        kept, where = np.unique(np.concatenate([document_J[judged][is_there], best]), return_inverse=True)
+        number_J = document_J[judged].copy()  # of a document that is not there, past the kept ones as past all
+        number_J[is_there] = where[: is_there.sum()]
         chunk = retrieval_metrics(
             scores[:, kept].float(),
             torch.eye(len(kept)),  # so that the product of queries and documents is the scores themselves
             (
                 torch.from_numpy(query_J[judged] - start),
-                torch.from_numpy(where[: judged.sum()]),
+                torch.from_numpy(number_J),
                 torch.from_numpy(gain_J[judged]),
             ),
         )

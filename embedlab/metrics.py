@@ -34,6 +34,8 @@ LOSS_PROTOCOL: Final[dict[str, str | float | int | bool]] = {
 }
 """What ``pair_loss`` computes. Losses under another protocol are not comparable to it."""
 
+_NEVER: Final = 1 << 40  # the rank of a document that is not in the corpus
+
 
 class EmbeddingTable(Metric):
     """Collects the embeddings of a task's texts over batches and ranks into one table.
@@ -90,7 +92,8 @@ def retrieval_metrics(
         queries_QD: unit-norm embeddings of the queries.
         documents_MD: unit-norm embeddings of the documents.
         relevance: row of the query, row of the document, and gain above 0, each (J,); what is not named is
-            irrelevant.
+            irrelevant. A row past the end of ``documents_MD`` is a document that is not in the corpus: it is never
+            found, and the ideal ranking and the recall include it, as in trec_eval.
         rows_per_chunk: queries whose scores are in memory at a time.
 
     Returns:
@@ -112,7 +115,8 @@ def retrieval_metrics(
             "one judgement with a gain above 0: look at the ids in the relevance file."
         )
     assert bool((gain_J > 0).all())
-    order_J = torch.argsort(query_J * len(documents_MD) + document_J)
+    num_numbers = max(len(documents_MD), int(document_J.max()) + 1)
+    order_J = torch.argsort(query_J * num_numbers + document_J)
     query_J, document_J, gain_J = query_J[order_J], document_J[order_J], gain_J[order_J]
     repeated_J = (query_J[1:] == query_J[:-1]) & (document_J[1:] == document_J[:-1])
     if repeated_J.any():
@@ -122,11 +126,15 @@ def retrieval_metrics(
             f"(rows counted from 0), {int(repeated_J.sum())} repetitions in all. Keep one judgement of each."
         )
 
-    score_J, irrelevant_above_J = _scores_and_irrelevant_above(
-        queries_QD, documents_MD, query_J, document_J, rows_per_chunk
+    is_there_J = document_J < len(documents_MD)
+    score_J = queries_QD.new_full((len(query_J),), -math.inf)
+    irrelevant_above_J = torch.full_like(query_J, len(documents_MD))
+    score_J[is_there_J], irrelevant_above_J[is_there_J] = _scores_and_irrelevant_above(
+        queries_QD, documents_MD, query_J[is_there_J], document_J[is_there_J], rows_per_chunk
     )
     judged_Q, judged_J, num_relevant_Q = torch.unique_consecutive(query_J, return_inverse=True, return_counts=True)
     rank_J = 1 + irrelevant_above_J + _positions(judged_J, (gain_J, -score_J))
+    rank_J = rank_J.masked_fill(~is_there_J, _NEVER)
     ideal_rank_J = 1 + _positions(judged_J, (-gain_J,))
 
     def per_query(values_J: Tensor, within_J: Tensor) -> Tensor:
@@ -178,13 +186,21 @@ def _positions(group_J: Tensor, keys: tuple[Tensor, ...]) -> Tensor:
 
 
 def spearman(left_ND: Tensor, right_ND: Tensor, scores_N: Tensor) -> float:
-    """Spearman's rank correlation of cosines with human scores, tied ranks averaged; 0 where one is constant.
+    """Return Spearman's rank correlation of cosines with human scores, tied ranks averaged; 0 for constant cosines.
 
     Args:
-        left_ND: unit-norm embeddings of the first texts.
-        right_ND: unit-norm embeddings of the second texts.
-        scores_N: how alike people found them, on any scale.
+        left_ND: Unit-norm embeddings of the first texts.
+        right_ND: Unit-norm embeddings of the second texts.
+        scores_N: Human scores of how alike they are, on any scale.
+
+    Raises:
+        DataError: If the scores are all the same, or not finite.
     """
+    if not scores_N.isfinite().all() or bool((scores_N == scores_N[:1]).all()):
+        raise DataError(
+            f"The {len(scores_N)} human scores are all the same or not finite: nothing can correlate with them. "
+            "Expected at least two different numbers."
+        )
     cosine_N = (left_ND * right_ND).sum(dim=1)
     return float(spearman_corrcoef(cosine_N, scores_N.to(cosine_N)))
 

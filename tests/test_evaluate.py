@@ -29,3 +29,11 @@ def test_bm25_metrics_are_those_of_its_whole_ranking() -> None:
     assert 0.2 < expected < 1
     assert metrics["mrr@10"] == pytest.approx(expected, abs=1e-6)
     assert metrics["recall@1"] == pytest.approx(sum(rank == 1 for rank in ranks) / len(ranks), abs=1e-6)
+
+
+def test_bm25_never_finds_a_relevant_document_outside_the_corpus() -> None:
+    documents = [f"word{number} and more" for number in range(3)]
+    relevance = (torch.tensor([0, 0, 1]), torch.tensor([4, 0, 3]), torch.ones(3))
+    metrics = bm25_metrics(["word0", "word1"], documents, relevance)
+    assert metrics["recall@10"] == pytest.approx((1 / 2 + 0) / 2)
+    assert metrics["mrr@10"] == pytest.approx((1 + 0) / 2)

@@ -90,6 +90,18 @@ def test_retrieval_of_a_case_done_by_hand() -> None:
     )
 
 
+@pytest.mark.parametrize("num_documents", [1, 40])
+def test_a_relevant_document_outside_the_corpus_is_never_found(num_documents: int) -> None:
+    gain = torch.randint(0, 3, (6, num_documents + 12), generator=torch.Generator().manual_seed(0))
+    gain[0, :num_documents] = 0  # nothing of the first query can be found
+    queries, documents = make_table(6, 8), make_table(num_documents, 8, seed=1)
+    received = retrieval_metrics(queries, documents, sparse(gain), rows_per_chunk=2)
+    last = torch.full((6, 12), -1.5)  # behind all documents, and behind ten that are irrelevant
+    scores = torch.cat([queries @ documents.T, last.new_full((6, 10), -1.2), last], dim=1)
+    padded = torch.cat([gain[:, :num_documents], gain.new_zeros(6, 10), gain[:, num_documents:]], dim=1)
+    assert received == pytest.approx(torchmetrics_on_dense(scores, padded), rel=1e-5)
+
+
 def test_a_collapsed_or_broken_model_does_not_score() -> None:
     relevance = (torch.arange(30), torch.arange(30), torch.ones(30))
     for value in (0.5, math.nan):
@@ -135,9 +147,16 @@ def test_spearman_is_that_of_scipy(levels: int) -> None:
     assert spearman(left, right, scores.round(decimals=2)) == pytest.approx(expected, abs=1e-5)
 
 
-def test_spearman_of_a_constant_is_zero() -> None:
+def test_spearman_of_constant_cosines_is_zero() -> None:
     table = torch.full((5, 4), 0.5)
     assert spearman(table, table, torch.arange(5)) == 0.0
+
+
+@pytest.mark.parametrize("scores", [[3.0] * 5, [1.0, 2.0, 3.0, 4.0, math.nan], [1.0]])
+def test_spearman_with_scores_that_say_nothing_is_refused(scores: list[float]) -> None:
+    table = make_table(len(scores), 4)
+    with pytest.raises(DataError, match="are all the same or not finite"):
+        spearman(table, table, torch.tensor(scores))
 
 
 def test_alignment_is_the_mean_squared_distance() -> None:

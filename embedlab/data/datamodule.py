@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -26,6 +27,11 @@ from embedlab.errors import ConfigError
 from embedlab.files import cache_folder
 
 log = logging.getLogger(__name__)
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 class _ResumableLoader(DataLoader[PairBatch]):
@@ -235,6 +241,9 @@ class PairDataModule(LightningDataModule):
                     f"Two evaluation sets have the same name in {names}, and one would hide the other. Give "
                     "sources and sets different names with `name`."
                 )
+            for task in tasks:
+                if task.left_out:
+                    _say(f"{task.name}: {task.left_out}.")
             self._tasks[split] = tasks
         return self._tasks[split]
 
@@ -257,6 +266,9 @@ class PairDataModule(LightningDataModule):
         stores = self._stores()
         train = [self._split(store, "train") for store in stores]
         self._plan = BatchPlan(stores, train, batch_size=self.batch_size, seed=self.seed)
+        for store in stores:
+            if store.notes:
+                _say(f"{store.name}: {'; '.join(store.notes)}.")
         for store, rows, left_out in zip(stores, train, self._plan.num_left_out(), strict=True):
             log.info(
                 "%s: %d pairs to train on, %d held out, %d rows skipped (%s), %d texts cut at %d tokens; "

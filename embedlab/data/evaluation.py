@@ -2,42 +2,72 @@
 
 from __future__ import annotations
 
+import json
 import math
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from embedlab.data.readers import open_rows
-from embedlab.data.rows import RejectedRow, Row, column_names, shown, text_of, value_of
+from embedlab.data.rows import (
+    SKIP_REMEDY,
+    RejectedRow,
+    Row,
+    column_holding,
+    column_names,
+    counts_of,
+    found_value,
+    is_blank,
+    key_of,
+    shown,
+    text_of,
+    usable_rows,
+    value_of,
+)
+from embedlab.data.tables import Quoting
 from embedlab.data.tasks import Retrieval, RetrievalTask, SimilarityTask, TextRows
 from embedlab.data.texts import TextWriter, TokenisedTexts, cache_key, require_tokens, shown_progress
 from embedlab.errors import DataError, suggestion
 from embedlab.files import build_once
 
 _QUERY_ID, _DOCUMENT_ID, _SCORE = "query-id", "corpus-id", "score"
+_TITLE, _TEXT = "title", "text"
+_LEFT_OUT = "left_out.json"
+_BLANK_DOCUMENT = "blank document left out"
+_MISSING_DOCUMENT = "judged document missing or blank and counted as not found"
+
+_Taken = TypeVar("_Taken")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalFiles:
     """A retrieval set in three files, as BEIR writes them (Thakur et al. 2021, arXiv:2104.08663).
 
+    Published sets are measured as they stand. A blank document can never be found and is left out of the corpus. A
+    relevant document that is not in the corpus, or is blank, counts as never found, as in trec_eval: the ideal ranking
+    and the recall include it. Both are counted in a printed line; it is an error if they are more than half.
+
     Args:
-        corpus: documents, with an id and one or several columns of text.
-        queries: queries, with an id and a text; those without a relevant document are not encoded.
-        qrels: judgements, with columns ``query-id``, ``corpus-id`` and ``score``; 0 and less is irrelevant.
-        name: in logs; by default that of the corpus' folder.
-        query_prompt: put before each query.
-        document_prompt: put before each document.
-        corpus_text: column of a document's text; of several, the texts are joined by spaces, blank ones left out.
-        corpus_id: column of a document's id.
-        query_text: column or columns of a query's text.
-        query_id: column of a query's id.
+        corpus: Documents, with an id and one or several columns of text.
+        queries: Queries, with an id and a text; those without a relevant document are not encoded.
+        qrels: Judgements, with columns ``query-id``, ``corpus-id`` and ``score``; 0 and less is irrelevant.
+        name: Name in logs; by default that of the corpus' folder.
+        query_prompt: Text put before each query.
+        document_prompt: Text put before each document.
+        corpus_text: Column of a document's text; of several, the texts are joined by spaces, those that are blank, null
+            or missing left out. By default ``title``, where there is one, and ``text``.
+        corpus_id: Column of a document's id.
+        query_text: Column or columns of a query's text.
+        query_id: Column of a query's id.
+        on_error: ``raise`` stops at the first row that cannot be used, ``skip`` leaves such rows out and counts them.
+        quoting: How CSV and TSV files are quoted: ``csv``, ``none``, or ``auto`` as for training pairs.
     """
 
     corpus: str
@@ -46,26 +76,27 @@ class RetrievalFiles:
     name: str | None = None
     query_prompt: str = ""
     document_prompt: str = ""
-    corpus_text: str | list[str] = field(default_factory=lambda: ["title", "text"])
+    corpus_text: str | list[str] | None = None
     corpus_id: str = "_id"
-    query_text: str | list[str] = "text"
+    query_text: str | list[str] = _TEXT
     query_id: str = "_id"
+    on_error: Literal["raise", "skip"] = "raise"
+    quoting: Quoting = "auto"
 
     def task(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, cache_dir: Path) -> RetrievalTask:
-        """Reads and tokenises the files, or finds that done in the cache.
+        """Read and tokenize the files, or find that done in the cache.
 
         Args:
-            tokenizer: adds its special tokens.
-            max_length: tokens of a text; longer ones are cut there.
-            cache_dir: where the cache is kept.
+            tokenizer: Tokenizer, which adds its special tokens.
+            max_length: Maximum number of tokens of a text; longer ones are cut there.
+            cache_dir: Folder where the cache is kept.
 
         Raises:
-            DataError: if a file is missing, a row cannot be used, a judgement names an id that is not there, or no
+            DataError: If a file is missing, a row cannot be used, a judgement names a query that is not there, or no
                 document is relevant to any query.
         """
-        texts, arrays = _tokenised(
-            self, [self.corpus, self.queries, self.qrels], self._read, tokenizer, max_length, cache_dir
-        )
+        paths = [self.corpus, self.queries, self.qrels]
+        texts, arrays, left_out = _tokenised(self, paths, self._read, tokenizer, max_length, cache_dir)
         query_J, document_J, gain_J = (
             torch.from_numpy(arrays[name]) for name in ("judged_queries", "judged_documents", "gains")
         )
@@ -77,36 +108,80 @@ class RetrievalFiles:
             query_prompt=self.query_prompt,
             document_prompt=self.document_prompt,
         )
-        return RetrievalTask(self.name or Path(self.corpus).absolute().parent.name, texts, retrieval)
+        name = self.name or Path(self.corpus).absolute().parent.name
+        return RetrievalTask(name, texts, retrieval, left_out=left_out)
 
-    def _read(self, texts: TextWriter) -> dict[str, np.ndarray]:
-        documents = _texts_by_id(self.corpus, self.corpus_id, self.corpus_text, self.document_prompt)
+    def _read(self, texts: TextWriter, reader: _SetReader) -> dict[str, np.ndarray]:
         document_rows = array("q")
-        document_numbers: dict[str, int] = {}
-        for identity, text in shown_progress(documents, f"Tokenising {self.corpus}"):
-            document_numbers[identity] = len(document_rows)
-            document_rows.append(texts.add(text))
-        queries = dict(_texts_by_id(self.queries, self.query_id, self.query_text, self.query_prompt))
+        numbers: dict[str, int | None] = {}  # None for a blank document
+        for identity, text in shown_progress(self._documents(reader), f"Tokenizing {self.corpus}"):
+            numbers[identity] = None if text is None else len(document_rows)
+            if text is not None:
+                document_rows.append(texts.add(self.document_prompt + text))
+        num_blank = len(numbers) - len(document_rows)
+        reader.count_defects(_BLANK_DOCUMENT, num_blank, len(numbers), f"documents of {self.corpus} are blank")
+        queries = dict(
+            reader.texts_by_id(self.queries, self.query_id, column_names(self.query_text, _TEXT, self.queries))
+        )
+
         query_numbers: dict[str, int] = {}
+        not_found: dict[str, int] = {}
+        first_not_found = ""
         gains: dict[tuple[int, int], float] = {}
-        for place, query, document, gain in _judgements(self.qrels):
-            _require_known(query, queries, f"{place}: query-id", self.queries)
-            _require_known(document, document_numbers, f"{place}: corpus-id", self.corpus)
-            if gain <= 0:
-                continue
-            judged = (query_numbers.setdefault(query, len(query_numbers)), document_numbers[document])
-            if judged in gains:
-                raise DataError(f"{place} judges document '{document}' for query '{query}' again. Keep one of the two.")
-            gains[judged] = gain
+        for place, query, document, gain in self._relevant(reader, queries):
+            number = numbers.get(document)
+            if number is None:
+                first_not_found = first_not_found or _unknown(place, document, _DOCUMENT_ID, numbers, self.corpus)
+                number = not_found.setdefault(document, len(document_rows) + len(not_found))
+            gains[query_numbers.setdefault(query, len(query_numbers)), number] = gain
         if not gains:
             raise DataError(f"{self.qrels} names no relevant document. Expected at least one score above 0.")
+        num_not_found = sum(number >= len(document_rows) for _, number in gains)
+        reader.count_defects(
+            _MISSING_DOCUMENT,
+            num_not_found,
+            len(gains),
+            f"judged documents of {self.qrels} are missing or blank in {self.corpus}. {first_not_found}",
+        )
         return {
-            "queries": np.array([texts.add(queries[query]) for query in query_numbers]),
+            "queries": np.array([texts.add(f"{self.query_prompt}{queries[query]}") for query in query_numbers]),
             "documents": np.array(document_rows),
             "judged_queries": np.array([query for query, _ in gains]),
             "judged_documents": np.array([document for _, document in gains]),
             "gains": np.array(list(gains.values())),
         }
+
+    def _documents(self, reader: _SetReader) -> Iterator[tuple[str, str | None]]:
+        if self.corpus_text is None:
+            return reader.texts_by_id(self.corpus, self.corpus_id, [_TITLE, _TEXT], optional=[_TITLE])
+        return reader.texts_by_id(
+            self.corpus, self.corpus_id, column_names(self.corpus_text, "corpus_text", self.corpus)
+        )
+
+    def _relevant(self, reader: _SetReader, queries: Mapping[str, str | None]) -> Iterator[tuple[str, str, str, float]]:
+        """Place, query, document and gain of each judgement that a document is relevant."""
+        judged: set[tuple[str, str]] = set()
+
+        def take(row: Row, place: str) -> tuple[str, str, str, float]:
+            query, document = (key_of(row, column, place, reason="no id") for column in (_QUERY_ID, _DOCUMENT_ID))
+            gain = _number(row, _SCORE, place)
+            if query not in queries:
+                unknown = _unknown(place, query, _QUERY_ID, queries, self.queries, suggests=not reader.skips)
+                raise RejectedRow("judgement of an unknown query", unknown)
+            if gain > 0 and queries[query] is None:
+                raise RejectedRow("judgement of a blank query", f"{place}: query '{query}' is blank in {self.queries}.")
+            if gain > 0 and (query, document) in judged:
+                raise RejectedRow(
+                    "document judged twice",
+                    f"{place} judges document '{document}' for query '{query}' again. Keep one of the two.",
+                )
+            if gain > 0:
+                judged.add((query, document))
+            return place, query, document, gain
+
+        for judgement in reader.rows(self.qrels, [_QUERY_ID, _DOCUMENT_ID, _SCORE], take):
+            if judgement[-1] > 0:
+                yield judgement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +189,14 @@ class StsFile:
     """A file of sentence pairs with human scores of their similarity.
 
     Args:
-        path: any file that training pairs can be read from.
-        sentence1: column of the first sentence.
-        sentence2: column of the second.
-        score: column of a number, higher for more alike.
-        name: in logs; by default that of the file.
-        prompt: put before each sentence.
+        path: Any file that training pairs can be read from.
+        sentence1: Column of the first sentence.
+        sentence2: Column of the second sentence.
+        score: Column of a number, higher for more alike.
+        name: Name in logs; by default that of the file.
+        prompt: Text put before each sentence.
+        on_error: ``raise`` stops at the first row that cannot be used, ``skip`` leaves such rows out and counts them.
+        quoting: How CSV and TSV files are quoted: ``csv``, ``none``, or ``auto`` as for training pairs.
     """
 
     path: str
@@ -128,110 +205,176 @@ class StsFile:
     score: str = "score"
     name: str | None = None
     prompt: str = ""
+    on_error: Literal["raise", "skip"] = "raise"
+    quoting: Quoting = "auto"
 
     def task(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, cache_dir: Path) -> SimilarityTask:
-        """As in ``RetrievalFiles``."""
-        texts, arrays = _tokenised(self, [self.path], self._read, tokenizer, max_length, cache_dir)
-        name = self.name or Path(self.path).name.split(".")[0]
-        return SimilarityTask(name, texts, arrays["left"], arrays["right"], arrays["scores"])
+        """As in ``RetrievalFiles``.
 
-    def _read(self, texts: TextWriter) -> dict[str, np.ndarray]:
+        Raises:
+            DataError: Also if all pairs have the same score, with which nothing can correlate.
+        """
+        texts, arrays, left_out = _tokenised(self, [self.path], self._read, tokenizer, max_length, cache_dir)
+        name = self.name or Path(self.path).name.split(".")[0]
+        scores_N = arrays["scores"]
+        if scores_N.min() == scores_N.max():
+            raise DataError(
+                f"{self.path}: all {len(scores_N)} pairs have the score {scores_N[0]:g}, with which nothing can "
+                f"correlate. Expected different scores in column '{self.score}': set score to the column that has them."
+            )
+        return SimilarityTask(name, texts, arrays["left"], arrays["right"], scores_N, left_out=left_out)
+
+    def _read(self, texts: TextWriter, reader: _SetReader) -> dict[str, np.ndarray]:
         left, right, scores = array("q"), array("q"), array("d")
-        for place, row in _rows(self.path, [self.sentence1, self.sentence2, self.score]):
-            left.append(texts.add(self.prompt + text_of(row, [self.sentence1], place)))
-            right.append(texts.add(self.prompt + text_of(row, [self.sentence2], place)))
-            scores.append(_number(row, self.score, place))
+
+        def take(row: Row, place: str) -> tuple[str, str, float]:
+            first, second = (text_of(row, [column], place) for column in (self.sentence1, self.sentence2))
+            return first, second, _number(row, self.score, place)
+
+        for first, second, score in reader.rows(self.path, [self.sentence1, self.sentence2, self.score], take):
+            left.append(texts.add(self.prompt + first))
+            right.append(texts.add(self.prompt + second))
+            scores.append(score)
         return {"left": np.array(left), "right": np.array(right), "scores": np.array(scores)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFile:
-    """Texts to encode.
+    """Texts to encode. Each row has its embedding, so that no row can be left out.
 
     Args:
-        path: any file that training pairs can be read from.
-        column: of the text; of several, the texts are joined by spaces, blank ones left out.
-        prompt: put before each text.
+        path: Any file that training pairs can be read from.
+        column: Column of the text; of several, the texts are joined by spaces, blank ones left out.
+        prompt: Text put before each text.
+        quoting: How CSV and TSV files are quoted: ``csv``, ``none``, or ``auto`` as for training pairs.
     """
 
     path: str
-    column: str | list[str] = "text"
+    column: str | list[str] = _TEXT
     prompt: str = ""
+    quoting: Quoting = "auto"
 
     def task(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, cache_dir: Path) -> TextRows:
         """As in ``RetrievalFiles``; the rows are in the order of the file, identical texts as often as there."""
-        texts, arrays = _tokenised(self, [self.path], self._read, tokenizer, max_length, cache_dir)
-        return TextRows(texts, arrays["rows"])
+        texts, arrays, left_out = _tokenised(self, [self.path], self._read, tokenizer, max_length, cache_dir)
+        return TextRows(texts, arrays["rows"], left_out=left_out)
 
-    def _read(self, texts: TextWriter) -> dict[str, np.ndarray]:
+    def _read(self, texts: TextWriter, reader: _SetReader) -> dict[str, np.ndarray]:
         columns = column_names(self.column, "column", self.path)
         rows = array("q")
-        for place, row in shown_progress(_rows(self.path, columns), f"Tokenising {self.path}"):
-            rows.append(texts.add(self.prompt + text_of(row, columns, place)))
+        read = reader.rows(self.path, columns, lambda row, place: text_of(row, columns, place))
+        for text in shown_progress(read, f"Tokenizing {self.path}"):
+            rows.append(texts.add(self.prompt + text))
         return {"rows": np.array(rows)}
+
+
+class _SetReader:
+    """Reads the files of one set, and keeps what was left out.
+
+    Args:
+        quoting: How CSV and TSV files are quoted.
+        on_error: What to do about a row that cannot be used; None where there is no such option.
+
+    Attributes:
+        skips: Whether such a row is left out.
+        skipped: Number of what was left out or does not count, by reason.
+        notes: What was assumed in reading, one clause each.
+    """
+
+    def __init__(self, quoting: Quoting, on_error: Literal["raise", "skip"] | None) -> None:
+        self.skips = on_error == "skip"
+        self.skipped: Counter[str] = Counter()
+        self.notes: list[str] = []
+        self._quoting = quoting
+        self._remedy = "" if on_error is None else SKIP_REMEDY
+
+    def rows(
+        self, path: str, columns: Sequence[str], take: Callable[[Row, str], _Taken], *, optional: Sequence[str] = ()
+    ) -> Iterator[_Taken]:
+        """Stream what ``take`` makes of the rows of a file: see ``usable_rows``."""
+        source = open_rows(path, quoting=self._quoting)
+        skipped: Counter[str] = Counter()
+        rows = source.rows([column for column in columns if column not in optional], optional)
+        yield from usable_rows(rows, take, path=path, skipped=skipped if self.skips else None, remedy=self._remedy)
+        self.skipped += skipped
+        self.notes += source.notes()
+
+    def texts_by_id(
+        self, path: str, id_column: str, columns: list[str], *, optional: Sequence[str] = ()
+    ) -> Iterator[tuple[str, str | None]]:
+        """Stream ids and texts, None for a blank or null one.
+
+        Raises:
+            DataError: If a row cannot be used, an id that was there before included.
+        """
+        seen: set[str] = set()
+
+        def take(row: Row, place: str) -> tuple[str, str | None]:
+            identity = key_of(row, id_column, place, reason="no id")
+            if identity in seen:
+                raise RejectedRow("id twice", f"{place}: the id '{identity}' was there before. Expected each id once.")
+            has_column = any(column_holding(column, row) is not None for column in columns)
+            is_empty = has_column and all(is_blank(found_value(row, column)) for column in columns)
+            text = None if is_empty else text_of(row, columns, place)
+            seen.add(identity)
+            return identity, text
+
+        return self.rows(path, [id_column, *columns], take, optional=optional)
+
+    def count_defects(self, reason: str, number: int, total: int, message: str) -> None:
+        """Count what a published set may have a few of.
+
+        Raises:
+            DataError: If all are defective, or more than half of them without ``on_error: skip``.
+        """
+        if number == total or (2 * number > total and not self.skips):
+            raise DataError(f"{number} of {total} {message} Expected at most half: look at the columns and the files.")
+        if number:
+            self.skipped[reason] += number
 
 
 def _tokenised(
     options: RetrievalFiles | StsFile | TextFile,
     paths: Sequence[str],
-    read: Callable[[TextWriter], dict[str, np.ndarray]],
+    read: Callable[[TextWriter, _SetReader], dict[str, np.ndarray]],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     cache_dir: Path,
-) -> tuple[TokenisedTexts, Mapping[str, np.ndarray]]:
-    """What ``read`` makes of the files, from the cache if it was made before."""
+) -> tuple[TokenisedTexts, Mapping[str, np.ndarray], str]:
+    """What ``read`` makes of the files, from the cache if it was made before, and what was left out, for people."""
 
     def build(folder: Path) -> None:
+        reader = _SetReader(options.quoting, None if isinstance(options, TextFile) else options.on_error)
         (folder / "texts").mkdir()
         with TextWriter(folder / "texts", tokenizer, max_length=max_length) as texts:
-            arrays = read(texts)
+            arrays = read(texts, reader)
         require_tokens(TokenisedTexts(folder / "texts"), paths[0])
         for name, values in arrays.items():
             np.save(folder / f"{name}.npy", values)
+        clauses = [counts_of(reader.skipped), *dict.fromkeys(reader.notes)]
+        (folder / _LEFT_OUT).write_text(json.dumps("; ".join(filter(None, clauses))))
 
     content = {"content": [open_rows(path).fingerprint() for path in paths], **asdict(options)}
     for without_effect in ("path", "corpus", "queries", "qrels", "name"):
         content.pop(without_effect, None)
     folder = build_once(cache_dir / cache_key(type(options).__name__, content, tokenizer, max_length), build)
-    return TokenisedTexts(folder / "texts"), {file.stem: np.load(file) for file in folder.glob("*.npy")}
-
-
-def _rows(path: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    for place, row in open_rows(path).rows(columns):
-        if isinstance(row, RejectedRow):
-            raise row
-        yield place, row
-
-
-def _texts_by_id(path: str, id_column: str, text: str | list[str], prompt: str) -> Iterator[tuple[str, str]]:
-    columns = column_names(text, "text", path)
-    seen: set[str] = set()
-    for place, row in _rows(path, [id_column, *columns]):
-        identity = str(value_of(row, id_column, place))
-        if identity in seen:
-            raise DataError(f"{place}: the id '{identity}' was there before. Expected each id once.")
-        seen.add(identity)
-        yield identity, prompt + text_of(row, columns, place)
-
-
-def _judgements(path: str) -> Iterator[tuple[str, str, str, float]]:
-    for place, row in _rows(path, [_QUERY_ID, _DOCUMENT_ID, _SCORE]):
-        query, document = (str(value_of(row, column, place)) for column in (_QUERY_ID, _DOCUMENT_ID))
-        yield place, query, document, _number(row, _SCORE, place)
+    arrays = {file.stem: np.load(file) for file in folder.glob("*.npy")}
+    return TokenisedTexts(folder / "texts"), arrays, json.loads((folder / _LEFT_OUT).read_text())
 
 
 def _number(row: Row, column: str, place: str) -> float:
     value: Any = value_of(row, column, place)
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{place}: column '{column}' holds {shown(value)}. Expected a number.")
+        raise RejectedRow("no number", f"{place}: column '{column}' holds {shown(value)}. Expected a number.")
     return number
 
 
-def _require_known(identity: str, known: Mapping[str, object], what: str, file: str) -> None:
-    if identity not in known:
-        close = suggestion(identity, list(known)[:10_000])
-        raise DataError(f"{what} '{identity}' is not among the {len(known)} ids of {file}.{close}")
+def _unknown(
+    place: str, identity: str, column: str, known: Mapping[str, object], file: str, *, suggests: bool = True
+) -> str:
+    close = suggestion(identity, list(known)[:10_000]) if suggests else ""
+    return f"{place}: {column} '{identity}' is not among the {len(known)} ids of {file}.{close}"

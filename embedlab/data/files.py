@@ -6,22 +6,32 @@ say in which line of which file a row is broken, and cannot go on after it.
 
 from __future__ import annotations
 
-import csv
+import codecs
 import gzip
 import hashlib
 import io
 import json
-import sys
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import IO, cast
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedlab.data.rows import RejectedRow, Row, RowSource, is_unicode, missing_column, shown
+from embedlab.data.rows import (
+    RejectedRow,
+    Row,
+    RowSource,
+    column_holding,
+    is_unicode,
+    missing_column,
+    shown,
+)
+from embedlab.data.tables import Quoting, Record, is_unquoted, plain_records, quoted_records
 from embedlab.errors import DataError
 
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -29,9 +39,24 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 FORMATS = (*_JSON_LINES, *_DELIMITERS, ".parquet")
 """Endings of files that can be read; all but Parquet also with ``.gz`` after them."""
 
+_BUFFER = 1 << 20  # bytes
+_ROWS_LOOKED_AT = 100  # to know the columns of JSON Lines, in which a row may lack one
+_MARKS = {  # byte-order marks, the longer first: that of UTF-16 begins that of UTF-32
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+_ARRAY_REMEDY = " If the file is one array, convert it with `jq -c '.[]'`."
+_NOT_TEXT = {
+    b"\x1f\x8b": "is compressed by gzip, and its name does not say so. Add .gz to the name.",
+    b"version https://git-lfs": "is a pointer of git-lfs and not the file. Fetch the file with `git lfs pull`.",
+}
+
 
 def format_of(file: Path) -> str:
-    """The ending that says the format, without a ``.gz`` after it.
+    """Return the ending that says the format, without a ``.gz`` after it.
 
     >>> format_of(Path("pairs.JSONL.gz"))
     '.jsonl'
@@ -41,22 +66,54 @@ def format_of(file: Path) -> str:
 
 @dataclass(frozen=True)
 class FileRows(RowSource):
-    """The rows of one or several files, one after the other."""
+    """The rows of one or several files, one after the other.
+
+    Args:
+        files: The files.
+        quoting: How CSV and TSV files are quoted; None where there is no option to set it, which reads as "auto".
+    """
 
     files: Sequence[Path]
+    quoting: Quoting | None = None
+    _unquoted: dict[Path, None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def rows(self, columns: Sequence[str]) -> Iterator[tuple[str, Row | RejectedRow]]:
+    def columns(self) -> list[str]:
+        """As in ``RowSource``, by the first file."""
+        file = self.files[0]
+        with _errors_of(file):
+            if format_of(file) == ".parquet":
+                with pq.ParquetFile(file) as table:
+                    return fields_of(table.schema_arrow)
+            with _opened(file) as stream:
+                if format_of(file) in _JSON_LINES:
+                    rows = (row for _, row in islice(_json_rows(file, stream, ()), _ROWS_LOOKED_AT))
+                    return list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in _names_in(row)))
+                if (delimiter := _DELIMITERS.get(format_of(file))) is None:
+                    return []
+                records = plain_records if self.quoting == "none" else quoted_records
+                header = next(records(_text(file, stream), delimiter), None)
+                return (header.fields if header else None) or []
+
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, Row | RejectedRow]]:
         """As in ``RowSource``; blank lines are no rows."""
+        unseen = list(columns)
+        seen: dict[str, None] = {}
         for file in self.files:
             is_empty = True
-            for row in _rows_of_file(file, columns):
+            for place, row in self._rows_of_file(file, columns, optional):
                 is_empty = False
-                yield row
+                if unseen and isinstance(row, Mapping):
+                    unseen = [column for column in unseen if column_holding(column, row) is None]
+                    seen.update(dict.fromkeys(row))
+                yield place, row
             if is_empty:
                 raise DataError(f"{file} has no rows. Expected at least one: give another file or leave it out.")
+        if unseen and seen:  # a table says so before, a row of JSON Lines may lack what the others have
+            others = f" and {len(self.files) - 1} other files" if len(self.files) > 1 else ""
+            raise DataError(missing_column(f"{self.files[0]}{others}", unseen[0], seen))
 
     def fingerprint(self) -> str:
-        """Of the bytes, not of names or dates: a file that was only moved or touched is the same."""
+        """As in ``RowSource``: of the bytes, not of names or dates, so that a file that was moved is the same."""
         digest = hashlib.sha256()
         for file in self.files:
             try:
@@ -67,25 +124,98 @@ class FileRows(RowSource):
             digest.update(f"{format_of(file)} {content}\n".encode())
         return digest.hexdigest()
 
+    def notes(self) -> list[str]:
+        """As in ``RowSource``."""
+        if not self._unquoted:
+            return []
+        which = f"{len(self._unquoted)} of {len(self.files)} files are " if len(self.files) > 1 else ""
+        return [f"{which}read as written without quotes, a quote as any other character (set quoting: csv if wrong)"]
 
-def _rows_of_file(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row | RejectedRow]]:
-    ending = format_of(file)
-    if ending == ".parquet":
-        yield from _parquet_rows(file, columns)
-        return
-    try:
-        with _opened(file) as stream:
-            if ending in _JSON_LINES:
-                yield from _json_rows(file, stream)
+    def _rows_of_file(
+        self, file: Path, columns: Sequence[str], optional: Sequence[str]
+    ) -> Iterator[tuple[str, Row | RejectedRow]]:
+        ending = format_of(file)
+        with _errors_of(file):
+            if ending == ".parquet":
+                yield from _parquet_rows(file, columns, optional)
+            elif ending in _JSON_LINES:
+                with _opened(file) as stream:
+                    yield from _json_rows(file, stream, [*columns, *optional])
             elif ending in _DELIMITERS:
-                yield from _delimited_rows(file, stream, _DELIMITERS[ending], columns)
+                unquoted = self._is_unquoted(file)
+                with _opened(file) as stream:
+                    lines = _text(file, stream)
+                    records = (plain_records if unquoted else quoted_records)(lines, _DELIMITERS[ending])
+                    yield from _table_rows(file, records, columns, optional, self._remedy(unquoted))
             else:
                 raise DataError(
                     f"{file} ends in {ending or 'nothing'!r}, which is no format that can be read. Expected "
                     f"{', '.join(FORMATS)}, all but Parquet also with .gz. Convert or rename it."
                 )
+
+    def _remedy(self, unquoted: bool) -> str:
+        if unquoted:
+            return "Without quotes, a text must not hold the delimiter or a line break."
+        hint = " If the file is written without quotes, set quoting: none." if self.quoting else ""
+        return f"A text with the delimiter, a quote or a line break has to stand in quotes, its quotes doubled.{hint}"
+
+    def _is_unquoted(self, file: Path) -> bool:
+        """Whether a table is read without quotes; for ``auto`` a TSV with quotes is read once to decide that."""
+        if self.quoting in ("csv", "none"):
+            return self.quoting == "none"
+        if format_of(file) != ".tsv":
+            return False
+        with _opened(file) as stream:
+            if not any(b'"' in block for block in iter(lambda: stream.read(_BUFFER), b"")):
+                return False
+        with _opened(file) as stream:
+            unquoted = is_unquoted(_text(file, stream), "\t")
+        if unquoted:
+            self._unquoted[file] = None
+        return unquoted
+
+
+def fields_of(schema: pa.Schema) -> list[str]:
+    """Return the names of a schema's columns, and of the fields within them as ``column.field``."""
+    names: list[str] = []
+    for column in schema:
+        names.append(column.name)
+        inner = column.type
+        if pa.types.is_list(inner) or pa.types.is_large_list(inner):
+            inner = inner.value_type
+        if pa.types.is_struct(inner):
+            names += [f"{column.name}.{inner.field(number).name}" for number in range(inner.num_fields)]
+    return names
+
+
+def require_columns(place: str, columns: Iterable[str], there: Sequence[str]) -> None:
+    """Check that a table has each of the columns to read once.
+
+    Raises:
+        DataError: Naming the column that is missing, or there more than once.
+    """
+    for column in columns:
+        holder = column_holding(column, there)
+        if holder is None:
+            raise DataError(missing_column(place, column, there))
+        if there.count(holder) > 1:
+            raise DataError(_twice(place, holder, there.count(holder)))
+
+
+@contextmanager
+def _errors_of(file: Path) -> Iterator[None]:
+    """Turns what can be wrong with a whole file into an error that names it."""
+    try:
+        yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{file} is no whole gzip file: {error}. Fetch or write it again.") from error
+    except UnicodeDecodeError as error:  # of UTF-8, the rows that are not are found one by one
+        raise DataError(
+            f"{file} has the byte-order mark of {error.encoding.upper()}, and is not: {error.reason}. Expected UTF-8: "
+            "convert the file, or write it again."
+        ) from error
+    except pa.ArrowException as error:
+        raise DataError(f"{file} is no whole Parquet file: {error}. Fetch or write it again.") from error
     except OSError as error:
         raise _unreadable(file, error) from error
 
@@ -94,84 +224,154 @@ def _unreadable(file: Path, error: OSError) -> DataError:
     return DataError(f"{file} could not be read: {error.strerror or error}.")
 
 
-def _opened(file: Path) -> IO[bytes]:
-    if file.suffix.lower() != ".gz":
-        return file.open("rb")
+def _opened(file: Path) -> io.BufferedReader:
     # Unbuffered, gzip hands out lines several times more slowly.
-    return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, gzip.open(file, "rb")), 1 << 20))
+    raw = gzip.GzipFile(file) if file.suffix.lower() == ".gz" else file.open("rb", buffering=0)
+    return io.BufferedReader(cast(io.RawIOBase, raw), _BUFFER)
 
 
-def _json_rows(file: Path, stream: IO[bytes]) -> Iterator[tuple[str, Row | RejectedRow]]:
+def _encoding(file: Path, stream: io.BufferedReader) -> str:
+    """The encoding by the byte-order mark, which is taken off; UTF-8 without one."""
+    head = stream.peek(_BUFFER)[:_BUFFER]
+    for mark, encoding in _MARKS.items():
+        if head.startswith(mark):
+            stream.read(len(mark))
+            return encoding
+    for beginning, remedy in _NOT_TEXT.items():
+        if head.startswith(beginning):
+            raise DataError(f"{file} {remedy}")
+    begin = head[:400]
+    even, odd = begin[::2], begin[1::2]
+    for encoding, zeros, others in (("UTF-16LE", odd, even), ("UTF-16BE", even, odd)):
+        if 2 * zeros.count(0) > len(zeros) and 2 * others.count(0) <= len(others):
+            raise DataError(
+                f"{file} seems to be {encoding} without a byte-order mark. Expected UTF-8: convert it, for example "
+                f"with `iconv -f {encoding} -t UTF-8`."
+            )
+    return "utf-8"
+
+
+def _text(file: Path, stream: io.BufferedReader) -> io.TextIOWrapper:
+    encoding = _encoding(file, stream)
+    # Bytes that are no UTF-8 become lone surrogates, to be found row by row: an error here ends the stream.
+    errors = "surrogateescape" if encoding == "utf-8" else "surrogatepass"
+    head = stream.peek(_BUFFER)[:_BUFFER]
+    old_mac = b"\r" in head and b"\n" not in head
+    return io.TextIOWrapper(stream, encoding, errors, newline="\r" if old_mac else "\n")
+
+
+def _json_rows(
+    file: Path, stream: io.BufferedReader, columns: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any] | RejectedRow]]:
     expected = "Expected one JSON object a line, in UTF-8."
-    for number, line in enumerate(stream, start=1):
+    encoding = _encoding(file, stream)
+    lines: Iterable[bytes] = stream
+    if encoding != "utf-8":
+        text = io.TextIOWrapper(stream, encoding, "surrogatepass", newline="\n")
+        lines = (line.encode("utf-8", "surrogatepass") for line in text)
+    names = {json.dumps(name, ensure_ascii=False).encode(errors="replace"): name for name in _first_parts(columns)}
+    for number, line in enumerate(lines, start=1):
         if line.isspace():
             continue
         place = f"{file}:{number}"
         try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            row = json.loads(line.decode())
         except (ValueError, RecursionError) as error:
-            yield place, RejectedRow("malformed line", f"{place} is malformed: {error}. {expected}")
+            remedy = _ARRAY_REMEDY if number == 1 and line.startswith(b"[") else ""
+            yield place, RejectedRow("malformed line", f"{place} is malformed: {error}. {expected}{remedy}")
             continue
-        if isinstance(row, dict):
-            yield place, row
-        else:
+        if not isinstance(row, dict):
             received = f"{place} holds {shown(row)}, a {type(row).__name__}."
-            yield place, RejectedRow("not an object", f"{received} {expected}")
-
-
-def _delimited_rows(
-    file: Path, stream: IO[bytes], delimiter: str, columns: Sequence[str]
-) -> Iterator[tuple[str, Row | RejectedRow]]:
-    csv.field_size_limit(sys.maxsize)  # the default takes a text of more than 128 kB for an error
-    # Bytes that are no UTF-8 become lone surrogates, to be found row by row: an error here ends the stream.
-    lines = (line.decode("utf-8", errors="surrogateescape") for line in stream)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    while True:
-        place = f"{file}:{reader.line_num + 1}"
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            rejected = RejectedRow(
-                "malformed line", f"{place} is malformed: {error}. Expected fields quoted as is usual for CSV."
-            )
-            if header is None:
-                raise rejected from error
-            yield place, rejected
+            remedy = _ARRAY_REMEDY if number == 1 and isinstance(row, list) else ""
+            yield place, RejectedRow("not an object", f"{received} {expected}{remedy}")
             continue
-        if not fields:
-            continue
-        if header is None:
-            header = [fields[0].removeprefix("\ufeff"), *fields[1:]]
-            _require_columns(str(file), columns, header)
-        elif len(fields) != len(header):
-            received = f"{place} has {len(fields)} fields, the header has {len(header)}."
-            remedy = "A text that holds the delimiter, a quote or a line break has to stand in quotes."
-            yield place, RejectedRow("malformed line", f"{received} {remedy}")
-        elif not is_unicode("".join(fields)):
-            yield place, RejectedRow("malformed line", f"{place} is malformed: not in UTF-8.")
+        for name in names:  # to ask the parser for all names is twice as slow
+            if line.count(name) > 1 and (times := _times_in(line, names[name])) > 1:
+                yield place, RejectedRow("column twice", _twice(place, names[name], times))
+                break
         else:
-            yield place, dict(zip(header, fields, strict=True))
+            yield place, row
 
 
-def _parquet_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row | RejectedRow]]:
+def _first_parts(columns: Iterable[str]) -> set[str]:
+    """What the names of the columns may begin with at the top level of an object."""
+    return {".".join(parts[:n]) for parts in (c.split(".") for c in columns) for n in range(1, len(parts) + 1)}
+
+
+def _times_in(line: bytes, name: str) -> int:
+    """How often a JSON object has a name; Python's parser takes the last."""
+    outermost: list[tuple[str, Any]] = []
+
+    def keep(pairs: list[tuple[str, Any]]) -> None:
+        outermost[:] = pairs
+
+    json.loads(line, object_pairs_hook=keep)
+    return sum(other == name for other, _ in outermost)
+
+
+def _names_in(row: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in row.items():
+        yield name
+        inner = value[0] if isinstance(value, list) and value else value
+        if isinstance(inner, dict):
+            yield from (f"{name}.{field_name}" for field_name in inner)
+
+
+def _table_rows(
+    file: Path, records: Iterator[Record], columns: Sequence[str], optional: Sequence[str], remedy: str
+) -> Iterator[tuple[str, Row | RejectedRow]]:
+    header: list[str] | None = None
+    for record in records:
+        place = f"{file}:{record.number}"
+        if record.fields is None:
+            rejected = RejectedRow("malformed line", f"{place} {record.problem}. {remedy}")
+            if header is None:
+                raise DataError(str(rejected))
+            yield place, rejected
+        elif header is None:
+            header = record.fields
+            require_columns(str(file), [*columns, *_there(optional, header)], header)
+        elif not is_unicode("".join(record.fields)):
+            convert = "Convert the file to UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8`."
+            yield place, RejectedRow("malformed line", f"{place} is malformed: not in UTF-8. {convert}")
+        else:
+            yield place, dict(zip(header, record.fields, strict=True))
+
+
+def _parquet_rows(
+    file: Path, columns: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[str, Row | RejectedRow]]:
+    with pq.ParquetFile(file) as table:
+        there = table.schema_arrow.names
+        named = [*columns, *_there(optional, there)]
+        require_columns(str(file), named, there)
+        holders = dict.fromkeys(column_holding(column, there) for column in named)
+        number = 0
+        for batch in table.iter_batches(columns=list(holders)):
+            for row in _rows_of_batch(batch):
+                place = f"{file}: row {number}"
+                if isinstance(row, Exception):
+                    yield place, RejectedRow("malformed row", f"{place} is malformed: {row}.")
+                else:
+                    yield place, row
+                number += 1
+
+
+def _rows_of_batch(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
+    """The rows as Python has them; in place of one that cannot be had (no UTF-8, no such date) the error."""
     try:
-        with pq.ParquetFile(file) as table:
-            _require_columns(str(file), columns, table.schema_arrow.names)
-            number = 0
-            for batch in table.iter_batches(columns=list(dict.fromkeys(columns))):
-                for row in batch.to_pylist():
-                    yield f"{file}: row {number}", row
-                    number += 1
-    except pa.ArrowException as error:
-        raise DataError(f"{file} is no whole Parquet file: {error}. Fetch or write it again.") from error
-    except OSError as error:
-        raise _unreadable(file, error) from error
+        yield from batch.to_pylist()
+    except (ValueError, ArithmeticError) as error:
+        if batch.num_rows == 1:
+            yield error
+            return
+        for number in range(batch.num_rows):
+            yield from _rows_of_batch(batch.slice(number, 1))
 
 
-def _require_columns(place: str, columns: Sequence[str], there: Sequence[str]) -> None:
-    for column in columns:
-        if column not in there:
-            raise DataError(missing_column(place, column, there))
+def _there(optional: Iterable[str], there: Sequence[str]) -> list[str]:
+    return [column for column in optional if column_holding(column, there) is not None]
+
+
+def _twice(place: str, column: str, times: int) -> str:
+    return f"{place} has {times} columns of the name {shown(column)}. Expected one: rename or remove the others."

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from embedlab.data import standard_library
 from embedlab.data.files import FORMATS, FileRows, format_of
 from embedlab.data.readers import STANDARD_LIBRARY, open_rows
-from embedlab.data.rows import RejectedRow, Row, RowSource, column_names, text_of, value_of
+from embedlab.data.rows import Row, RowSource, column_names, key_of, text_of, usable_rows
 from embedlab.data.split import split_position
 from embedlab.data.texts import mapped_array, shown_progress
 from embedlab.errors import ConfigError, DataError
@@ -211,15 +211,19 @@ def _whole_documents(source: TextSource) -> Iterator[str]:
         return
     columns = column_names(source.column, "column", source.path)
     keys = column_names(source.split_key, "split_key", source.path) if source.split_key and leaves_out else []
-    for place, row in rows.rows([*columns, *keys]):
-        if isinstance(row, RejectedRow):
-            raise row
-        if not keys or not _is_held_out(source, _key_of(row, keys, place)):
-            yield text_of(row, columns, place)
+
+    def take(row: Row, place: str) -> str | None:
+        is_held_out = bool(keys) and _is_held_out(source, _key_of(row, keys, place))
+        return None if is_held_out else text_of(row, columns, place)
+
+    taken = usable_rows(rows.rows([*columns, *keys]), take, path=source.path)
+    yield from (text for text in taken if text is not None)
 
 
 def _key_of(row: Row, columns: list[str], place: str) -> str:
-    return str(value_of(row, columns[0], place)) if len(columns) == 1 else text_of(row, columns, place)
+    if len(columns) == 1:
+        return key_of(row, columns[0], place, reason="no split key")
+    return text_of(row, columns, place)
 
 
 def _is_held_out(source: TextSource, key: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from huggingface_hub import HfApi, is_offline_mode
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from embedlab.data import standard_library
-from embedlab.data.files import FORMATS, FileRows, format_of
-from embedlab.data.rows import RejectedRow, Row, RowSource, missing_column
+from embedlab.data.files import FORMATS, FileRows, fields_of, format_of, require_columns
+from embedlab.data.rows import RejectedRow, Row, RowSource, column_holding, shown
+from embedlab.data.tables import Quoting
 from embedlab.errors import DataError, suggestion
 
 STANDARD_LIBRARY = "python-stdlib"
@@ -27,45 +29,67 @@ _EXPECTED = (
 _HUB_TIMEOUT_SECONDS = 10
 
 
-def open_rows(path: str, *, hub_config: str | None = None, hub_split: str = "train") -> RowSource:
-    """What stands behind a path.
+def open_rows(
+    path: str, *, hub_config: str | None = None, hub_split: str = "train", quoting: Quoting | None = None
+) -> RowSource:
+    """Find what stands behind a path.
 
     Args:
-        path: file, folder, glob, folder of a saved dataset, id of a hub dataset, or ``python-stdlib``.
-        hub_config: configuration of a hub dataset.
-        hub_split: split of a hub dataset, or of a saved one that has splits.
+        path: A file, folder, glob, folder of a saved dataset, id of a hub dataset, or ``python-stdlib``.
+        hub_config: Configuration of a hub dataset.
+        hub_split: Split of a hub dataset, or of a saved one that has splits.
+        quoting: How CSV and TSV files are quoted; None where there is no option to set it, which reads as "auto".
 
     Raises:
-        DataError: if it is nothing that can be read.
+        DataError: If it is nothing that can be read.
     """
     if path == STANDARD_LIBRARY:
         return _StandardLibraryRows()
-    local = Path(path).expanduser()
-    if local.is_dir():
-        if any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            return _saved_dataset(local, hub_split)
-        files = sorted(file for file in local.iterdir() if file.is_file() and format_of(file) in FORMATS)
-        if not files:
-            raise DataError(f"Folder '{path}' holds no file that can be read. {_EXPECTED}")
-        return FileRows(files)
-    if local.is_file():
-        return FileRows([local])
-    if any(character in path for character in "*?["):
-        root = Path(local.anchor)
-        files = sorted(file for file in root.glob(str(local.relative_to(root))) if file.is_file())
-        if not files:
-            raise DataError(f"No file matches '{path}' (looked from {Path.cwd()}). {_EXPECTED}")
-        return FileRows(files)
+    try:
+        local = Path(path).expanduser()
+        if local.is_dir():
+            if any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
+                return _saved_dataset(local, hub_split)
+            files = sorted(file for file in local.iterdir() if file.is_file() and format_of(file) in FORMATS)
+            if not files:
+                raise DataError(f"Folder '{path}' holds no file that can be read. {_EXPECTED}")
+            return FileRows(files, quoting)
+        if local.is_file():
+            return FileRows([local], quoting)
+        if any(character in path for character in "*?["):
+            files = _matching(local)
+            if not files:
+                raise DataError(f"No file matches '{path}' (looked from {Path.cwd()}). {_EXPECTED}")
+            return FileRows(files, quoting)
+    except (OSError, ValueError, NotImplementedError, RuntimeError) as error:  # a name too long, `**x`, ~nobody
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise DataError(f"The path {shown(path)} cannot be looked up: {reason}. {_EXPECTED}") from error
     if _can_be_a_hub_id(path):
         return _hub_dataset(path, hub_config, hub_split)
     raise DataError(f"There is no file or folder '{path}': {_nearest(local)} {_EXPECTED}")
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """The files that a glob matches; a folder whose own name has brackets is taken at its name."""
+    folder = Path(pattern.anchor)
+    parts = list(pattern.relative_to(folder).parts)
+    while len(parts) > 1 and (folder / parts[0]).is_dir():
+        folder /= parts.pop(0)
+    for name in ("/".join(parts), "/".join(part.replace("[", glob.escape("[")) for part in parts)):
+        if files := sorted(file for file in folder.glob(name) if file.is_file()):
+            return files
+    return []
 
 
 @dataclass(frozen=True)
 class _StandardLibraryRows(RowSource):
     """Columns ``query``, ``positive`` and ``module``."""
 
-    def rows(self, columns: Sequence[str]) -> Iterator[tuple[str, Row | RejectedRow]]:
+    def columns(self) -> list[str]:
+        return ["query", "positive", "module"]
+
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, Row | RejectedRow]]:
+        require_columns(STANDARD_LIBRARY, columns, self.columns())
         for number, (query, positive, module) in enumerate(standard_library.pairs(), start=1):
             place = f"{STANDARD_LIBRARY}: pair {number} ({module})"
             yield place, {"query": query, "positive": positive, "module": module}
@@ -81,13 +105,18 @@ class _DatasetRows(RowSource):
     name: str
     dataset: Any
 
-    def rows(self, columns: Sequence[str]) -> Iterator[tuple[str, Row | RejectedRow]]:
-        for column in columns:
-            if column not in self.dataset.column_names:
-                raise DataError(missing_column(f"Dataset '{self.name}'", column, self.dataset.column_names))
+    def columns(self) -> list[str]:
+        return fields_of(self.dataset.features.arrow_schema)
+
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, Row | RejectedRow]]:
+        there: list[str] = self.dataset.column_names
+        require_columns(f"Dataset '{self.name}'", columns, there)
         if len(self.dataset) == 0:
             raise DataError(f"Dataset '{self.name}' has no rows. Expected at least one: try another split.")
-        for number, row in enumerate(self.dataset.select_columns(list(dict.fromkeys(columns)))):
+        holders = (column_holding(column, there) for column in [*columns, *optional])
+        plain = self.dataset.with_format(None)  # that it was saved with may give tensors in place of texts
+        named = [column for column in dict.fromkeys(holders) if column is not None]
+        for number, row in enumerate(plain.select_columns(named)):
             yield f"{self.name}: row {number}", row
 
     def fingerprint(self) -> str:

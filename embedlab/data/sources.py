@@ -3,45 +3,74 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from embedlab.data.readers import STANDARD_LIBRARY, open_rows
-from embedlab.data.rows import RejectedRow, Row, column_names, shown, text_of, value_of
-from embedlab.errors import ConfigError, DataError
+from embedlab.data.rows import (
+    SKIP_REMEDY,
+    RejectedRow,
+    Row,
+    RowSource,
+    column_names,
+    counts_of,
+    elements_of,
+    found_value,
+    is_blank,
+    key_of,
+    shown,
+    text_of,
+    usable_rows,
+    value_of,
+)
+from embedlab.data.tables import Quoting
+from embedlab.data.usual_columns import PairColumns, named_groups, usual_columns
+from embedlab.errors import ConfigError
+
+__all__ = ["PairRow", "PairSource", "content_fingerprint", "counts_of", "read_pairs"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairSource:
     """A set of training pairs.
 
+    A column is named as it is in the file; ``column.field`` names a field of an object, or of each object in a list,
+    within a column.
+
     Args:
-        path: a file (.jsonl, .csv, .tsv, each also .gz, or .parquet), a folder of such files, a glob, a
-            folder that ``datasets.Dataset.save_to_disk`` wrote, the id of a Hugging Face dataset, or
-            ``python-stdlib``.
-        query: column of the query; of several columns the texts are joined by spaces, blank ones left out.
-        positive: column or columns of the document that answers the query.
-        negatives: column with a list of texts (or one text) that do not answer it, if there is one.
-        split_key: column whose value decides between training, validation and test; by default the query
-            (for ``python-stdlib`` the module). Pairs with the same value stay together.
-        query_prompt: put before each query.
-        document_prompt: put before each positive and negative.
-        weight: share of the batches relative to the other sources' weights; without weights every pair is
+        path: A file (.jsonl, .csv, .tsv, each also .gz, or .parquet), a folder of such files, a glob, a folder that
+            ``datasets.Dataset.save_to_disk`` wrote, the id of a Hugging Face dataset, or ``python-stdlib``.
+        query: Column of the query; of several columns the texts are joined by spaces, blank ones left out. By default
+            ``query``, or what is recognized without doubt by the usual names of public sets, which is printed.
+        positive: Column or columns of the document that answers the query; of a list of documents the first is taken.
+            By default ``positive``, or recognized like the query.
+        negatives: Column of documents that do not answer the query, a list of texts or one text a row, or a list of
+            such columns, of which blank ones are left out; columns in a list within the list are joined. By default
+            none, or recognized together with the query and the positive.
+        split_key: Column whose value decides between training, validation and test. Pairs with the same value stay
+            together; 1 and 1.0 are the same. By default the query (for ``python-stdlib`` the module).
+        query_prompt: Text put before each query.
+        document_prompt: Text put before each positive and negative.
+        weight: Share of the batches relative to the other sources' weights; without weights every pair is
             seen once an epoch.
-        name: shown in logs; by default the last part of the path.
-        hub_config: configuration of a Hugging Face dataset.
-        hub_split: split of a Hugging Face dataset.
+        name: Name shown in logs; by default the last part of the path.
+        hub_config: Configuration of a Hugging Face dataset.
+        hub_split: Split of a Hugging Face dataset.
         on_error: ``raise`` stops at the first row that cannot be used, ``skip`` leaves such rows out and
             counts them.
-        max_rows: pairs that are read, at most.
+        max_rows: Maximum number of pairs that are read.
+        quoting: How CSV and TSV files are quoted: ``csv`` by the rules of CSV, ``none`` without quotes, so that a
+            quote is a character like others. ``auto`` reads a CSV by the rules of CSV, and a TSV without quotes if more
+            of its lines have a quote at the beginning of a field that CSV cannot read than need quotes.
     """
 
     path: str
-    query: str | list[str] = "query"
-    positive: str | list[str] = "positive"
-    negatives: str | None = None
+    query: str | list[str] | None = None
+    positive: str | list[str] | None = None
+    negatives: str | list[str | list[str]] | None = None
     split_key: str | None = None
     query_prompt: str = ""
     document_prompt: str = ""
@@ -51,6 +80,7 @@ class PairSource:
     hub_split: str = "train"
     on_error: Literal["raise", "skip"] = "raise"
     max_rows: int | None = None
+    quoting: Quoting = "auto"
 
     @property
     def label(self) -> str:
@@ -64,10 +94,10 @@ class PairRow(NamedTuple):
     """One training pair, without prompts.
 
     Attributes:
-        query: not blank.
-        positive: not blank.
-        negatives: none of them blank; may be empty.
-        key: pairs with the same key are on the same side of every split.
+        query: Text of the query, not blank.
+        positive: Text of the document that answers it, not blank.
+        negatives: Texts that do not answer it, none of them blank; may be empty.
+        key: Key to split by: pairs with the same key are on the same side of every split.
     """
 
     query: str
@@ -76,96 +106,114 @@ class PairRow(NamedTuple):
     key: str
 
 
-def read_pairs(source: PairSource, skipped: Counter[str]) -> Iterator[PairRow]:
-    """Streams the pairs of a source.
+def read_pairs(source: PairSource, skipped: Counter[str], notes: list[str] | None = None) -> Iterator[PairRow]:
+    """Stream the pairs of a source.
 
     Args:
-        source: what to read.
-        skipped: counts, by reason, the rows that ``on_error: skip`` leaves out.
+        source: What to read.
+        skipped: Counts, by reason, the rows that ``on_error: skip`` leaves out.
+        notes: Takes what the user should know of how the source was read, one clause each.
 
     Raises:
-        DataError: if the source cannot be read, has no rows, or none that can be used; with
+        DataError: If the source cannot be read, has no rows, or none that can be used; with
             ``on_error: raise`` at the first row that cannot.
-        ConfigError: if ``max_rows`` is less than one, or no column is named.
+        ConfigError: If ``max_rows`` is less than one, or no column is named.
     """
     if source.max_rows is not None and source.max_rows < 1:
         raise ConfigError(f"max_rows of source '{source.label}' must be at least 1, got {source.max_rows}.")
-    columns = _Columns(source)
-    rows = open_rows(source.path, hub_config=source.hub_config, hub_split=source.hub_split).rows(columns.all)
-    num_pairs = 0
-    first: RejectedRow | None = None
-    for place, row in rows:
-        try:
-            if isinstance(row, RejectedRow):
-                raise row
-            pair = columns.pair(row, place)
-        except RejectedRow as rejected:
-            if source.on_error == "raise":
-                remedy = "Correct it, or set on_error: skip to leave such rows out; they are counted."
-                raise DataError(f"{rejected} {remedy}") from rejected
-            skipped[rejected.reason] += 1
-            first = first or rejected
-            continue
-        yield pair
-        num_pairs += 1
-        if num_pairs == source.max_rows:
-            return
-    if num_pairs == 0:
-        raise DataError(f"Every row of '{source.path}' was skipped ({counts_of(skipped)}). The first: {first}")
+    rows = _opened(source)
+    reader = _PairReader(source, rows)
+    pairs = usable_rows(
+        rows.rows(reader.columns),
+        reader.pair,
+        path=source.path,
+        skipped=skipped if source.on_error == "skip" else None,
+        remedy=SKIP_REMEDY,
+    )
+    yield from islice(pairs, source.max_rows)
+    if notes is not None:
+        notes += [*reader.notes(), *rows.notes()]
 
 
 def content_fingerprint(source: PairSource) -> str:
-    """Hexadecimal digits that change with the content of the source's files, not with their names or dates.
+    """Return hexadecimal digits that change with the content of the source's files, not with their names or dates.
 
     Raises:
-        DataError: if the source cannot be read.
+        DataError: If the source cannot be read.
     """
-    return open_rows(source.path, hub_config=source.hub_config, hub_split=source.hub_split).fingerprint()
+    return _opened(source).fingerprint()
 
 
-def counts_of(skipped: Mapping[str, int]) -> str:
-    """The reasons of rows left out with their counts, for people.
+def _opened(source: PairSource) -> RowSource:
+    return open_rows(source.path, hub_config=source.hub_config, hub_split=source.hub_split, quoting=source.quoting)
 
-    >>> counts_of({"empty text": 2, "malformed line": 30})
-    '30 malformed line, 2 empty text'
+
+class _PairReader:
+    """Takes a pair out of a row.
+
+    Args:
+        source: What the user has written.
+        rows: Where the rows come from.
+
+    Attributes:
+        columns: Columns to read.
     """
-    return ", ".join(f"{count} {reason}" for reason, count in Counter(skipped).most_common())
 
-
-class _Columns:
-    """Takes a pair out of a row."""
-
-    def __init__(self, source: PairSource) -> None:
-        self._query = column_names(source.query, "query", source.label)
-        self._positive = column_names(source.positive, "positive", source.label)
-        self._negatives = source.negatives
+    def __init__(self, source: PairSource, rows: RowSource) -> None:
+        query = None if source.query is None else column_names(source.query, "query", source.label)
+        positive = None if source.positive is None else column_names(source.positive, "positive", source.label)
+        groups = None if source.negatives is None else named_groups(source.negatives, source.label)
+        if query and positive:
+            found = PairColumns(query, positive, [])
+        else:
+            found = usual_columns(
+                source.path, rows.columns(), query=query, positive=positive, has_negatives=groups is not None
+            )
+        self._query, self._positive = found.query, found.positive
+        self._negatives = found.negatives if groups is None else groups
         self._key = source.split_key
         if self._key is None and source.path == STANDARD_LIBRARY:
             self._key = "module"
-        self.all = [*self._query, *self._positive, *(name for name in (self._negatives, self._key) if name)]
+        self.columns = [*self._query, *self._positive, *chain(*self._negatives), *([self._key] if self._key else [])]
+        self._note = found.note
+        self._num_pairs = self._num_lists = 0
 
     def pair(self, row: Row, place: str) -> PairRow:
+        """Return the pair of a row.
+
+        Raises:
+            RejectedRow: If the row has none.
+        """
         query = text_of(row, self._query, place)
-        positive = text_of(row, self._positive, place)
-        negatives = () if self._negatives is None else _negatives_of(row, self._negatives, place)
-        key = query if self._key is None else _key_of(row, self._key, place)
-        return PairRow(query, positive, negatives, key)
+        positives = elements_of(row, self._positive, place)
+        if not positives:
+            named = " and ".join(f"'{column}'" for column in self._positive)
+            raise RejectedRow("empty text", f"{place}: the list in column {named} is empty. Expected a text.")
+        positive = text_of(positives[0], self._positive, place)
+        negatives: list[str] = []
+        for group in self._negatives:
+            negatives += self._negatives_of(row, group, place)
+        key = query if self._key is None else key_of(row, self._key, place, reason="no split key")
+        self._num_pairs += 1
+        self._num_lists += len(positives) > 1
+        return PairRow(query, positive, tuple(negatives), key)
 
+    def notes(self) -> list[str]:
+        """Return what the user should know of the pairs so far."""
+        several = f"{self._num_lists} of {self._num_pairs} rows have several positives, of which the first is taken"
+        return [*([self._note] if self._note else []), *([several] if self._num_lists else [])]
 
-def _negatives_of(row: Row, column: str, place: str) -> tuple[str, ...]:
-    value = value_of(row, column, place)
-    values = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
-        expected = "Expected a list of strings, one string, or null."
-        raise RejectedRow(
-            "negatives not a list of texts", f"{place}: column '{column}' holds {shown(value)}. {expected}"
-        )
-    return tuple(text_of({column: text}, [column], place) for text in values)
-
-
-def _key_of(row: Row, column: str, place: str) -> str:
-    value = value_of(row, column, place)
-    if not isinstance(value, str | int | float):
-        expected = "Expected a text or a number to split by."
-        raise RejectedRow("no split key", f"{place}: column '{column}' holds {shown(value)}. {expected}")
-    return str(value)
+    def _negatives_of(self, row: Row, columns: Sequence[str], place: str) -> list[str]:
+        """The negatives in a group of columns: those of a list, or one; none where it is blank."""
+        values = [found_value(row, column) for column in columns]
+        if all(map(is_blank, values)):
+            if len(self._negatives) == 1:
+                value_of(row, columns[-1], place)  # the only one has to be there, if only as null
+            return []
+        for column, value in zip(columns, values, strict=True):
+            texts = value if isinstance(value, list) else [value]
+            if not all(isinstance(text, str) or (text is None and len(columns) > 1) for text in texts):
+                received = f"{place}: column '{column}' holds {shown(value)}."
+                expected = "Expected a list of strings, one string, or null."
+                raise RejectedRow("negatives not a list of texts", f"{received} {expected}")
+        return [text_of(element, columns, place) for element in elements_of(row, columns, place)]

@@ -69,11 +69,13 @@ class TextRows:
     Args:
         texts: where the tokens are.
         rows_U: which of them, in the order that embeddings are wanted in.
+        left_out: What of the files was left out or assumed, for people; empty if there is nothing to say.
     """
 
-    def __init__(self, texts: TokenisedTexts, rows_U: np.ndarray) -> None:
+    def __init__(self, texts: TokenisedTexts, rows_U: np.ndarray, *, left_out: str = "") -> None:
         self.texts = texts
         self.rows_U = rows_U
+        self.left_out = left_out
 
     @property
     def num_rows(self) -> int:
@@ -102,7 +104,8 @@ class Retrieval:
         texts: all of them.
         query_rows_Q: row of each query in ``texts``.
         document_rows_M: row of each document.
-        relevance: number of the query, number of the document, and gain above 0, each (J,).
+        relevance: number of the query, number of the document, and gain above 0, each (J,). A number past the
+            documents is that of one that is not in the corpus: relevant, and never found.
         query_prompt: what each query's text begins with.
         document_prompt: what each document's text begins with.
     """
@@ -158,12 +161,19 @@ class EvaluationTask(TextRows, ABC):
         texts: where the tokens are.
         rows_U: the texts to encode.
         retrieval: the queries and documents among them, if there are any.
+        left_out: As in ``TextRows``.
     """
 
     def __init__(
-        self, name: str, texts: TokenisedTexts, rows_U: np.ndarray, retrieval: Retrieval | None = None
+        self,
+        name: str,
+        texts: TokenisedTexts,
+        rows_U: np.ndarray,
+        retrieval: Retrieval | None = None,
+        *,
+        left_out: str = "",
     ) -> None:
-        super().__init__(texts, rows_U)
+        super().__init__(texts, rows_U, left_out=left_out)
         self.name = name
         self.retrieval = retrieval
 
@@ -179,10 +189,11 @@ class RetrievalTask(EvaluationTask):
         name: for logs.
         texts: of queries and documents.
         retrieval: which are which.
+        left_out: As in ``TextRows``.
     """
 
-    def __init__(self, name: str, texts: TokenisedTexts, retrieval: Retrieval) -> None:
-        super().__init__(name, texts, retrieval.rows_to_encode(), retrieval)
+    def __init__(self, name: str, texts: TokenisedTexts, retrieval: Retrieval, *, left_out: str = "") -> None:
+        super().__init__(name, texts, retrieval.rows_to_encode(), retrieval, left_out=left_out)
         self._retrieval = retrieval
 
     def metrics(self, embeddings_UD: Tensor) -> dict[str, float]:
@@ -199,6 +210,7 @@ class SimilarityTask(EvaluationTask):
         left_rows_N: row of each pair's first text.
         right_rows_N: row of its second.
         scores_N: the more alike, the higher.
+        left_out: As in ``TextRows``.
     """
 
     def __init__(
@@ -208,9 +220,11 @@ class SimilarityTask(EvaluationTask):
         left_rows_N: np.ndarray,
         right_rows_N: np.ndarray,
         scores_N: np.ndarray,
+        *,
+        left_out: str = "",
     ) -> None:
         rows_U, numbers = np.unique(np.concatenate([left_rows_N, right_rows_N]), return_inverse=True)
-        super().__init__(name, texts, rows_U)
+        super().__init__(name, texts, rows_U, left_out=left_out)
         self._left_N, self._right_N = (torch.from_numpy(part) for part in np.split(numbers, 2))
         self._scores_N = torch.from_numpy(scores_N)
 

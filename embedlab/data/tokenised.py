@@ -101,6 +101,12 @@ class TokenisedPairs:
             digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def notes(self) -> list[str]:
+        """What the user should know of how the source was read, one clause each."""
+        notes: list[str] = json.loads((self.folder / "notes.json").read_text())
+        return notes
+
     def negatives_of(self, pairs: np.ndarray) -> np.ndarray:
         """The hard negatives of some pairs, one pair's after the other's: rows in ``texts``, int64."""
         starts = self.negative_offsets[pairs]
@@ -173,10 +179,11 @@ def _build(folder: Path, source: PairSource, tokenizer: PreTrainedTokenizerBase,
     queries, positives, negatives, negative_counts = array("q"), array("q"), array("q"), array("q")
     positions = array("d")
     skipped: Counter[str] = Counter()
+    notes: list[str] = []
     texts_folder = folder / "texts"
     texts_folder.mkdir()
     with TextWriter(texts_folder, tokenizer, max_length=max_length) as texts:
-        for row in shown_progress(read_pairs(source, skipped), f"Tokenising {source.label}"):
+        for row in shown_progress(read_pairs(source, skipped, notes), f"Tokenising {source.label}"):
             queries.append(texts.add(source.query_prompt + row.query))
             positives.append(texts.add(source.document_prompt + row.positive))
             negatives.extend(texts.add(source.document_prompt + text) for text in row.negatives)
@@ -199,6 +206,7 @@ def _build(folder: Path, source: PairSource, tokenizer: PreTrainedTokenizerBase,
     for name in _ARRAYS:
         np.save(folder / f"{name}.npy", arrays[name])
     (folder / "skipped.json").write_text(json.dumps(skipped))
+    (folder / "notes.json").write_text(json.dumps(notes))
 
 
 def _without_empty_texts(

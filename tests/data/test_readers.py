@@ -46,6 +46,19 @@ def test_a_glob_is_the_files_it_matches_in_order(folder: Path, monkeypatch: pyte
     assert queries("[ab].jsonl*") == ["a", "b"]
 
 
+def test_a_glob_finds_files_below_a_folder_with_brackets(folder: Path) -> None:
+    (folder / "v[1]").mkdir()
+    write_rows(folder / "v[1]" / "part[0].jsonl", [{"query": "bracket"}])
+    for pattern in ("v[1]/*.jsonl", "v[1]/part[0].js*", "*/part*.jsonl", "v?1]/*.jsonl", "v[1]/part?0].jsonl"):
+        assert queries(folder / pattern) == ["bracket"]
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a/**b/*.jsonl", "~nobody-of-that-name/a.jsonl", "a\0b/*.jsonl"])
+def test_a_path_that_cannot_be_looked_up_is_an_error(path: str) -> None:
+    with pytest.raises(DataError):
+        open_rows(path)
+
+
 def test_a_path_may_begin_with_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder))
     assert queries("~/b.jsonl") == ["b"]
@@ -86,6 +99,16 @@ def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
         next(one.rows(["qery"]))
     with pytest.raises(DataError, match=r"has no split 'test'\. Set hub_split to one of: 'train', 'dev'"):
         open_rows(str(tmp_path / "several"), hub_split="test")
+
+
+@pytest.mark.parametrize("saved_as", ["numpy", "torch", "pandas", "arrow"])
+def test_the_format_of_a_saved_dataset_makes_no_difference(tmp_path: Path, saved_as: str) -> None:
+    rows: list[Row] = [{"query": "a", "negatives": ["b", "c"], "id": 1}]
+    dataset = datasets.Dataset.from_list(rows)
+    dataset.set_format(saved_as, columns=["id"])
+    dataset.save_to_disk(str(tmp_path / "saved"))
+    read = open_rows(str(tmp_path / "saved")).rows(["query", "negatives", "id"])
+    assert [row for _, row in read] == rows
 
 
 def test_the_fingerprint_of_a_saved_dataset_is_of_its_content(tmp_path: Path) -> None:

@@ -42,7 +42,150 @@ def test_parquet_has_lists_of_negatives(tmp_path: Path) -> None:
     assert [pair.negatives for pair in pairs] == [("a", "b"), ()]
 
 
-@pytest.mark.parametrize(("key", "expected"), [("m", "m"), (7, "7"), (0.5, "0.5")])
+@pytest.mark.parametrize("negatives", [["hard", "harder"], ["hard", ["title", "harder"]]])
+def test_negatives_of_several_columns_leave_out_the_blank_ones(tmp_path: Path, negatives: list[str]) -> None:
+    rows = [
+        {**GOOD, "hard": "a", "harder": "b", "title": ""},
+        {**GOOD, "hard": None, "harder": " ", "title": None},
+        {**GOOD, "hard": ["c", "d"], "title": ""},
+    ]
+    pairs, _ = read(write_rows(tmp_path / "a.jsonl", rows), negatives=negatives)
+    assert [pair.negatives for pair in pairs] == [("a", "b"), (), ("c", "d")]
+
+
+def test_a_blank_cell_is_no_negative(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("query,positive,hard\nq,d,\nq,d,n\n")
+    assert [pair.negatives for pair in read(tmp_path / "a.csv", negatives="hard")[0]] == [(), ("n",)]
+
+
+def test_of_several_positives_the_first_is_taken_and_said(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "a.jsonl", [{"query": "q", "positive": texts} for texts in (["a"], ["b", "c"], "d")])
+    notes: list[str] = []
+    pairs = list(read_pairs(PairSource(path=str(file)), Counter(), notes))
+    assert [pair.positive for pair in pairs] == ["a", "b", "d"]
+    assert notes == ["1 of 3 rows have several positives, of which the first is taken"]
+    write_rows(file, [{"query": "q", "positive": []}])
+    with pytest.raises(DataError, match=r"the list in column 'positive' is empty"):
+        read(file)
+
+
+LAYOUTS: dict[str, tuple[dict[str, object], tuple[str, str, tuple[str, ...]]]] = {
+    "sentence transformers": (
+        {"anchor": "q", "positive": "p", "negative_1": "n", "negative_2": "m", "id": 1},
+        ("q", "p", ("n", "m")),
+    ),
+    "triplets": ({"anchor": "q", "positive": "p", "negative": "n"}, ("q", "p", ("n",))),
+    "FlagEmbedding": ({"query": "q", "pos": ["p"], "neg": ["n", "m"]}, ("q", "p", ("n", "m"))),
+    "Tevatron": (
+        {
+            "query_id": "1",
+            "query": "q",
+            "positive_passages": [{"docid": "2", "title": "t", "text": "p"}],
+            "negative_passages": [{"docid": "3", "title": "u", "text": "n"}, {"docid": "4", "title": "", "text": "m"}],
+        },
+        ("q", "t p", ("u n", "m")),
+    ),
+    "Tevatron without titles": (
+        {"query": "q", "positive_passages": [{"text": "p"}], "negative_passages": [{"text": "n"}]},
+        ("q", "p", ("n",)),
+    ),
+    "questions": ({"question": "q", "answer": "p", "label": 1}, ("q", "p", ())),
+    "sentences": ({"sentence1": "q", "sentence2": "p"}, ("q", "p", ())),
+    "as named": ({"query": "q", "positive": "p", "anchor": "x", "question": "x", "answer": "x"}, ("q", "p", ())),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_the_usual_layouts_need_no_names(tmp_path: Path, layout: str, ending: str) -> None:
+    row, (query, positive, negatives) = LAYOUTS[layout]
+    file = tmp_path / f"a.{ending}"
+    if ending == "jsonl":
+        write_rows(file, [row])
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), file)
+    notes: list[str] = []
+    assert list(read_pairs(PairSource(path=str(file)), Counter(), notes)) == [
+        PairRow(query, positive, negatives, query)
+    ]
+    assert len(notes) == (layout != "as named")
+    assert all(note.startswith("takes '") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (["text", "label"], r"has no column 'query'\. Its columns: 'text', 'label'\..*query: text, positive: label}\]"),
+        (["sentence1", "sentence2", "score"], "has no column 'query'"),
+        (
+            ["anchor", "positive", "question", "answer"],
+            "It could be 'anchor' and 'positive' or 'question' and 'answer'",
+        ),
+        (["query", "answer", "document"], r"has no column 'positive'.*'query' and 'answer' or 'query' and 'document'"),
+    ],
+)
+def test_what_is_no_usual_layout_is_an_error_with_the_line_to_write(
+    tmp_path: Path, columns: list[str], message: str
+) -> None:
+    file = write_rows(tmp_path / "a.jsonl", [dict.fromkeys(columns, "x")])
+    for on_error in ("raise", "skip"):
+        with pytest.raises(DataError, match=message):
+            read(file, on_error=on_error)
+
+
+def test_what_the_user_names_is_not_guessed(tmp_path: Path) -> None:
+    row = {"anchor": "a", "question": "q", "answer": "w", "positive": "p", "negative": "n"}
+    file = write_rows(tmp_path / "a.jsonl", [row])
+    assert read(file, query="question")[0] == [PairRow("q", "p", (), "q")]
+    assert read(file, query="question", positive="answer")[0] == [PairRow("q", "w", (), "q")]
+    with pytest.raises(DataError, match="It could be 'anchor' and 'answer' or 'question' and 'answer'"):
+        read(file, positive="answer")
+    with pytest.raises(DataError, match="has no column 'query'"):
+        read(file, query="query")
+
+
+def test_negatives_that_are_not_used_are_said(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "a.jsonl", [{**GOOD, "negative": "n"}])
+    notes: list[str] = []
+    assert [pair.negatives for pair in read_pairs(PairSource(path=str(file)), Counter(), notes)] == [()]
+    assert notes == ["'negative' not used as negatives (set negatives to do so)"]
+    assert read(file, negatives="negative")[0][0].negatives == ("n",)
+
+
+@pytest.mark.parametrize("negatives", ["", [], ["a", ""], [["a", ""]], [[]]])
+def test_negatives_without_a_name_are_an_error(tmp_path: Path, negatives: Any) -> None:
+    with pytest.raises(ConfigError, match="negatives of 'a' is"):
+        read(write_rows(tmp_path / "a.jsonl", [GOOD]), negatives=negatives)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_rows_used_and_rows_skipped_are_all_rows(tmp_path: Path, name: str) -> None:
+    delimiter = "\t" if name == "a.tsv" else ","
+    lines = [f"question {n}{delimiter}answer {n}" for n in range(1000)]
+    for stray in (9, 500, 501, 998):
+        lines[stray] = f'"{lines[stray]}'
+    (tmp_path / name).write_text("\n".join([f"query{delimiter}positive", *lines]))
+    pairs, skipped = read(tmp_path / name, on_error="skip", quoting="csv")
+    assert len(pairs) == 996
+    assert skipped == {"malformed line": 4}
+    with pytest.raises(DataError, match=rf"{name}:11 opens a quote .*set quoting: none.*set on_error: skip"):
+        read(tmp_path / name, quoting="csv")
+    assert len(read(tmp_path / name, quoting="none")[0]) == 1000
+
+
+def test_a_key_is_split_alike_from_every_format(tmp_path: Path) -> None:
+    keys = [1, 2, None]
+    pq.write_table(
+        pa.table({"query": ["a"] * 3, "positive": ["b"] * 3, "id": [1.0, 2.0, None]}), tmp_path / "a.parquet"
+    )
+    write_rows(tmp_path / "a.jsonl", [{"query": "a", "positive": "b", "id": key} for key in keys])
+    (tmp_path / "a.csv").write_text("query,positive,id\na,b,1\na,b,2\n")
+    for name in ("a.parquet", "a.jsonl", "a.csv"):
+        pairs, _ = read(tmp_path / name, split_key="id", on_error="skip")
+        assert [pair.key for pair in pairs] == ["1", "2"]
+
+
+@pytest.mark.parametrize(("key", "expected"), [("m", "m"), (7, "7"), (0.5, "0.5"), (7.0, "7")])
 def test_a_split_key_is_a_text_or_a_number(tmp_path: Path, key: object, expected: str) -> None:
     pairs, _ = read(write_rows(tmp_path / "a.jsonl", [{**GOOD, "id": key}]), split_key="id")
     assert [pair.key for pair in pairs] == [expected]

@@ -1,0 +1,131 @@
+"""The column names that public sets of training pairs usually have, so that a file of one need not name its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from embedlab.data.rows import column_holding, missing_column, shown
+from embedlab.errors import ConfigError, DataError
+
+QUERY: Final = "query"
+POSITIVE: Final = "positive"
+
+_USUAL: Final[tuple[tuple[str, str | list[str]], ...]] = (  # query, positive; of a list all columns are joined
+    ("anchor", POSITIVE),  # Sentence-Transformers
+    (QUERY, "pos"),  # FlagEmbedding
+    (QUERY, ["positive_passages.title", "positive_passages.text"]),  # Tevatron
+    (QUERY, "answer"),
+    (QUERY, "document"),
+    (QUERY, "passage"),
+    ("question", "answer"),
+    ("sentence1", "sentence2"),
+)
+_USUAL_NEGATIVES: Final[tuple[str | list[str], ...]] = (
+    "negative",
+    "negatives",
+    "neg",
+    ["negative_passages.title", "negative_passages.text"],
+)
+_NUMBERED_NEGATIVE: Final = re.compile(r"negative_\d+")
+_SCORES: Final = {"score", "similarity_score", "label", "labels"}  # with one of these, not all pairs are alike
+
+
+class PairColumns(NamedTuple):
+    """Columns of a source of pairs.
+
+    Attributes:
+        query: Columns whose texts make the query.
+        positive: Columns whose texts make the positive.
+        negatives: One group of columns for each kind of negatives; the texts of a group's columns are joined.
+        note: What was assumed in place of the user, a clause; empty if nothing was.
+    """
+
+    query: list[str]
+    positive: list[str]
+    negatives: list[list[str]]
+    note: str = ""
+
+
+def usual_columns(
+    path: str, there: Sequence[str], *, query: list[str] | None, positive: list[str] | None, has_negatives: bool
+) -> PairColumns:
+    """Find the columns of the query and the positive that the user has not named.
+
+    ``query`` and ``positive`` are meant wherever they are there, or where nothing is known of the columns. Otherwise
+    the columns must be those of exactly one usual layout. Its negatives are taken too, if the user has named no column
+    and there is just one kind of them.
+
+    Args:
+        path: The source, for messages.
+        there: Names of its columns, and ``column.field`` of nested fields.
+        query: Columns of the query if the user has named them.
+        positive: Columns of the positive if the user has named them.
+        has_negatives: Whether the user has named columns of negatives.
+
+    Raises:
+        DataError: If the layout is none or more than one of the usual; the message names the columns that are there.
+    """
+    as_named = PairColumns(query or [QUERY], positive or [POSITIVE], [])
+    negatives = [] if has_negatives else _negatives(there)
+    unused = f"{_all_words(negatives)} not used as negatives (set negatives to do so)" if negatives else ""
+    if not there or all(column_holding(name, there) for name in as_named.query + as_named.positive):
+        return as_named._replace(note=unused)
+    layouts: list[tuple[list[str], list[str]]] = []
+    for usual_query, usual_positive in _USUAL:
+        found = (query or _those_of(usual_query, there), positive or _those_of(usual_positive, there))
+        is_scored = usual_query == "sentence1" and not _SCORES.isdisjoint(there)
+        if all(found) and found not in layouts and not is_scored:
+            layouts.append(found)
+    if len(layouts) != 1:
+        lacking = next(name for name in as_named.query + as_named.positive if not column_holding(name, there))
+        named = " or ".join(f"{_words(layout[0])} and {_words(layout[1])}" for layout in layouts)
+        ambiguous = f" It could be {named}." if layouts else ""
+        raise DataError(
+            f"{missing_column(path, lacking, there)}{ambiguous} Name the columns of the query and of the document that "
+            f"answers it, for example [{{path: {path}, query: {there[0]}, positive: {there[-1]}}}]."
+        )
+    found_query, found_positive = layouts[0]
+    told = f"{_words(found_query)} as query, {_words(found_positive)} as positive"
+    if query or positive:
+        return PairColumns(found_query, found_positive, [], f"takes {told}")
+    told += f", {_all_words(negatives)} as negatives" if negatives else ""
+    return PairColumns(found_query, found_positive, negatives, f"takes {told}")
+
+
+def named_groups(columns: Sequence[str | list[str]] | str, owner: str) -> list[list[str]]:
+    """Return the columns of negatives as groups: each string a group of one, each inner list a group that is joined.
+
+    Raises:
+        ConfigError: If there is none, or one without a name.
+    """
+    groups = [_listed(columns)] if isinstance(columns, str) else [_listed(group) for group in columns]
+    if not groups or not all(group and all(group) for group in groups):
+        raise ConfigError(f"negatives of '{owner}' is {columns!r}. Expected a column's name or a list of names.")
+    return groups
+
+
+def _negatives(there: Sequence[str]) -> list[list[str]]:
+    kinds = [[found] for usual in _USUAL_NEGATIVES if (found := _those_of(usual, there))]
+    if numbered := [[name] for name in there if _NUMBERED_NEGATIVE.fullmatch(name)]:
+        kinds.append(numbered)
+    return kinds[0] if len(kinds) == 1 else []
+
+
+def _those_of(usual: str | list[str], there: Sequence[str]) -> list[str]:
+    """The columns of a layout that are there; none without the last, which has the text."""
+    columns = _listed(usual)
+    return [name for name in columns if name in there] if columns[-1] in there else []
+
+
+def _listed(columns: str | list[str]) -> list[str]:
+    return [columns] if isinstance(columns, str) else columns
+
+
+def _words(columns: Sequence[str]) -> str:
+    return " with ".join(shown(name) for name in columns)
+
+
+def _all_words(groups: Sequence[Sequence[str]]) -> str:
+    return " and ".join(_words(group) for group in groups)
