@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -81,10 +86,7 @@ def sync_folder(folder: Path) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Remove from a folder what a killed process had begun to write there. Call it only while holding its lock."""
     for path in folder.glob(f"*{UNFINISHED}"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
 
 
 @contextmanager
@@ -141,37 +143,157 @@ def cache_folder() -> Path:
         ) from error
 
 
-def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Returns ``folder``, built first if it is not there.
+MANIFEST = "manifest.json"
+"""File in a built folder that says which files were built, with size and checksum of each, and its own checksum."""
 
-    It is built under another name and renamed when whole, so a reader never sees half of it. Of several
-    processes (the ranks of a run, say) one builds, the others wait for it; what a killed one left is removed.
+_VERIFIED = "verified.json"  # in a built folder: the states of its large files in which their checksums were right
+_LARGE = 1 << 24  # bytes; smaller files are read whenever the folder is used, which takes some hundredths of a second
+
+
+def build_once(folder: Path, build: Callable[[Path], None], *, rebuild: bool = True) -> Path:
+    """Return a folder that is whole, built first if it is not there.
+
+    It is built under another name and renamed when whole and on the disk, so that a reader never sees half of it. Of
+    several processes (for example the ranks of a run) one builds and the others wait. What a killed one left is
+    removed.
+
+    A manifest in the folder holds the size and the SHA-256 of each file. Each call checks the sizes of all files and
+    the checksums of those below 16 MiB; a larger file is read again only if it is another file, or was changed, since
+    its checksum was last found right, so that no start reads gigabytes. A folder that is not as it was built is built
+    again, with a line that says so, and replaced: processes that have its files open keep them.
 
     Args:
-        folder: whose name says all that its content depends on.
-        build: fills the empty folder it is given.
+        folder: Where to build. Its name says all that its content depends on.
+        build: Fills the empty folder that it is given.
+        rebuild: Whether a damaged folder is built again. False is for what takes long or may have been edited.
 
     Raises:
-        DataError: if the folder cannot be written: disk full, no permission.
+        DataError: If the folder cannot be written (disk full, no permission), or is damaged and may not be rebuilt.
     """
-    if folder.is_dir():
+    if fault_of(folder) is None:
         return folder
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial, damaged = (folder.with_name(f"{folder.name}.{ending}") for ending in ("partial", "damaged"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f"{folder.name}.lock")):
-            if folder.is_dir():
+            if (fault := fault_of(folder)) is None:
                 return folder
-            shutil.rmtree(partial, ignore_errors=True)
+            is_there = os.path.lexists(folder)
+            if is_there and not _is_empty(folder):
+                if not rebuild:
+                    raise DataError(f"{folder} is damaged: {fault}. Delete the folder to have it made again.")
+                print(f"embedlab: {folder} is damaged ({fault}): it is made again.", file=sys.stderr, flush=True)
+            _remove(partial)
+            _remove(damaged)
             partial.mkdir()
             try:
                 build(partial)
+                write_manifest(partial, name=folder.name)
+                if is_there:
+                    folder.rename(damaged)
                 partial.rename(folder)
+                sync_folder(folder.parent)
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
+                _remove(partial)
+                _remove(damaged)
+    except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise DataError(
-            f"The cache folder '{folder}' could not be written: {error.strerror or error}. Nothing of it was "
-            "kept. Free some space or choose another place with data.cache or $EMBEDLAB_CACHE."
+            f"The cache folder '{folder}' could not be written: {reason}. Nothing of it was kept. Free some space or "
+            "choose another place with data.cache or $EMBEDLAB_CACHE."
         ) from error
     return folder
+
+
+def write_manifest(folder: Path, *, name: str) -> None:
+    """Bring all files of a folder to the disk, and write there what they are: see ``build_once``.
+
+    Args:
+        folder: The folder, with all its files.
+        name: The name that the folder will have.
+
+    Raises:
+        OSError: If a file cannot be read or written.
+    """
+    files: dict[str, tuple[int, str]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+            continue
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        files[path.relative_to(folder).as_posix()] = (path.stat().st_size, digest)
+    content = {"name": name, "files": files}
+    write_whole(folder / MANIFEST, json.dumps(content | {"sha256": _checksum(content)}, indent=1) + "\n")
+
+
+def fault_of(folder: Path) -> str | None:
+    """Say what is wrong with a folder that ``build_once`` made, or return None if it is whole."""
+    try:
+        manifest = json.loads(_regular(folder / MANIFEST).read_bytes())
+        checksum = manifest.pop("sha256")
+        if checksum != _checksum(manifest):
+            return f"{MANIFEST} is not as it was written"
+        if manifest["name"] != folder.name:
+            return f"it was made as '{manifest['name']}'"
+        return _fault_of_files(folder, manifest["files"])
+    except FileNotFoundError as error:
+        return f"it has no {Path(error.filename).relative_to(folder)}"
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror or error}"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{MANIFEST} is not as it was written"
+
+
+def _fault_of_files(folder: Path, files: Mapping[str, tuple[int, str]]) -> str | None:
+    states: dict[str, list[int]] = {}
+    for name, (size, _) in files.items():
+        found = _regular(folder / name).stat()
+        if found.st_size != size:
+            return f"{name} has {found.st_size} bytes in place of {size}"
+        if size >= _LARGE:
+            states[name] = [found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+    verified = _states_verified(folder)
+    for name, (_, digest) in files.items():
+        if name in states and states[name] == verified.get(name):
+            continue
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                return f"{name} has other bytes than were written"
+    if states != verified:
+        with suppress(OSError):  # a folder that may only be read is read again each time
+            write_whole(folder / _VERIFIED, json.dumps(states))
+    return None
+
+
+def _states_verified(folder: Path) -> dict[str, list[int]]:
+    """The inode, the time of writing and the time of change of each large file when its checksum was found right."""
+    try:
+        states = json.loads(_regular(folder / _VERIFIED).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return states if isinstance(states, dict) else {}
+
+
+def _regular(path: Path) -> Path:
+    """The path, if a file is there: to open a pipe would wait for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return path
+
+
+def _checksum(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it, as far as that can be done."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

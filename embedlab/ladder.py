@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
 import sys
 import time
@@ -34,7 +33,7 @@ from transformers.utils import logging as transformers_logging
 from embedlab.data.packed import ConsecutiveStarts, SequenceStarts, TextSource, pack_text, text_fingerprint
 from embedlab.data.readers import STANDARD_LIBRARY
 from embedlab.errors import ConfigError, DataError, TrainingError
-from embedlab.files import build_once, cache_folder
+from embedlab.files import UNFINISHED, build_once, cache_folder, write_whole
 from embedlab.language_model import CausalLanguageModel
 from embedlab.method import num_nonembedding_parameters
 from embedlab.rungs import Rung, model_config, rung_named
@@ -42,7 +41,7 @@ from embedlab.rungs import Rung, model_config, rung_named
 LADDER = "ladder:"
 """What the path of a backbone begins with that is a rung of the default ladder."""
 
-_FORMAT = 1  # raised whenever the same settings come to give other models
+_FORMAT = 2  # raised whenever the same settings come to give other models, or the folder's files change
 _MAX_VALIDATION_TOKENS = 1 << 20
 
 
@@ -183,12 +182,12 @@ def _make(settings: _Settings, rungs: Sequence[Rung], output: Path | None) -> li
     identity = settings.identity()
     if output is None:
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-        output = cache_folder() / "ladders" / key
-    _claim(output, identity)
+        output = cache_folder() / "ladders" / key  # its name says whose it is
+    else:
+        _claim(output, identity)
     for rung in rungs:
-        folder = build_once(
-            output / rung.name, partial(_pretrain_rung, settings=settings, rung=rung, identity=identity)
-        )
+        build = partial(_pretrain_rung, settings=settings, rung=rung, identity=identity)
+        folder = build_once(output / rung.name, build, rebuild=False)  # it may have taken days, or have been edited
         there = json.loads((folder / "pretraining.json").read_text())["rung"]
         if there != asdict(rung):
             raise ConfigError(
@@ -198,25 +197,37 @@ def _make(settings: _Settings, rungs: Sequence[Rung], output: Path | None) -> li
 
 
 def _claim(output: Path, identity: dict[str, Any]) -> None:
-    """Marks the folder as this ladder's, or finds that it is."""
+    """Mark the folder as this ladder's, or find that it is. Another process may do the same at the same time."""
     mark = output / "ladder.json"
-    if mark.is_file():
-        there = json.loads(mark.read_text())
-        if differing := [name for name in identity if there.get(name) != identity[name]]:
-            listed = ", ".join(f"{name} {there.get(name)} there, {identity[name]} now" for name in differing)
-            raise ConfigError(
-                f"{output} holds a ladder made with other settings ({listed}). Choose another folder with output."
-            )
-        return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} exists and is no ladder. Choose a new or empty folder with output.")
+    if not mark.is_file():
+        if _holds_anything(output) and not mark.is_file():
+            raise ConfigError(f"{output} exists and is no ladder. Choose a new or empty folder with output.")
+        try:
+            write_whole(mark, json.dumps(identity, indent=1) + "\n", replace=False)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"{output} could not be written: {reason}. Choose another place.") from error
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        partial_mark = mark.with_name(f"{mark.name}.{os.getpid()}")
-        partial_mark.write_text(json.dumps(identity, indent=1) + "\n")
-        partial_mark.replace(mark)
-    except OSError as error:
-        raise DataError(f"{output} could not be written: {error.strerror or error}. Choose another place.") from error
+        there = json.loads(mark.read_bytes())
+        differing = [name for name in identity if there.get(name) != identity[name]]
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"{mark} says how the ladder in its folder was made, and cannot be read: {error}. Choose another folder "
+            "with output."
+        ) from error
+    if differing:
+        listed = ", ".join(f"{name} {there.get(name)} there, {identity[name]} now" for name in differing)
+        raise ConfigError(
+            f"{output} holds a ladder made with other settings ({listed}). Choose another folder with output."
+        )
+
+
+def _holds_anything(output: Path) -> bool:
+    if not output.is_dir():
+        return output.exists()
+    return any(not entry.name.endswith(UNFINISHED) for entry in output.iterdir())
 
 
 def _pretrain_rung(folder: Path, *, settings: _Settings, rung: Rung, identity: dict[str, Any]) -> None:

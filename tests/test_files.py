@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import pytest
 
 from embedlab.errors import ConfigError, DataError
 from embedlab.files import (
+    MANIFEST,
     UNFINISHED,
     build_once,
     cache_folder,
@@ -87,7 +93,7 @@ build_once(Path(sys.argv[1], "folder"), build)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     folder = build_once(tmp_path / "folder", lambda partial: None)
-    assert list(folder.iterdir()) == []
+    assert [entry.name for entry in folder.iterdir()] == [MANIFEST]
     assert not (tmp_path / "folder.partial").exists()
 
 
@@ -115,6 +121,157 @@ def test_a_cache_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(DataError, match=r"could not be written.*data\.cache"):
         build_once(tmp_path / "cache" / "folder", lambda folder: None)
+
+
+def build_two_files(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    (folder / "deep" / "small").write_bytes(b"0123456789")
+    (folder / "large").write_bytes(b"large" * 1000)
+
+
+def contents(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in ("deep/small", "large")]
+
+
+def flip(path: Path) -> None:
+    """Change a byte, and hide it: size and time of writing stay as they were."""
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace_by_a_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+def replace_by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def replace_by_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "flipped": flip,
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "emptied": lambda path: path.write_bytes(b""),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"more"),
+    "garbage": lambda path: path.write_bytes(b"[" * 100_000),
+    "gone": Path.unlink,
+    "a loop": replace_by_a_loop,
+    "a folder": replace_by_a_folder,
+    "a pipe": replace_by_a_pipe,
+}
+
+
+@pytest.mark.parametrize("file", ["deep/small", "large", MANIFEST])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_folder_is_built_again_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, damage: Callable[[Path], object]
+) -> None:
+    folder = build_once(tmp_path / "folder", build_two_files)
+    whole = contents(folder)
+    damage(folder / file)
+    with pytest.raises(DataError, match=r"folder is damaged: .*Delete the folder"):
+        build_once(tmp_path / "folder", build_two_files, rebuild=False)
+    build_once(tmp_path / "folder", build_two_files)
+    printed = capsys.readouterr().err
+    assert f"embedlab: {folder} is damaged (" in printed and Path(file).name in printed
+    assert contents(folder) == whole
+    build_once(tmp_path / "folder", build_two_files, rebuild=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "folder.lock"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_is_another_is_built_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_once(tmp_path / "other", build_two_files)
+    for place in ("file", "empty", "renamed", "linked to itself"):
+        folder = tmp_path / place
+        if place == "file":
+            folder.write_text("")
+        elif place == "empty":
+            folder.mkdir()
+        elif place == "renamed":
+            (tmp_path / "other").rename(folder)
+        else:
+            folder.symlink_to(folder)
+        build_once(folder, build_two_files)
+        assert contents(folder) == [b"0123456789", b"large" * 1000]
+    assert capsys.readouterr().err.count("is damaged") == 3  # nothing was lost of the empty one
+
+
+def test_a_large_file_is_read_again_only_if_it_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedlab.files._LARGE", 1000)
+    read: list[str] = []
+    digest = hashlib.file_digest
+
+    def noted(file: BinaryIO, name: str) -> object:
+        read.append(Path(file.name).name)
+        return digest(file, name)
+
+    folder = build_once(tmp_path / "folder", build_two_files)
+    monkeypatch.setattr("hashlib.file_digest", noted)
+    for _ in range(2):
+        build_once(folder, build_two_files, rebuild=False)
+    assert read == ["small", "large", "small"]
+    shutil.copy(folder / "large", tmp_path / "copy")
+    (tmp_path / "copy").replace(folder / "large")
+    (folder / "deep" / "small").touch()
+    build_once(folder, build_two_files, rebuild=False)
+    assert read[3:] == ["small", "large"]
+    flip(folder / "large")  # the time of writing is as before: that of change is not
+    with pytest.raises(DataError, match="large has other bytes"):
+        build_once(folder, build_two_files, rebuild=False)
+    (folder / "verified.json").write_text("no JSON")
+    with pytest.raises(DataError, match="large has other bytes"):
+        build_once(folder, build_two_files, rebuild=False)
+
+
+def test_a_folder_that_may_only_be_read_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedlab.files._LARGE", 1000)
+    folder = build_once(tmp_path / "folder", build_two_files)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")  # the tests may run as root, whom no permission stops
+
+    monkeypatch.setattr("embedlab.files.write_whole", refused)
+    assert build_once(folder, build_two_files) == folder
+
+
+def test_a_rebuild_leaves_what_another_process_has_open(tmp_path: Path) -> None:
+    folder = build_once(tmp_path / "folder", build_two_files)
+    mapped = np.memmap(folder / "large", mode="r")
+    flip(folder / "deep" / "small")
+    build_once(folder, build_two_files)
+    assert mapped.tobytes() == b"large" * 1000
+
+
+def test_of_processes_that_find_a_damaged_folder_one_rebuilds_it(tmp_path: Path) -> None:
+    build_once(tmp_path / "folder", build_two_files)
+    (tmp_path / "folder" / "large").unlink()
+    program = """
+import sys, time
+from pathlib import Path
+from embedlab.files import build_once
+sys.path.insert(0, sys.argv[2])
+from test_files import build_two_files, contents
+def build(folder):
+    time.sleep(0.5)
+    build_two_files(folder)
+print(contents(build_once(Path(sys.argv[1], "folder"), build))[1] == b"large" * 1000)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path), str(Path(__file__).parent)]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) for _ in range(3)]
+    printed = [process.communicate() for process in processes]
+    assert [output for output, _ in printed] == ["True\n"] * 3
+    assert sum("is damaged (it has no large)" in error for _, error in printed) == 1
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

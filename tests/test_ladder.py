@@ -146,6 +146,25 @@ def test_a_folder_with_a_ladder_of_other_settings_is_an_error_that_names_them(te
         train(text, tmp_path / "ladder", replace(TINY, blocks=2))
 
 
+def test_a_damaged_rung_is_named_and_kept(text: Path, tmp_path: Path) -> None:
+    train(text, tmp_path / "ladder")
+    weights = tmp_path / "ladder" / "tiny" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(DataError, match=r"ladder/tiny is damaged: model\.safetensors .* Delete the folder"):
+        train(text, tmp_path / "ladder")
+    assert weights.read_bytes() == content
+
+
+@pytest.mark.parametrize("mark", ["[", "[]", "\xff"])
+def test_a_damaged_mark_of_a_ladder_is_named(text: Path, tmp_path: Path, mark: str) -> None:
+    (tmp_path / "ladder").mkdir()
+    (tmp_path / "ladder" / "ladder.json").write_text(mark, encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"ladder\.json .*cannot be read"):
+        train(text, tmp_path / "ladder")
+
+
 def test_a_loss_that_is_not_finite_stops_and_leaves_no_rung(text: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="Lower learning_rate"):
         train(text, tmp_path / "ladder", learning_rate=1e30)

@@ -5,11 +5,13 @@ Axes in names: N pairs of a source, S sources.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
 
+from embedlab.data.sources import PairSource
 from embedlab.data.tokenised import TokenisedPairs
 from embedlab.errors import ConfigError, DataError
 
@@ -128,11 +130,11 @@ class _SourceOrder:
         self._number = number
         self._offsets, self._texts = _texts_of_several_pairs(store, pairs)
         # Where texts recur, orders differ in how many batches they fill. What two of them reach, most do.
-        probes = [self._deal(self._order(epoch, 0)) for epoch in range(_EPOCHS_KEPT)]
+        probes = [self._deal(self._order(epoch, 0), batch_size) for epoch in range(_EPOCHS_KEPT)]
         self.num_batches = min(map(len, probes))
         self._epochs = {epoch: batches[: self.num_batches] for epoch, batches in enumerate(probes)}
         if self.num_batches == 0:
-            raise DataError(self._why_no_batch(store.name))
+            raise DataError(self._why_no_batch(store))
         self.num_pairs = len(pairs)
         self.num_left_out = len(pairs) - self.num_batches * batch_size
 
@@ -145,19 +147,18 @@ class _SourceOrder:
 
     def _batches(self, epoch: int) -> np.ndarray:
         for attempt in range(_ATTEMPTS):
-            batches = self._deal(self._order(epoch, attempt))
+            batches = self._deal(self._order(epoch, attempt), self._batch_size)
             if len(batches) >= self.num_batches:
                 return batches[: self.num_batches]
         # Epoch 0 is known to fill them, and in another sequence its batches serve again.
-        batches = self._deal(self._order(0, 0))[: self.num_batches]
+        batches = self._deal(self._order(0, 0), self._batch_size)[: self.num_batches]
         return _generator(self._seed, self._number + 1, epoch).permutation(batches)
 
     def _order(self, epoch: int, attempt: int) -> np.ndarray:
         return _generator(self._seed, self._number + 1, epoch, attempt).permutation(len(self._pairs))
 
-    def _deal(self, order: np.ndarray) -> np.ndarray:
+    def _deal(self, order: np.ndarray, size: int) -> np.ndarray:
         """The full batches (batch, pair) that pairs in this order make."""
-        size = self._batch_size
         if not len(self._texts):
             num_batches = len(order) // size
             return order[: num_batches * size].reshape(num_batches, size)
@@ -209,7 +210,8 @@ class _SourceOrder:
                     first = past_full[first]
         return np.array(batch_of)
 
-    def _why_no_batch(self, name: str) -> str:
+    def _why_no_batch(self, store: TokenisedPairs) -> str:
+        name = store.name
         num_pairs = len(self._pairs)
         if num_pairs == 0:
             return (
@@ -218,11 +220,22 @@ class _SourceOrder:
             )
         fitting = num_pairs
         if len(self._texts):  # the same orders as above, which found fewer than a batch needs
-            probes = [self._assign(self._order(epoch, 0), num_pairs) for epoch in range(_EPOCHS_KEPT)]
-            fitting = min(int((batch_of == 0).sum()) for batch_of in probes)
+            orders = [self._order(epoch, 0) for epoch in range(_EPOCHS_KEPT)]
+            fitting = min(int((self._assign(order, num_pairs) == 0).sum()) for order in orders)
+            if fitting == 1 and all(len(self._deal(order, 2)) for order in orders):
+                fitting = 2  # the pairs that came first have texts of all others, but not all others of each other
+        received = f"Source '{name}' fills no batch of {self._batch_size}: "
+        if fitting == 1:
+            received += (
+                f"nearly any two of its {num_pairs} pairs to train on have a text in common."
+                if num_pairs > 1
+                else "it has a single pair to train on."
+            )
+            alone = "Set data.batch_size to 1, or give" if _all_have_negatives(store, self._pairs) else "Give"
+            return f"{received} {alone} more pairs with different texts, at least 2 for a batch."
         return (
-            f"Source '{name}' fills no batch of {self._batch_size}: of its {num_pairs} pairs to train on, about "
-            f"{fitting} have no text in common. Set data.batch_size to {fitting} or less, or give more pairs."
+            f"{received}of its {num_pairs} pairs to train on, about {fitting} have no text in common. Set "
+            f"data.batch_size to {fitting} or less, or give more pairs."
         )
 
 
@@ -252,12 +265,7 @@ def _shares(stores: Sequence[TokenisedPairs], batches_S: np.ndarray) -> np.ndarr
     weights = [store.source.weight for store in stores]
     if all(weight is None for weight in weights):
         return batches_S
-    for store, weight in zip(stores, weights, strict=True):
-        if weight is None or not (weight > 0 and np.isfinite(weight)):
-            raise ConfigError(
-                f"The weight of source '{store.name}' is {weight}, and other sources have weights. Expected a number "
-                "above 0 for each source, or none for any."
-            )
+    require_weights([store.source for store in stores])
     total = int(batches_S.sum())
     exact = np.array(weights, dtype=np.float64) / sum(filter(None, weights)) * total
     steps = np.floor(exact).astype(np.int64)
@@ -269,6 +277,31 @@ def _shares(stores: Sequence[TokenisedPairs], batches_S: np.ndarray) -> np.ndarr
                 "leave the source out."
             )
     return steps
+
+
+def require_weights(sources: Sequence[PairSource]) -> None:
+    """Check that all sources have a weight above 0, or none has any.
+
+    Raises:
+        ConfigError: If that is not so.
+    """
+    weights = [source.weight for source in sources]
+    if all(weight is None for weight in weights):
+        return
+    for source, weight in zip(sources, weights, strict=True):
+        if weight is None or not (weight > 0 and math.isfinite(weight)):
+            raise ConfigError(
+                f"The weight of source '{source.label}' is {weight}, and other sources have weights. Expected a number "
+                "above 0 for each source, or none for any."
+                if len(sources) > 1
+                else f"The weight of source '{source.label}' is {weight}. Expected a number above 0, or none."
+            )
+    if not math.isfinite(sum(weight for weight in weights if weight is not None)):
+        raise ConfigError(f"The weights {weights} of data.train add up to no number. Expected smaller ones, such as 1.")
+
+
+def _all_have_negatives(store: TokenisedPairs, pairs: np.ndarray) -> bool:
+    return bool((store.negative_offsets[pairs + 1] > store.negative_offsets[pairs]).all())
 
 
 def _require_negatives(stores: Sequence[TokenisedPairs], pairs: Sequence[np.ndarray]) -> None:

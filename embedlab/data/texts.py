@@ -27,6 +27,13 @@ from embedlab.errors import DataError
 _FORMAT = 1  # raised whenever the files change, so that an older cache is not taken for a new one
 _CHARACTERS_PER_CALL = 1 << 20  # enough to keep the tokenizer's threads busy, little enough to forget
 
+# A text of more characters than these for each token that is kept is not tokenized to its end: see _tokenise.
+_LONG_CHARACTERS_PER_TOKEN = 512
+_TRIED_CHARACTERS_PER_TOKEN = 16
+_ENDS_IN_A_ROW = 32  # of beginnings: more than the characters of the longest token of a unigram model, which are 16
+_FAR_END = 1009  # characters after them
+_NEAR_CHARACTERS = 1 << 20  # what stands further away is taken to make no difference
+
 _Item = TypeVar("_Item")
 
 
@@ -235,10 +242,46 @@ def shown_progress(items: Iterable[_Item], description: str) -> Iterator[_Item]:
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[list[list[int]], int]:
-    """Token ids of each text, and how many texts were cut."""
+    """Return the token ids of each text, and how many texts were cut.
+
+    A tokenizer reads a text to its end, whatever is kept of it: ten megabytes cost half a minute and two gigabytes. So
+    a long text is tokenized up to many different ends near its beginning. Where they all give more tokens than are
+    kept, and the same, what follows makes no difference: a unigram model's best path goes through one of so many ends
+    in a row and begins as the path to that end does; the merges of BPE and the words of WordPiece are local. Otherwise
+    later ends are tried, up to that of the text. Only tokens that depend on what stands a million characters later can
+    differ from those of the whole text.
+    """
     # Data workers are forked after this and never tokenise. Without an explicit setting, tokenizers before 0.23
     # warns in each of them that it may not run in parallel there.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    ids: dict[int, list[int]] = {}
+    num_truncated = 0
+    waiting = []
+    if tokenizer.truncation_side == "right":
+        waiting = [row for row, text in enumerate(texts) if len(text) > _LONG_CHARACTERS_PER_TOKEN * max_length]
+    size = _TRIED_CHARACTERS_PER_TOKEN * max_length
+    while waiting := [row for row in waiting if len(texts[row]) > size + _FAR_END and row not in ids]:
+        in_a_row = max(1, min(_ENDS_IN_A_ROW, _CHARACTERS_PER_CALL // size, size))
+        ends = [*range(size - in_a_row, size), size + _FAR_END]
+        for row in waiting:
+            tokens, is_cut = _encoded(tokenizer, [texts[row][:end] for end in ends], max_length)
+            is_same = all(other == tokens[-1] for other in tokens)
+            if all(is_cut) and (is_same or size > _NEAR_CHARACTERS):
+                ids[row] = tokens[-1]
+                num_truncated += 1
+        size *= 4
+    others = [row for row in range(len(texts)) if row not in ids]
+    tokens, is_cut = _encoded(tokenizer, [texts[row] for row in others], max_length)
+    ids.update(zip(others, tokens, strict=True))
+    return [ids[row] for row in range(len(texts))], num_truncated + sum(is_cut)
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
+) -> tuple[list[list[int]], list[bool]]:
+    """The token ids of each text, and whether it has more of them."""
+    if not texts:
+        return [], []
     encoded = tokenizer(
         texts,
         truncation=True,
@@ -247,8 +290,12 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: 
         return_token_type_ids=False,
     )
     ids: list[list[int]] = encoded["input_ids"]
-    full = [row for row, tokens in enumerate(ids) if len(tokens) == max_length]
-    if tokenizer.is_fast:
-        return ids, sum(bool(encoded.encodings[row].overflowing) for row in full)
-    whole = (tokenizer(texts[row], verbose=False)["input_ids"] for row in full)
-    return ids, sum(len(tokens) > max_length for tokens in whole)
+    is_cut = [len(tokens) == max_length for tokens in ids]
+    for row, is_full in enumerate(is_cut):
+        if is_full:
+            is_cut[row] = (
+                bool(encoded.encodings[row].overflowing)
+                if tokenizer.is_fast
+                else len(tokenizer(texts[row], verbose=False)["input_ids"]) > max_length
+            )
+    return ids, is_cut

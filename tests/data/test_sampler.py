@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -249,6 +250,36 @@ def test_a_batch_that_cannot_be_filled_is_an_error_that_says_what_can() -> None:
     ):
         plan_of(labels, batch_size=8)
     assert plan_of(labels, batch_size=5).steps_per_epoch > 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(store=pairs_with_common_texts(), batch_size=st.integers(2, 30))
+def test_a_batch_size_that_is_advised_can_be_had(store: Pairs, batch_size: int) -> None:
+    try:
+        plan_of(store, batch_size=batch_size)
+    except DataError as error:
+        if advised := re.search(r"Set data\.batch_size to (\d+)", str(error)):
+            assert plan_of(store, batch_size=int(advised[1])).steps_per_epoch >= 1
+
+
+def test_pairs_of_which_no_two_go_together_are_an_error_that_says_so() -> None:
+    one_answer = Pairs([(n, 100, []) for n in range(5)])
+    with pytest.raises(DataError, match=r"nearly any two of its 5 pairs .* have a text in common\. Give more pairs"):
+        plan_of(one_answer, batch_size=4)
+    with pytest.raises(DataError, match=r"a single pair to train on\. Give more pairs"):
+        plan_of(unique_pairs(1), batch_size=4)
+    with pytest.raises(DataError, match=r"Set data\.batch_size to 1, or give more pairs"):
+        plan_of(Pairs([(n, 100, [n + 200]) for n in range(5)]), batch_size=4)
+
+
+def test_a_pair_with_a_text_of_each_other_does_not_spoil_the_advice() -> None:
+    pairs = Pairs([(0, 1, [2, 3]), *((n, n + 100, []) for n in range(4))])
+    advised = set()
+    for seed in range(20):  # the pair comes first in some of the orders
+        with pytest.raises(DataError) as error:
+            plan_of(pairs, batch_size=5, seed=seed)
+        advised |= set(re.findall(r"Set data\.batch_size to (\d) or less", str(error.value)))
+    assert advised == {"2", "4"}
 
 
 def test_a_source_without_pairs_to_train_on_is_an_error() -> None:

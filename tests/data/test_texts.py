@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers_of_kinds import KINDS, tokenizer_of
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from embedlab.data.texts import (
+    _LONG_CHARACTERS_PER_TOKEN,
     TextWriter,
     TokenisedTexts,
+    _tokenise,
     cache_key,
     require_tokens,
     rows_without_tokens,
@@ -83,6 +88,57 @@ def test_every_text_has_the_tokens_the_tokenizer_gives_it(
     assert [int(store.lengths_U[row]) for row in rows] == [len(tokens) for tokens in expected]
     assert len(store) == len(set(texts))
     assert store.num_truncated == sum(len(text) > 8 for text in set(texts))
+
+
+_PIECES = ["a", "ab", "aab ", " ", "\n", "\t ", "=", "=-", "0", "x.y(", "the ", "lorem ipsum dolor ", "漢", "字か", "ﬃ"]
+_PIECES += ["e\u0301", "\u0301", "👩‍👩‍👧", "<|endoftext|>", "</s>", "\u00a0", "\u200b"]
+_LENGTHS = st.sampled_from([1, 3, 17, 100, 1500, 4000])
+_RUNS = st.tuples(st.sampled_from(_PIECES), _LENGTHS).map(lambda run: run[0] * run[1])
+_NOISE = st.binary(min_size=300, max_size=3000).map(lambda noise: base64.b64encode(noise).decode())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=10, deadline=None)
+@given(parts=st.lists(_RUNS | _NOISE, min_size=1, max_size=20), max_length=st.sampled_from([4, 8, 16]))
+def test_a_long_text_has_the_tokens_that_the_whole_of_it_has(kind: str, parts: list[str], max_length: int) -> None:
+    tokenizer = tokenizer_of(kind)
+    text = "".join(parts)
+    text = (text * (1 + _LONG_CHARACTERS_PER_TOKEN * max_length // len(text)))[:60_000]
+    whole = tokenizer(text, verbose=False)["input_ids"]
+    short = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
+    assert _tokenise(tokenizer, ["a", text, "b"], max_length) == (
+        [tokenizer("a")["input_ids"], short, tokenizer("b")["input_ids"]],
+        int(len(whole) > max_length),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", ["lorem ipsum dolor " * 200_000, "+/aB3" * 700_000, "\n- " * 1_000_000])
+def test_a_text_of_megabytes_costs_what_is_kept_of_it(kind: str, text: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    began = time.process_time()
+    (tokens,), num_truncated = _tokenise(tokenizer, [text], 32)
+    assert time.process_time() - began < 1
+    assert (len(tokens), num_truncated) == (32, 1)
+    assert tokens[:20] == tokenizer(text[:5000])["input_ids"][:20]
+
+
+def test_a_text_that_says_little_in_its_beginning_is_read_to_its_end() -> None:
+    tokenizer = tokenizer_of("byte-level BPE")
+    tokenizer_of_words = word_tokenizer()
+    assert _tokenise(tokenizer_of_words, [" " * 50_000 + "a b"], 4) == ([[3, 4]], 0)
+    assert _tokenise(tokenizer_of_words, [" " * 50_000 + "a b c d e"], 4) == ([[3, 4, 5, 6]], 1)
+    assert _tokenise(tokenizer, [], 4) == ([], 0)
+
+
+def test_a_tokenizer_that_keeps_the_end_of_a_text_reads_the_whole() -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.truncation_side = "left"
+    assert _tokenise(tokenizer, ["a " * 50_000 + "b c d"], 3) == ([[4, 5, 6]], 1)
+
+
+def test_a_slow_tokenizer_reads_the_beginning_of_a_long_text() -> None:
+    assert _tokenise(SlowTokenizer(), ["ab" * 10_000], 3) == ([[97, 98, 97]], 1)
 
 
 @settings(max_examples=30, deadline=None)
