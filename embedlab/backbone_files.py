@@ -58,12 +58,12 @@ def check_tokenizer_files(folder: Path) -> None:
     Raises:
         ConfigError: If that is so.
     """
-    found = [path for pattern in _TOKENIZERS for path in folder.glob(pattern)]
-    if not found:
-        raise no_tokenizer(str(folder))
     for name in _TOKENIZER_JSON:
         if _is_there(folder / name):
             _read_json(folder / name)
+    found = [path for pattern in _TOKENIZERS for path in folder.glob(pattern)]
+    if not found:
+        raise no_tokenizer(str(folder))
     for path in found:
         _begin(path)
 

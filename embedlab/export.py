@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -34,23 +34,6 @@ _POOLING_KEYS: dict[PoolingMode, str] = {
     "weighted_mean": "pooling_mode_weightedmean_tokens",
 }
 _REPLACED = ".replaced"  # ending of the folder that an export takes the place of, while it does
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What a checkpoint says of its run beside the weights, checked field by field.
-
-    Attributes:
-        data: the run's data configuration.
-        max_length: tokens of a text.
-        sources: the training sources.
-        evaluation: the newest results by name.
-    """
-
-    data: Mapping[str, Any]
-    max_length: int
-    sources: list[Mapping[str, Any]]
-    evaluation: Mapping[str, float]
 
 
 def export(
@@ -93,20 +76,20 @@ def export(
     read_checkpoint(checkpoint)
     with _unfinished(output) as unfinished:
         module, saved = restore(checkpoint, backbone=backbone, trust_remote_code=trust_remote_code)
-        written = _written(checkpoint, saved)
+        data = _checked_data(checkpoint, saved)
         assert module.encoder is not None
         tokenizer = load_tokenizer(module.backbone_config)
-        proof = ExportProof(module.encoder, tokenizer, prompts(written.data), max_length=written.max_length)
+        proof = ExportProof(module.encoder, tokenizer, prompts(data), max_length=data["max_length"])
         dimension = module.encoder.dimension()
         model = module.method.merged(module.encoder.backbone)
         exported = with_padding_of_its_own(load_tokenizer(module.backbone_config), model)
-        exported.model_max_length = written.max_length
+        exported.model_max_length = data["max_length"]
         with _writing(output):
             model.save_pretrained(unfinished)
             for weights in unfinished.glob("*.safetensors"):  # written for nobody else to read
                 weights.chmod((unfinished / "config.json").stat().st_mode)
             exported.save_pretrained(unfinished)
-            _write_modules(unfinished, module, written.data, dimension=dimension)
+            _write_modules(unfinished, module, data, dimension=dimension)
             (unfinished / "README.md").write_text(model_card(saved, output.name), encoding="utf-8")
         proof.check(unfinished, trust_remote_code=trust_remote_code)
         with _writing(output):
@@ -277,16 +260,14 @@ def _backbone_config(values: object) -> BackboneConfig:
 
 def _method(config: object) -> FineTuningMethod:
     """The registered method of this name with options of its own signature; no module is imported for it."""
-    name = config.get("class_path") if isinstance(config, dict) else config
-    if not isinstance(name, str):
+    if not isinstance(config, dict) or not isinstance(config.get("class_path"), str):
         raise DataError(f"its method is {config!r:.100}")
-    cls = method_class(name.rpartition(".")[2])
-    values = config.get("init_args") if isinstance(config, dict) else None
+    cls = method_class(config["class_path"].rpartition(".")[2])
     options: dict[str, Any] = {}
-    if values:
+    if config.get("init_args"):
         parser = ErrorParser()
         parser.add_class_arguments(cls, "method")
-        options = _checked(parser, "method", values)
+        options = _checked(parser, "method", config["init_args"])
     try:
         return cls(**options)
     except EmbedLabError:
@@ -295,7 +276,8 @@ def _method(config: object) -> FineTuningMethod:
         raise DataError(f"its method {cls.__name__} takes no {options!r:.100} ({error!s:.200})") from error
 
 
-def _written(checkpoint: Path, saved: Mapping[str, Any]) -> _Written:
+def _checked_data(checkpoint: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's data configuration, when all that is told of the run in an exported folder has its type."""
     with _reading(checkpoint):
         data = saved["run_config"].get("data")
         if not isinstance(data, dict):
@@ -303,24 +285,24 @@ def _written(checkpoint: Path, saved: Mapping[str, Any]) -> _Written:
         for name in ("max_length", "batch_size"):
             if type(data.get(name)) is not int or data[name] < 1:
                 raise DataError(f"its data.{name} is {data.get(name)!r:.100}")
-        sources = data.get("train") or []
-        if not isinstance(sources, list) or not all(isinstance(source, dict) for source in sources):
+        sources = data.get("train")
+        if not (sources is None or (isinstance(sources, list) and all(isinstance(one, dict) for one in sources))):
             raise DataError(f"its data.train is {sources!r:.100}")
-        for source in sources:
+        for source in sources or []:
             texts = (source.get("path"), source.get("query_prompt", ""), source.get("document_prompt", ""))
             if not all(isinstance(text, str) for text in texts) or not isinstance(source.get("name"), str | None):
                 raise DataError(f"a source of its data.train is {source!r:.100}")
-        evaluation = saved.get("evaluation") or {}
-        if not isinstance(evaluation, dict) or not all(
-            isinstance(name, str) and isinstance(value, int | float) for name, value in evaluation.items()
-        ):
+        evaluation = saved.get("evaluation", {})
+        if not isinstance(evaluation, dict) or not all(isinstance(one, int | float) for one in evaluation.values()):
             raise DataError(f"its evaluation is {evaluation!r:.100}")
-        loss = saved["run_config"]["model"].get("loss")
-        if loss is not None and not (isinstance(loss, dict) and isinstance(loss.get("class_path"), str)):
-            raise DataError(f"its loss is {loss!r:.100}")
+        for part in ("method", "loss"):
+            config = saved["run_config"]["model"].get(part)
+            named = isinstance(config, dict) and isinstance(config.get("class_path"), str)
+            if config is not None and not (named and isinstance(config.get("init_args"), dict | None)):
+                raise DataError(f"its {part} is {config!r:.100}")
         if type(saved.get("global_step")) is not int:
             raise DataError(f"its global_step is {saved.get('global_step')!r:.100}")
-    return _Written(data, data["max_length"], sources, evaluation)
+    return data
 
 
 def _write_modules(folder: Path, module: EmbeddingModule, data: Mapping[str, Any], *, dimension: int) -> None:
@@ -364,7 +346,7 @@ def prompts(data: Mapping[str, Any]) -> dict[str, str]:
     """
     found: dict[str, str] = {"query": "", "document": ""}
     pairs: list[tuple[str, str]] = []
-    for source in data["train"] or []:
+    for source in data.get("train") or []:
         pair = (source.get("query_prompt", ""), source.get("document_prompt", ""))
         if pair in pairs:
             continue
@@ -402,13 +384,13 @@ def model_card(saved: Mapping[str, Any], name: str) -> str:
     sources = [
         f"| {_cell(source['path'])} | {_cell(source.get('query'))} | {_cell(source.get('positive'))} | "
         f"{_cell(source.get('negatives') or '—')} |"
-        for source in data["train"] or []
+        for source in data.get("train") or []
     ]
-    metrics = [f"| {_cell(key)} | {value:.4f} |" for key, value in saved["evaluation"].items()]
+    metrics = [f"| {_cell(key)} | {value:.4f} |" for key, value in saved.get("evaluation", {}).items()]
     facts = {
         "Backbone": model["backbone"]["path"],
         "Fine-tuning method": _class_line(model["method"]),
-        "Loss": _class_line(model["loss"]),
+        "Loss": _class_line(model.get("loss")),
         "Pooling": model["pooling"],
         "Longest text": f"{data['max_length']} tokens",
         "Pairs a step": data["batch_size"],
