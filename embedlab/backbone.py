@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +16,8 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -24,10 +28,32 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from embedlab.errors import ConfigError
+from embedlab.backbone_files import (
+    check_configuration,
+    check_fit,
+    check_tokenizer_files,
+    no_tokenizer,
+    weight_shapes,
+)
+from embedlab.errors import ConfigError, EmbedLabError
 
 HUB_TIMEOUT_SECONDS = 10
-_FINGERPRINTED_ELEMENTS = 1024  # of each tensor
+
+# What DDP, torch.compile, FSDP and activation checkpointing put into the names of weights saved from their wrappers.
+_WRAPPERS = {
+    r"^(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.)+": "",
+    r"_orig_mod\.": "",
+    r"_fsdp_wrapped_module\.": "",
+    r"_checkpoint_wrapped_module\.": "",
+}
+_UNEMBEDDINGS = re.compile(r"^(lm_head|embed_out|output|unembed\w*|cls|head|generator_lm_head)\.")
+_BUFFERS = re.compile(
+    r"inv_freq$|(^|\.)position_ids$|(attn|attention)\.(bias|masked_bias)$|causal_mask$|(sin|cos)_cached$"
+)
+# Gemma 3 has one tokenizer for all sizes. The smallest sees no images, and has no row for the token of one.
+_NEVER_IN_TEXT = {"<image_soft_token>"}
+_SAMPLED = 256  # values of each weight that a fingerprint reads
+_REASON_CHARACTERS = 400  # of a library's message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +64,9 @@ class BackboneConfig:
         path: folder with a saved model, or an id on the Hugging Face hub; ``ladder:r0`` is rung r0 of the
             ladder that ``embedlab pretrain`` makes, pre-trained on first use.
         revision: branch, tag or commit on the hub.
-        dtype: of the weights. Half precision here trains in half precision; for mixed precision leave float32
-            and set ``trainer.precision: bf16-mixed``.
+        dtype: Type of the weights. ``bfloat16`` trains in half precision; for mixed precision leave float32
+            and set ``trainer.precision: bf16-mixed``. ``float16`` encodes, and trains only what a method keeps in
+            float32, as LoRA does.
         attention: implementation of attention; ``auto`` is SDPA where the model has it, ``flash_attention_2`` needs
             the package and a GPU.
         attention_direction: ``bidirectional`` lets every token see the whole text, as in an encoder.
@@ -58,22 +85,54 @@ class BackboneConfig:
     trust_remote_code: bool = False
 
 
+def absolute_path(path: str) -> str:
+    """Return the whole path of a folder, which holds wherever a later command is started; an id stays as it is."""
+    folder = Path(path).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else path
+
+
 def load_config(backbone: BackboneConfig) -> PretrainedConfig:
     """The model's configuration, with the attention direction written into it.
 
     Raises:
-        ConfigError: if there is no such model, or the hub cannot be reached.
+        ConfigError: if there is no such model, the hub cannot be reached, or it is no decoder-only language model.
     """
     with _loading(backbone) as where:
         config: PretrainedConfig = AutoConfig.from_pretrained(**where)
-    if backbone.attention_direction == "bidirectional":
-        config.is_causal = False  # transformers builds its masks from it, and saves it with the model
+        if getattr(config, "is_encoder_decoder", False):
+            raise ConfigError(
+                f"Backbone '{backbone.path}' is an encoder-decoder ({config.model_type}). Expected a decoder-only "
+                "language model, such as 'EleutherAI/pythia-70m'."
+            )
+        if not _is_size(_vocabulary_size(config)):
+            raise ConfigError(
+                f"Backbone '{backbone.path}' is no language model that texts can be put into: its config.json "
+                f"({config.model_type}) says vocab_size {_vocabulary_size(config)!r}. Expected a decoder-only language "
+                "model, such as 'EleutherAI/pythia-70m'."
+            )
+        if backbone.attention_direction == "bidirectional":
+            config.is_causal = False  # transformers builds its masks from it, and saves it with the model
     return config
 
 
+def _vocabulary_size(config: PretrainedConfig) -> Any:
+    return getattr(config.get_text_config(), "vocab_size", None)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def max_positions(config: PretrainedConfig) -> int | None:
-    """The longest text, in tokens, that the model has positions for; None if it states none."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    """The longest text, in tokens, that the model has positions for; None if it states none.
+
+    Raises:
+        ConfigError: if what it states is no number of tokens.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and not _is_size(positions):
+        raise ConfigError(f"The model's config.json says max_position_embeddings {positions!r}. Expected a number.")
+    return positions
 
 
 def check_positions(backbone: BackboneConfig, max_length: int) -> None:
@@ -93,23 +152,81 @@ def check_positions(backbone: BackboneConfig, max_length: int) -> None:
 def load_tokenizer(backbone: BackboneConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the right, with a padding token.
 
-    A tokenizer without one pads with its end-of-text token (else its unknown token, else token 0): padding
-    is masked wherever it is read, so that any token serves.
+    A tokenizer without one pads with its end-of-text token (else another special token, else token 0): padding
+    is masked wherever it is read, so that any token serves. ``pads_with_a_word`` tells the last case, in which
+    the tokenizer must be given a token of its own before it is saved.
+
+    What would fail later is looked at here, since this comes before any text is read: the files of the weights,
+    and whether the model has a row for every token.
 
     Raises:
-        ConfigError: if there is no such model, or the hub cannot be reached.
+        ConfigError: if there is no such model, the hub cannot be reached, it has no tokenizer, the tokenizer has
+            tokens that the model does not know, or the files of the weights cannot be loaded.
     """
+    config = load_config(backbone)
+    folder = Path(backbone.path)
     with _loading(backbone) as where:
+        if folder.is_dir():
+            check_tokenizer_files(folder)
+            if not backbone.random_weights:
+                _check_weights(folder, config)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**where)
-    tokenizer.padding_side = "right"
-    tokenizer.truncation_side = "right"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+        tokenizer.padding_side = "right"
+        tokenizer.truncation_side = "right"
+        if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+            raise no_tokenizer(backbone.path)  # transformers makes an empty one where it finds none
+        if tokenizer.pad_token is None:
+            special = [tokenizer.eos_token, tokenizer.unk_token, *tokenizer.all_special_tokens]
+            tokenizer.pad_token = next(filter(None, special), None) or tokenizer.convert_ids_to_tokens(0)
+        _check_vocabulary(backbone, tokenizer, config)
     return tokenizer
 
 
+def pads_with_a_word(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the padding token is one that texts consist of.
+
+    In this process it does no harm, since padding is masked. Saved and loaded again it would be a special token,
+    which is cut out of texts before anything else is.
+    """
+    others = {*tokenizer.special_tokens_map.items()} - {("pad_token", tokenizer.pad_token)}
+    special = {str(token) for _, token in others} | {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    return str(tokenizer.pad_token) not in special
+
+
+def _check_vocabulary(backbone: BackboneConfig, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    vocabulary, rows = tokenizer.get_vocab(), _vocabulary_size(config)
+    too_large = {token: number for token, number in vocabulary.items() if number >= rows}
+    unusable = sorted(too_large.keys() - _NEVER_IN_TEXT)
+    if unusable:
+        raise ConfigError(
+            f"The tokenizer of '{backbone.path}' has token ids up to {max(too_large.values())}, and the model has "
+            f"embeddings for {rows} tokens (vocab_size): none for {', '.join(map(repr, unusable[:3]))}"
+            f"{' and others' if len(unusable) > 3 else ''}. Use the model's own tokenizer, or enlarge the model with "
+            "resize_token_embeddings() of transformers and save both."
+        )
+
+
+def _check_weights(folder: Path, config: PretrainedConfig) -> None:
+    shapes = weight_shapes(folder)
+    if getattr(config, "quantization_config", None) is None:  # packed weights have shapes of their own
+        check_fit(folder, config, shapes)
+
+
+def _check_size(backbone: BackboneConfig, config: PretrainedConfig) -> None:
+    """Refuse a configuration of a far larger model before random numbers fill what the weights do not."""
+    if getattr(config, "quantization_config", None) is not None:
+        return
+    stated = sum(weight.numel() for weight in backbone_without_weights(backbone).parameters())
+    held = sum(math.prod(shape) for shape in weight_shapes(Path(backbone.path)).values())
+    if stated > 2 * held:
+        raise ConfigError(
+            f"'{backbone.path}' does not belong together: its config.json describes a decoder of {stated:,} parameters "
+            f"and its weights are {held:,}. Fetch both again, from the same revision of the model."
+        )
+
+
 def load_backbone(backbone: BackboneConfig, extra: Mapping[str, Any] | None = None) -> PreTrainedModel:
-    """The decoder without its unembedding, in evaluation mode.
+    """The decoder without its unembedding, in evaluation mode, with every weight as it was saved.
 
     Args:
         backbone: which, and how.
@@ -117,7 +234,8 @@ def load_backbone(backbone: BackboneConfig, extra: Mapping[str, Any] | None = No
 
     Raises:
         ConfigError: if there is no such model, the hub cannot be reached, the weights are not in safetensors,
-            or the attention implementation is not there.
+            one is missing, has another shape, is not finite or left over, or the attention implementation is not
+            there.
     """
     config = load_config(backbone)
     dtype = getattr(torch, backbone.dtype)
@@ -137,14 +255,21 @@ def load_backbone(backbone: BackboneConfig, extra: Mapping[str, Any] | None = No
             )
     else:
         with _loading(backbone) as where:
-            model = AutoModel.from_pretrained(
+            if Path(backbone.path).is_dir():
+                _check_weights(Path(backbone.path), config)
+                _check_size(backbone, config)
+            model, found = AutoModel.from_pretrained(
                 **where,
                 config=config,
                 dtype=dtype,
                 attn_implementation=attention,
                 use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, with their names
+                key_mapping=_WRAPPERS,
                 **(extra or {}),
             )
+            _require_weights(backbone, model, found)
     config.use_cache = False  # keys and values are never read again
     if backbone.gradient_checkpointing:
         checkpoint_gradients(model)
@@ -152,22 +277,91 @@ def load_backbone(backbone: BackboneConfig, extra: Mapping[str, Any] | None = No
     return model
 
 
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """Return hexadecimal digits that differ where the weights of two models do, from a sample of each tensor.
+def _require_weights(backbone: BackboneConfig, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
+    """Refuse a model of which a weight is not the saved one.
 
-    Names, shapes and types count, and up to 1,024 evenly spaced elements of every parameter: another pre-trained model,
-    or other random weights, has another fingerprint.
+    Raises:
+        ConfigError: if one is missing, has another shape, is left over or not finite.
     """
+    start = f"Backbone '{backbone.path}' could not be loaded as it was saved: "
+    end = "Fetch the model again: its weights and config.json must be of one revision."
+    if found["mismatched_keys"]:
+        name, saved, expected = min(found["mismatched_keys"])
+        raise ConfigError(
+            f"{start}{name} has the shape {tuple(saved)}, and config.json asks for {tuple(expected)} "
+            f"({_count(found['mismatched_keys'])} of another shape). {end}"
+        )
+    # No embedding is read from a pooler's output, and masked language models are saved without one.
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise ConfigError(f"{start}{_names(missing)} missing ({_count(missing)} of the model). {end}")
+    if found["error_msgs"]:
+        raise ConfigError(f"{start}{_one_line(found['error_msgs'][0])}. {end}")
+    prefix = f"{model.base_model_prefix}."
+    parts = {name for name, _ in model.named_children()}
+    unread = sorted(name for name in found["unexpected_keys"] if not _BUFFERS.search(name))
+    left_over = [name for name in unread if name.startswith(prefix) or name.partition(".")[0] in parts]
+    if left_over:
+        raise ConfigError(f"{start}{_names(left_over)} left over: by its config.json the model has no such part. {end}")
+    heads = [name for name in unread if not _UNEMBEDDINGS.match(name)]
+    if heads:
+        _say(f"Of '{backbone.path}', {_names(heads)} not used: no part of the decoder.")
+    # Its weights would be saved under the wrappers' names again.
+    conversions: list[Any] = getattr(model, "_weight_conversions", None) or []
+    own = [conversion for conversion in conversions if conversion.target_patterns == [""]]
+    if own:
+        model._weight_conversions = [conversion for conversion in conversions if conversion not in own]  # type: ignore[assignment]
+        _say(
+            f"The weights of '{backbone.path}' have an unexpected prefix (module. of DDP, _orig_mod. of torch.compile)"
+            ": their names are read without it."
+        )
+    broken = next((name for name, weight in model.named_parameters() if not is_finite(weight)), None)
+    if broken is not None:
+        raise ConfigError(f"{start}{broken} holds values that are not finite (NaN or infinite). {end}")
+    rows, size = getattr(model.get_input_embeddings(), "num_embeddings", None), _vocabulary_size(model.config)
+    if rows is not None and rows < size:
+        raise ConfigError(f"{start}it has embeddings for {rows} tokens, and config.json says vocab_size {size}. {end}")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values of a tensor are finite; those of a type without NaN always are."""
+    if not tensor.is_floating_point() or tensor.itemsize < 2 or tensor.is_meta:
+        return True
+    return bool(torch.isfinite(tensor).all())
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Hexadecimal digits that tell whether a backbone is the same: from a sample of each of its weights."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        flat = parameter.detach().reshape(-1)
-        if flat.is_meta:
-            continue
-        stride = max(1, flat.numel() // _FINGERPRINTED_ELEMENTS)
-        sample = flat[::stride].contiguous().cpu()
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    for name, weight in model.named_parameters():
+        values = weight.detach().flatten()
+        values = values[:: max(1, len(values) // _SAMPLED)]
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(values.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _names(names: list[str]) -> str:
+    """The first names, with the verb: "a and b are", "a, b, c and 9 more are"."""
+    shown = names[:3]
+    if len(names) > len(shown):
+        return f"{', '.join(shown)} and {len(names) - len(shown)} more are"
+    return " and ".join(shown) + (" is" if len(shown) == 1 else " are")
+
+
+def _count(names: Iterable[object]) -> str:
+    number = len(list(names))
+    return f"{number} weight{'s' * (number != 1)}"
+
+
+def _one_line(text: object) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= _REASON_CHARACTERS else f"{line[:_REASON_CHARACTERS]}…"
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def checkpoint_gradients(model: PreTrainedModel) -> None:
@@ -211,7 +405,9 @@ def _loading(backbone: BackboneConfig) -> Iterator[dict[str, Any]]:
         "revision": backbone.revision,
         "trust_remote_code": backbone.trust_remote_code,
     }
-    if not Path(backbone.path).is_dir():
+    if Path(backbone.path).is_dir():
+        check_configuration(Path(backbone.path))
+    else:
         where["local_files_only"] = not _hub_has(backbone.path, backbone.revision)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # the unembedding is always "unexpected" here
@@ -219,14 +415,19 @@ def _loading(backbone: BackboneConfig) -> Iterator[dict[str, Any]]:
     transformers_logging.disable_progress_bar()
     try:
         yield where
-    except (OSError, ValueError, ImportError) as error:
-        if where.get("local_files_only"):
+    except EmbedLabError:
+        raise
+    except Exception as error:  # of a broken model libraries raise whatever they come upon
+        if where.get("local_files_only") and isinstance(error, OSError | ValueError):
             raise ConfigError(
                 f"Backbone '{backbone.path}' is no folder here, the Hugging Face hub could not be reached, and the "
                 "hub's local cache does not hold it. Give a folder with a saved model, connect to the hub, or use "
                 "'ladder:r0', which needs no network."
             ) from error
-        raise ConfigError(f"Backbone '{backbone.path}' could not be loaded: {error}") from error
+        reason = _one_line(error)
+        if not (isinstance(error, OSError | ValueError | ImportError | RuntimeError) and reason):
+            reason = f"{type(error).__name__} {reason}".strip()  # "'added_tokens'" alone says nothing
+        raise ConfigError(f"Backbone '{backbone.path}' could not be loaded: {reason}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         if progress:
@@ -239,6 +440,8 @@ def _hub_has(path: str, revision: str | None) -> bool:
 
     Asked once and quickly, because the loading functions retry for most of a minute without a network.
     """
+    if Path(path).is_file():
+        raise ConfigError(f"Backbone '{path}' is a file. Give the folder that holds it beside config.json.")
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ConfigError(
             f"Backbone '{path}' is no folder here. Expected a folder with a saved model (config.json, "

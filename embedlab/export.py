@@ -6,19 +6,25 @@ The folder is written in the layout that every Sentence-Transformers release sin
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from embedlab.backbone import BackboneConfig, load_tokenizer
 from embedlab.checkpoint_file import read_checkpoint
-from embedlab.errors import ConfigError, DataError
+from embedlab.errors import ConfigError, DataError, EmbedLabError
+from embedlab.export_proof import ExportProof, with_padding_of_its_own
+from embedlab.files import UNFINISHED, cannot_write, locked_folder, sync_folder
+from embedlab.method import FineTuningMethod
 from embedlab.module import EmbeddingModule
+from embedlab.parser import ErrorParser
 from embedlab.pooling import PoolingMode
 from embedlab.registry import method_class
 
@@ -27,62 +33,134 @@ _POOLING_KEYS: dict[PoolingMode, str] = {
     "last_token": "pooling_mode_lasttoken",
     "weighted_mean": "pooling_mode_weightedmean_tokens",
 }
+_REPLACED = ".replaced"  # ending of the folder that an export takes the place of, while it does
 
 
-def export(checkpoint: Path, output: Path, *, overwrite: bool = False, trust_remote_code: bool = False) -> None:
+def export(
+    checkpoint: Path,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    backbone: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
     """Writes a trained model as a Sentence-Transformers folder: merged weights, tokenizer, pooling, prompts, card.
 
-    ``SentenceTransformer(output).encode(text, prompt_name="query")`` gives the embeddings of training.
+    ``SentenceTransformer(output).encode(text, prompt_name="query")`` gives the embeddings of training. That is
+    checked: the folder is loaded again and encodes some texts before it takes its place.
 
     Args:
         checkpoint: a checkpoint of ``embedlab fit``, usually ``runs/…/checkpoints/last.ckpt``.
         output: the folder to write.
         overwrite: replace the folder if it is there and holds an exported model.
+        backbone: Folder of the backbone, if it is no longer where the checkpoint says. It must be the same model.
         trust_remote_code: run Python code from the backbone's repository.
 
     Raises:
-        DataError: if the checkpoint is not one of ``embedlab fit``.
-        ConfigError: if the folder is there, or the backbone that the checkpoint builds on is not.
+        DataError: if the checkpoint is not one of ``embedlab fit``, or the folder does not encode as training does.
+        ConfigError: if the folder is there or cannot be written, or the backbone that the checkpoint builds on is
+            not there.
     """
+    output = Path(os.path.abspath(output.expanduser()))  # noqa: PTH100  resolve() would follow links
+    if not output.name:
+        raise ConfigError(f"The output {output} is no folder that can be made. Choose another.")
+    replaced = output.with_name(output.name + _REPLACED)
+    if replaced.exists() and not output.exists():  # an export was killed between its two renames
+        replaced.rename(output)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"The output {output} is a file. Choose another name for the folder to write.")
     if output.exists() and not overwrite:
         raise ConfigError(f"The output folder {output} exists. Choose another, or replace it with --overwrite.")
     if output.exists() and not (output / "modules.json").is_file():
         raise ConfigError(f"{output} holds no exported model, so --overwrite does not touch it. Choose another folder.")
-    module, saved = restore(checkpoint, trust_remote_code=trust_remote_code)
-    assert module.encoder is not None
-    data = saved["run_config"]["data"]
-    tokenizer = load_tokenizer(module.backbone_config)
-    tokenizer.model_max_length = data["max_length"]
-    dimension = module.encoder.dimension()
-    model = module.method.merged(module.encoder.backbone)
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        model.save_pretrained(unfinished)
-        for weights in unfinished.glob("*.safetensors"):  # written for nobody else to read
-            weights.chmod((unfinished / "config.json").stat().st_mode)
-        tokenizer.save_pretrained(unfinished)
-        _write_modules(unfinished, module, data, dimension=dimension)
-        (unfinished / "README.md").write_text(model_card(saved, output.name), encoding="utf-8")
-        if output.exists():
-            shutil.rmtree(output)
-        unfinished.rename(output)
-    except OSError as error:
-        raise DataError(f"{output} could not be written: {error}. Nothing of it was kept.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    read_checkpoint(checkpoint)
+    with _unfinished(output) as unfinished:
+        module, saved = restore(checkpoint, backbone=backbone, trust_remote_code=trust_remote_code)
+        data = _checked_data(checkpoint, saved)
+        assert module.encoder is not None
+        tokenizer = load_tokenizer(module.backbone_config)
+        proof = ExportProof(module.encoder, tokenizer, prompts(data), max_length=data["max_length"])
+        dimension = module.encoder.dimension()
+        model = module.method.merged(module.encoder.backbone)
+        exported = with_padding_of_its_own(load_tokenizer(module.backbone_config), model)
+        exported.model_max_length = data["max_length"]
+        with _writing(output):
+            model.save_pretrained(unfinished)
+            for weights in unfinished.glob("*.safetensors"):  # written for nobody else to read
+                weights.chmod((unfinished / "config.json").stat().st_mode)
+            exported.save_pretrained(unfinished)
+            _write_modules(unfinished, module, data, dimension=dimension)
+            (unfinished / "README.md").write_text(model_card(saved, output.name), encoding="utf-8")
+        proof.check(unfinished, trust_remote_code=trust_remote_code)
+        with _writing(output):
+            _put(unfinished, output, replaced)
     print(f"Exported to {output}. Open it with SentenceTransformer('{output}').")
 
 
-def restore(checkpoint: Path, *, trust_remote_code: bool = False) -> tuple[EmbeddingModule, dict[str, Any]]:
+@contextmanager
+def _unfinished(output: Path) -> Iterator[Path]:
+    """Yields an empty folder beside the output that no other export writes to, and removes what is left of it."""
+    folder = output.with_name(output.name + UNFINISHED)
+    with locked_folder(folder, owner="export"):
+        for path in folder.iterdir():  # of one that was killed
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != "export.lock":
+                path.unlink(missing_ok=True)
+        inner = folder / "model"
+        try:
+            with _writing(output):
+                inner.mkdir()
+            yield inner
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Turns what four libraries raise where nothing can be written into one error."""
+    try:
+        yield
+    except EmbedLabError:
+        raise
+    except Exception as error:  # safetensors and tokenizers have their own classes for a full disk
+        raise cannot_write(output, error) from error
+
+
+def _put(unfinished: Path, output: Path, replaced: Path) -> None:
+    """Puts the whole folder in its place. A kill leaves the old one, the new one, or the old one as ``replaced``."""
+    for path in sorted(unfinished.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            sync_folder(path)
+    sync_folder(unfinished)
+    if output.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        output.rename(replaced)
+    try:
+        unfinished.rename(output)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(output)
+        raise
+    sync_folder(output.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def restore(
+    checkpoint: Path, *, backbone: str | None = None, trust_remote_code: bool = False
+) -> tuple[EmbeddingModule, dict[str, Any]]:
     """Builds the model that a checkpoint of ``embedlab fit`` holds, with its trained weights.
 
-    Nothing in the checkpoint is executed: it is read as plain tensors and values, its method comes from the
-    registry, and code of a model repository runs only if the caller says so.
+    Nothing in the checkpoint is executed: it is read as plain tensors and values, each of which is checked, its
+    method comes from the registry, and code of a model repository runs only if the caller says so.
 
     Args:
         checkpoint: the file.
+        backbone: Folder or id of the backbone, in place of the one that the checkpoint names. It must be the same
+            model.
         trust_remote_code: run Python code from the backbone's repository.
 
     Returns:
@@ -90,24 +168,120 @@ def restore(checkpoint: Path, *, trust_remote_code: bool = False) -> tuple[Embed
 
     Raises:
         DataError: if there is no such file or it is no checkpoint of ``embedlab fit``.
-        ConfigError: if its backbone or its method is not there.
+        ConfigError: if its backbone or its method is not there, or the backbone is another model.
     """
     saved = read_checkpoint(checkpoint)
     model = saved["run_config"]["model"]
-    backbone = BackboneConfig(**model["backbone"])
-    method = method_class(model["method"]["class_path"].rsplit(".", 1)[-1])
+    with _reading(checkpoint):
+        config = _backbone_config(model.get("backbone"))
+        pooling, seed = model.get("pooling"), model.get("seed")
+        if pooling not in get_args(PoolingMode):
+            raise DataError(f"its pooling is {pooling!r:.100}")
+        if type(seed) is not int:
+            raise DataError(f"its seed is {seed!r:.100}")
+        method = _method(model.get("method"))
+    if backbone is not None:
+        config = replace(config, path=backbone)
+    elif Path(config.path).is_absolute() and not Path(config.path).is_dir():
+        raise ConfigError(
+            f"{checkpoint} was trained on the backbone in {config.path}, and there is no such folder. Say where it is "
+            "now with --backbone PATH."
+        )
     module = EmbeddingModule(
-        backbone=replace(backbone, trust_remote_code=trust_remote_code, attention="auto"),
-        method=method(**(model["method"].get("init_args") or {})),
-        pooling=model["pooling"],
-        seed=model["seed"],
+        backbone=replace(config, trust_remote_code=trust_remote_code, attention="auto"),
+        method=method,
+        pooling=pooling,
+        seed=seed,
     )
     module.configure_model()
     # The loss and its temperature, which may have been trained too, are no part of the model.
-    saved["state_dict"] = {name: value for name, value in saved["state_dict"].items() if name.startswith("encoder.")}
+    state = saved["state_dict"]
+    saved["state_dict"] = {name: value for name, value in state.items() if str(name).startswith("encoder.")}
     module.on_load_checkpoint(saved)
     module.load_state_dict(saved["state_dict"], strict=False)
     return module.eval(), saved
+
+
+@contextmanager
+def _reading(checkpoint: Path) -> Iterator[None]:
+    """Names the checkpoint in what is wrong with its values, which anyone may have written."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{checkpoint} is no checkpoint as `embedlab fit` writes it: {error}.") from error
+
+
+def _checked(parser: ErrorParser, key: str, values: object) -> dict[str, Any]:
+    """Values that have the types that the parser's group ``key`` asks for, and no others."""
+    if not isinstance(values, dict) or not _is_plain(values):
+        raise DataError(f"its {key} is {values!r:.100}")
+    try:
+        options: dict[str, Any] = parser.parse_object({key: values}, defaults=False)[key].as_dict()
+    except Exception as error:  # of what no parser has written, a parser raises anything
+        raise DataError(f"its {key}: {' '.join(str(error).split()):.300}") from error
+    return options
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value consists of numbers, texts, lists and mappings, and names no class."""
+    if isinstance(value, dict):
+        return "class_path" not in value and all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, str | int | float)
+
+
+def _backbone_config(values: object) -> BackboneConfig:
+    parser = ErrorParser()
+    parser.add_class_arguments(BackboneConfig, "backbone")
+    return BackboneConfig(**_checked(parser, "backbone", values))
+
+
+def _method(config: object) -> FineTuningMethod:
+    """The registered method of this name with options of its own signature; no module is imported for it."""
+    if not isinstance(config, dict) or not isinstance(config.get("class_path"), str):
+        raise DataError(f"its method is {config!r:.100}")
+    cls = method_class(config["class_path"].rpartition(".")[2])
+    options: dict[str, Any] = {}
+    if config.get("init_args"):
+        parser = ErrorParser()
+        parser.add_class_arguments(cls, "method")
+        options = _checked(parser, "method", config["init_args"])
+    try:
+        return cls(**options)
+    except EmbedLabError:
+        raise
+    except Exception as error:  # a stranger's method, with a stranger's options
+        raise DataError(f"its method {cls.__name__} takes no {options!r:.100} ({error!s:.200})") from error
+
+
+def _checked_data(checkpoint: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's data configuration, when all that is told of the run in an exported folder has its type."""
+    with _reading(checkpoint):
+        data = saved["run_config"].get("data")
+        if not isinstance(data, dict):
+            raise DataError(f"its data is {data!r:.100}")
+        for name in ("max_length", "batch_size"):
+            if type(data.get(name)) is not int or data[name] < 1:
+                raise DataError(f"its data.{name} is {data.get(name)!r:.100}")
+        sources = data.get("train")
+        if not (sources is None or (isinstance(sources, list) and all(isinstance(one, dict) for one in sources))):
+            raise DataError(f"its data.train is {sources!r:.100}")
+        for source in sources or []:
+            texts = (source.get("path"), source.get("query_prompt", ""), source.get("document_prompt", ""))
+            if not all(isinstance(text, str) for text in texts) or not isinstance(source.get("name"), str | None):
+                raise DataError(f"a source of its data.train is {source!r:.100}")
+        evaluation = saved.get("evaluation", {})
+        if not isinstance(evaluation, dict) or not all(isinstance(one, int | float) for one in evaluation.values()):
+            raise DataError(f"its evaluation is {evaluation!r:.100}")
+        for part in ("method", "loss"):
+            config = saved["run_config"]["model"].get(part)
+            named = isinstance(config, dict) and isinstance(config.get("class_path"), str)
+            if config is not None and not (named and isinstance(config.get("init_args"), dict | None)):
+                raise DataError(f"its {part} is {config!r:.100}")
+        if type(saved.get("global_step")) is not int:
+            raise DataError(f"its global_step is {saved.get('global_step')!r:.100}")
+    return data
 
 
 def _write_modules(folder: Path, module: EmbeddingModule, data: Mapping[str, Any], *, dimension: int) -> None:
@@ -146,17 +320,35 @@ def _write_modules(folder: Path, module: EmbeddingModule, data: Mapping[str, Any
 def prompts(data: Mapping[str, Any]) -> dict[str, str]:
     """The prompts of training by name: ``query`` and ``document``, of the first source if sources differ.
 
-    Each further source with prompts of its own adds ``query-NAME`` and ``document-NAME``.
+    Each further pair of prompts adds ``query-NAME`` and ``document-NAME``. Of sources with the same name, the later
+    ones are named after their folder too, or numbered.
     """
     found: dict[str, str] = {"query": "", "document": ""}
-    for number, source in enumerate(data["train"] or []):
-        pair = {"query": source["query_prompt"], "document": source["document_prompt"]}
-        if number == 0:
-            found |= pair
-        elif pair != {name: found[name] for name in pair}:
-            label = source["name"] or Path(source["path"]).name.split(".")[0]
-            found |= {f"{name}-{label}": text for name, text in pair.items()}
+    pairs: list[tuple[str, str]] = []
+    for source in data.get("train") or []:
+        pair = (source.get("query_prompt", ""), source.get("document_prompt", ""))
+        if pair in pairs:
+            continue
+        if not pairs:
+            found = {"query": pair[0], "document": pair[1]}
+        else:
+            label = next(label for label in _labels(source) if f"query-{label}" not in found)
+            found |= {f"query-{label}": pair[0], f"document-{label}": pair[1]}
+        pairs.append(pair)
     return found
+
+
+def _labels(source: Mapping[str, Any]) -> Iterator[str]:
+    """Names for a source, the best first, without end."""
+    path = Path(source["path"])
+    name = source.get("name") or path.name.split(".")[0] or source["path"]
+    yield name
+    if path.parent.name:
+        yield f"{path.parent.name}-{name}"
+    number = 2
+    while True:
+        yield f"{name}-{number}"
+        number += 1
 
 
 def model_card(saved: Mapping[str, Any], name: str) -> str:
@@ -169,14 +361,15 @@ def model_card(saved: Mapping[str, Any], name: str) -> str:
         "base_model": model["backbone"]["path"],
     }
     sources = [
-        f"| {source['path']} | {source['query']} | {source['positive']} | {source['negatives'] or '—'} |"
-        for source in data["train"] or []
+        f"| {_cell(source['path'])} | {_cell(source.get('query'))} | {_cell(source.get('positive'))} | "
+        f"{_cell(source.get('negatives') or '—')} |"
+        for source in data.get("train") or []
     ]
-    metrics = [f"| {key} | {value:.4f} |" for key, value in saved["evaluation"].items()]
+    metrics = [f"| {_cell(key)} | {value:.4f} |" for key, value in saved.get("evaluation", {}).items()]
     facts = {
         "Backbone": model["backbone"]["path"],
         "Fine-tuning method": _class_line(model["method"]),
-        "Loss": _class_line(model["loss"]),
+        "Loss": _class_line(model.get("loss")),
         "Pooling": model["pooling"],
         "Longest text": f"{data['max_length']} tokens",
         "Pairs a step": data["batch_size"],
@@ -202,7 +395,7 @@ def model_card(saved: Mapping[str, Any], name: str) -> str:
         "",
         "| | |",
         "|---|---|",
-        *(f"| {key} | {value} |" for key, value in facts.items()),
+        *(f"| {key} | {_cell(value)} |" for key, value in facts.items()),
         "",
         "| data | query | document | hard negatives |",
         "|---|---|---|---|",
@@ -212,6 +405,11 @@ def model_card(saved: Mapping[str, Any], name: str) -> str:
     if metrics:
         lines += ["## Evaluation", "", "| metric | value |", "|---|---|", *metrics, ""]
     return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    """A value in a cell of a table: on one line, without a bar that would end the cell."""
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _class_line(config: Mapping[str, Any] | None) -> str:

@@ -6,7 +6,7 @@ Where a text enters: ``PairBatch`` from ``embedlab.data``. Where an embedding le
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,12 +19,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from embedlab.backbone import BackboneConfig, load_backbone, weights_fingerprint
+from embedlab.backbone import BackboneConfig, fingerprint, is_finite, load_backbone
 from embedlab.chunking import Chunk
 from embedlab.data.collate import PairBatch
 from embedlab.data.tasks import EvaluationTask
 from embedlab.encoder import Encoder
-from embedlab.errors import ConfigError, DivergenceError
+from embedlab.errors import ConfigError, DataError, DivergenceError
 from embedlab.flop_meter import FlopMeter
 from embedlab.losses import ContrastiveLoss, LossGradient, SymmetricInfoNCE
 from embedlab.method import FineTuningMethod, prepare_backbone
@@ -35,6 +35,10 @@ from embedlab.schedule import Schedule, WarmupCosine
 from embedlab.whole_data import refuse_parts_of_data, refuse_rare_evaluation, sees_a_part
 
 _FEW_STEPS = 10  # fewer are hardly a schedule
+_NOT_IN_FLOAT16 = (
+    "AdamW's eps of 1e-8 is 0 there, which makes them NaN at the first step. Use model.backbone.dtype float32 with "
+    "trainer.precision bf16-mixed, or bfloat16 for both (bf16-true)."
+)
 _SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 
 
@@ -125,8 +129,8 @@ class EmbeddingModule(LightningModule):
         self.recompute: Recompute = recompute
         self.seed = seed
         self.encoder: Encoder | None = None
+        self.backbone_fingerprint: str | None = None  # of the weights that training begins from; None if not known
         self.learning_rate = 0.0
-        self.backbone_fingerprint = ""  # of the weights that training began from, once they are loaded
         self.flop_meter = FlopMeter()
         self.run_config: dict[str, Any] = {}  # how to build this module again; the command line fills it in
         self.evaluation: dict[str, float] = {}  # the newest results of validation or test
@@ -137,6 +141,7 @@ class EmbeddingModule(LightningModule):
         self.tasks: Sequence[EvaluationTask] = ()
         self._tables: list[EmbeddingTable] = []
         self._gradient: ChunkedGradient | None = None
+        self._has_stepped = False
 
     # Building
 
@@ -146,11 +151,13 @@ class EmbeddingModule(LightningModule):
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)  # the same fresh weights on every rank, and after a resume
-            backbone = load_backbone(self.backbone_config, self.method.backbone_kwargs())
+            extra = self.method.backbone_kwargs()
+            backbone = load_backbone(self.backbone_config, extra)
+            if not extra:  # weights in a form of the method's own differ between devices
+                self.backbone_fingerprint = fingerprint(backbone)
             rate = self.optimizer_config.learning_rate
             self.learning_rate = self.method.default_learning_rate(backbone) if rate is None else rate
             self._backbone_parameters = list(backbone.parameters())
-            self.backbone_fingerprint = weights_fingerprint(backbone)
             self.encoder = Encoder(prepare_backbone(self.method, backbone), self.pooling)
 
     def setup(self, stage: str) -> None:
@@ -165,6 +172,7 @@ class EmbeddingModule(LightningModule):
             self.tasks = self.trainer.datamodule.evaluation_tasks(self._split)  # type: ignore[attr-defined]
         if stage == "fit":
             self._gradient = None
+            self._has_stepped = False
             self._refuse_what_cannot_train()
             refuse_rare_evaluation(self.trainer)
         if stage in ("validate", "test") and not self.tasks:
@@ -206,6 +214,8 @@ class EmbeddingModule(LightningModule):
                 "trainer.precision '16-mixed' scales the loss, which a chunked gradient does not support. "
                 "Use 'bf16-mixed' or '32-true'."
             )
+        if self.trainer.precision == "16-true":
+            raise ConfigError(f"trainer.precision '16-true' would train weights in float16. {_NOT_IN_FLOAT16}")
         if isinstance(self.trainer.strategy, _SHARDED):
             raise ConfigError(
                 f"trainer.strategy {type(self.trainer.strategy).__name__} shards the model, and its ranks would wait "
@@ -220,9 +230,17 @@ class EmbeddingModule(LightningModule):
         """Sets training mode, looks for the blocks that a replay can skip and observes what a step costs, once.
 
         Lightning starts callbacks before their module: one that needs the cost of a step there calls this.
+
+        Raises:
+            ConfigError: if a weight would be trained in float16.
         """
         if self._gradient is not None:
             return
+        half = next((n for n, p in self.named_parameters() if p.requires_grad and p.dtype == torch.float16), None)
+        if half is not None:
+            raise ConfigError(
+                f"{type(self.method).__name__} would train {half} in float16 (model.backbone.dtype). {_NOT_IN_FLOAT16}"
+            )
         self.train()
         counts = [sum(p.numel() for p in ps) for ps in (self._encoder.parameters(), self._trained())]
         if self.trainer.is_global_zero:
@@ -307,6 +325,9 @@ class EmbeddingModule(LightningModule):
             group["lr"] = self.learning_rate * group.get("lr_scale", 1.0) * factor
         optimizer.step()
         optimizer.zero_grad()
+        if not self._has_stepped:
+            self._has_stepped = True
+            self._require_finite_weights(f"The first step, {self.trainer.global_step - 1}, made")
         self.flop_meter.count(batch, executed + result.flops, self.trainer)
         self.trainer.should_stop |= self.is_done()  # also asks for a last validation
         self.log_dict(
@@ -347,11 +368,24 @@ class EmbeddingModule(LightningModule):
     def _require_finite(self, value: Tensor, name: str, batch: PairBatch) -> None:
         if bool(torch.isfinite(value)):
             return
+        step = self.trainer.global_step
+        self._require_finite_weights(f"The {name} is {value.item()} at step {step}, since the step before made")
         raise DivergenceError(
-            f"The {name} is {value.item()} at step {self.trainer.global_step} (epoch {self.trainer.current_epoch}, "
+            f"The {name} is {value.item()} at step {step} (epoch {self.trainer.current_epoch}, "
             f"source '{batch.source}', pairs {list(batch.pair_rows[:8])} and {max(0, len(batch.pair_rows) - 8)} more). "
             "The weights were not changed by it, and the checkpoint before it, if there is one, stands. Lower "
             "optimizer.learning_rate, lengthen the warm-up, or look at those pairs."
+        )
+
+    def _require_finite_weights(self, who_made: str) -> None:
+        """Refuses to go on with trained weights that are NaN or infinite, whoever made them so."""
+        broken = next((name for name, weight in self._trained_tensors().items() if not is_finite(weight)), None)
+        if broken is None:
+            return
+        raise DivergenceError(
+            f"{who_made} the weight {broken} ({self.get_parameter(broken).dtype}) NaN or infinite, with a finite loss "
+            "and gradient. No checkpoint is written of such weights: the one before, if there is one, stands. "
+            "Lower optimizer.learning_rate, raise optimizer.eps, or keep the weights in float32 (model.backbone.dtype)."
         )
 
     # Evaluation
@@ -398,36 +432,62 @@ class EmbeddingModule(LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what training changes: the rest is the backbone, which is there already."""
+        """Keeps what training changes: the rest is the backbone, which is there already.
+
+        Raises:
+            DivergenceError: if a trained weight is NaN or infinite.
+        """
+        self._require_finite_weights(f"The steps before step {self.trainer.global_step} made")
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: state[name] for name in self._trained_names()}
+        checkpoint["state_dict"] = {name: state[name] for name in self._trained_tensors()}
         checkpoint["run_config"] = self.run_config
+        checkpoint["backbone_fingerprint"] = self.backbone_fingerprint
         checkpoint["evaluation"] = self.evaluation
         checkpoint["evaluated_step"] = self.evaluated_step
         checkpoint["flops"] = self.flop_meter.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another method or backbone.
+        """Refuses a checkpoint of another method or backbone, and one that holds what no training writes.
 
         Raises:
-            ConfigError: if the trained parameters' names or shapes differ.
+            ConfigError: if the trained parameters' names or shapes differ, or the backbone they were trained on.
+            DataError: if it holds anything but finite numbers for them.
         """
-        own = self.state_dict()
-        expected = {name: own[name].shape for name in self._trained_names()}
-        received = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+        state = checkpoint.get("state_dict")
+        if not isinstance(state, Mapping):
+            raise DataError(
+                f"The checkpoint's state_dict is a {type(state).__name__}. Expected tensors by their names."
+            )
+        expected = {name: weight.shape for name, weight in self._trained_tensors().items()}
+        received = {str(name): getattr(value, "shape", None) for name, value in state.items()}
         if expected != received:
-            differing = sorted(expected.items() ^ received.items())[:3]
+            differing = sorted(name for name in {*expected, *received} if expected.get(name) != received.get(name))[:3]
             raise ConfigError(
                 f"The checkpoint holds {len(received)} trained tensors, this configuration trains {len(expected)}; "
-                f"they differ in {[name for name, _ in differing]}. Use the configuration that the checkpoint was "
-                "trained with: config.yaml in its run folder."
+                f"they differ in {', '.join(differing):.300}. Use the configuration that the checkpoint was trained "
+                "with: config.yaml in its run folder."
             )
-        self.flop_meter.load_state_dict(checkpoint.get("flops"))
+        for name, value in state.items():
+            if not (isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta):
+                raise DataError(f"The checkpoint holds no plain tensor for {name}, but {type(value).__name__}.")
+            if not value.is_floating_point() or not is_finite(value):
+                raise DataError(f"The checkpoint holds values for {name} that are no finite numbers ({value.dtype}).")
+        other = checkpoint.get("backbone_fingerprint")  # older checkpoints have none
+        if None not in (other, self.backbone_fingerprint) and other != self.backbone_fingerprint:
+            raise ConfigError(
+                f"The checkpoint was trained on another backbone than '{self.backbone_config.path}': the weights, the "
+                "dtype or the seed of random weights differ. Give the backbone that the checkpoint was trained on: its "
+                "path is in config.yaml in the run's folder."
+            )
+        flops = checkpoint.get("flops")
+        if flops is not None and not (isinstance(flops, Mapping) and all(type(n) is int for n in flops.values())):
+            raise DataError(f"The checkpoint's counts of FLOPs are {flops!r:.100}. Expected whole numbers by name.")
+        self.flop_meter.load_state_dict(flops)
         self.evaluation = dict(checkpoint.get("evaluation") or {})
         self.evaluated_step = checkpoint.get("evaluated_step")
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self._encoder.parameters() if parameter.requires_grad]
 
-    def _trained_names(self) -> list[str]:
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+    def _trained_tensors(self) -> dict[str, torch.nn.Parameter]:
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}

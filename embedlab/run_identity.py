@@ -21,7 +21,8 @@ Identity = Mapping[str, str | int | float | None]
 def identity_of(trainer: Trainer, module: EmbeddingModule) -> Identity:
     """Return all that the steps of a run depend on, but for its length.
 
-    How a batch is cut into chunks, ranks and data workers is left out: it does not change what is computed.
+    How a batch is cut into chunks, ranks and data workers is left out: it does not change what is computed. So are the
+    weights of the backbone: the module itself refuses a checkpoint that was trained on others.
     """
     data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
     backbone, optimizer = module.backbone_config, module.optimizer_config
@@ -33,7 +34,6 @@ def identity_of(trainer: Trainer, module: EmbeddingModule) -> Identity:
         "data.batch_size": data.batch_size,
         "data.max_length": data.max_length,
         "seed_everything": module.seed,
-        "model.backbone": module.backbone_fingerprint,
         "model.backbone.dtype": backbone.dtype,
         "model.backbone.attention_direction": backbone.attention_direction,
         "model.pooling": module.pooling,
@@ -70,7 +70,6 @@ def differences(before: Identity, now: Identity) -> list[str]:
 
 _FINGERPRINTS = {
     "data.train": "has other pairs, prompts or weights of sources",
-    "model.backbone": "has other weights",
 }
 
 

@@ -13,8 +13,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from embedlab.errors import ConfigError, TrainingError
+from embedlab.errors import ConfigError, DataError, TrainingError
 from embedlab.evaluate import bm25_metrics
+from embedlab.files import cannot_write, write_whole
 from embedlab.module import EmbeddingModule
 
 METRICS = ("mrr@10", "ndcg@10", "recall@1", "recall@10")
@@ -40,8 +41,15 @@ class ComparisonTable(Callback):
         return {"before": self.before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the evaluation before training."""
-        self.before = state_dict["before"]
+        """Takes the evaluation before training.
+
+        Raises:
+            DataError: if a checkpoint holds something else.
+        """
+        before = state_dict.get("before")
+        if not isinstance(before, dict) or not all(isinstance(value, int | float) for value in before.values()):
+            raise DataError(f"The checkpoint's results before training are {before!r:.100}. Expected numbers by name.")
+        self.before = before
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses what cannot be done, before the training and not after it."""
@@ -85,7 +93,10 @@ class ComparisonTable(Callback):
                 table.add_row(row, *("–" if value is None else f"{value:.3f}" for value in cells))
             Console().print(table)
         path = Path(trainer.default_root_dir) / "results.json"
-        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        try:
+            write_whole(path, json.dumps(rows, indent=2) + "\n")
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
     def _train_control(self, trainer: Trainer) -> dict[str, float]:
         """Trains from random weights in a process of its own, with this run's configuration."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +14,58 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from embedlab.errors import ConfigError
+from embedlab.files import UNFINISHED, cannot_write, sync_folder
 from embedlab.module import EmbeddingModule
 
 
 class EmbeddingWriter(BasePredictionWriter):
     """Writes ``embeddings.npy`` (texts, dim), float32, unit norm, into the output folder.
 
-    Every rank writes its rows into the same memory-mapped file, so that memory does not limit the texts.
+    Every rank writes its rows into the same memory-mapped file, so that memory does not limit the texts. The file gets
+    its name when all rows are there.
     """
 
     def __init__(self) -> None:
         super().__init__("batch")
         self._array: np.memmap[Any, np.dtype[np.float32]] | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses to encode with a model that was not trained.
+
+        Raises:
+            ConfigError: if no checkpoint is given.
+        """
+        if trainer.ckpt_path is None:
+            raise ConfigError(
+                "`embedlab predict` has no checkpoint, so it would encode with the backbone as it was before training. "
+                "Add --ckpt_path last with the run's --output, or --ckpt_path and a checkpoint."
+            )
+
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the file on rank zero, opens it on all.
 
         Raises:
-            ConfigError: if the file is there.
+            ConfigError: if the file is there, or cannot be written.
         """
         assert isinstance(pl_module, EmbeddingModule) and pl_module.encoder is not None
-        path = self.path(trainer)
+        path, unfinished = self.path(trainer), self._unfinished(trainer)
         if trainer.strategy.broadcast(path.exists()):
             raise ConfigError(f"{path} exists. Choose another folder with --output, or move it away.")
+        dimension = pl_module.encoder.dimension()
+        failure: ConfigError | None = None
         if trainer.is_global_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shape = (trainer.datamodule.num_predicted_texts, pl_module.encoder.dimension())  # type: ignore[attr-defined]
-            np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
-        trainer.strategy.barrier()
-        self._array = np.lib.format.open_memmap(path, mode="r+")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shape = (trainer.datamodule.num_predicted_texts, dimension)  # type: ignore[attr-defined]
+                np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape).flush()
+                _reserve(unfinished)
+            except OSError as error:
+                unfinished.unlink(missing_ok=True)
+                failure = cannot_write(path, error)
+        failure = trainer.strategy.broadcast(failure)
+        if failure is not None:
+            raise failure
+        self._array = np.lib.format.open_memmap(unfinished, mode="r+")
 
     def write_on_batch_end(
         self,
@@ -63,11 +88,28 @@ class EmbeddingWriter(BasePredictionWriter):
         self._array.flush()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
+            path = self.path(trainer)
+            self._unfinished(trainer).replace(path)
+            sync_folder(path.parent)
             print(
                 f"Wrote {self._array.shape[0]} embeddings of {self._array.shape[1]} dimensions to {self.path(trainer)}."
             )
+
+    def _unfinished(self, trainer: Trainer) -> Path:
+        path = self.path(trainer)
+        return path.with_name(path.name + UNFINISHED)
 
     @staticmethod
     def path(trainer: Trainer) -> Path:
         """Where the array stands."""
         return Path(trainer.default_root_dir) / "embeddings.npy"
+
+
+def _reserve(path: Path) -> None:
+    """Takes the room of a file that is all holes: where it is missing, writing to mapped memory kills the process.
+
+    Raises:
+        OSError: if the disk is too full.
+    """
+    with path.open("r+b") as file, suppress(AttributeError):  # not every system has it
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

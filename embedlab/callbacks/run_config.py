@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from embedlab.backbone import absolute_path
 from embedlab.files import cannot_write, write_whole
 from embedlab.module import EmbeddingModule
 
@@ -33,11 +34,13 @@ class RunConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the module what its checkpoints say about how to build it again."""
         assert isinstance(pl_module, EmbeddingModule)
+        self.config = self.config.clone()
+        backbone = self.config.model.backbone
+        backbone.path = absolute_path(backbone.path)  # a run can be gone on with from any folder
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         model = config["model"] | {"seed": pl_module.seed}  # linked to seed_everything, so not in the dump
         pl_module.run_config = {"model": model, "data": config["data"]}
         if stage == "fit":  # measuring a run leaves its configuration as it is
-            self.config = self.config.clone()
             self.config.ckpt_path = None
             if not trainer.is_global_zero:
                 return
