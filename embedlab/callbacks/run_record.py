@@ -302,8 +302,8 @@ def _is_sound(name: str, value: Any) -> bool:
 def _stop_reason(trainer: Trainer) -> str:
     """What ended a run before its plan was done, as far as it can be told."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
-            return f"EarlyStopping saw no better {callback.monitor}"
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
+            return f"EarlyStopping: {callback.stopping_reason_message}"
         if isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0:
             return "the time limit was reached (trainer.max_time)"
         if isinstance(callback, FewSteps):

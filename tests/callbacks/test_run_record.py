@@ -336,3 +336,26 @@ def test_records_of_runs_are_what_laws_are_fitted_to(tmp_path: Path) -> None:
     assert [row.pairs for row in rows[:3]] == [10, 20, 30]
     assert all(row.unique_tokens == row.tokens for row in rows[:3]), "less than an epoch"
     assert rows[3].unique_tokens == pytest.approx(rows[3].tokens / 2, rel=0.2), "two epochs"
+
+
+EARLY = ["EarlyStopping", "--trainer.callbacks.monitor", "validation/pairs/loss", "--trainer.callbacks.mode", "max"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--trainer.callbacks+", *EARLY, "--trainer.callbacks.patience", "1"], "EarlyStopping"),
+        (["--trainer.max_time", "00:00:00:01", "--trainer.callbacks+", "runs.StepFile"], "time limit"),
+    ],
+    ids=["early stopping", "time limit"],
+)
+def test_a_run_that_ends_before_its_plan_is_not_recorded_as_finished(
+    tmp_path: Path, options: list[str], reason: str
+) -> None:
+    config = write_config(tmp_path, **HELD_OUT)
+    fit(config, "--trainer.max_epochs", "200", *options)
+    (record,) = records_of(tmp_path / "run")
+    assert record.status == "stopped" and record.left_out is not None
+    assert record.stop_reason is not None and reason in record.stop_reason
+    assert record.steps is not None and record.planned_steps is not None and record.steps < record.planned_steps
+    assert math.isfinite(record.loss), "it was evaluated where it ended"
