@@ -232,7 +232,8 @@ def text_of(row: Row, columns: Sequence[str], place: str) -> str:
                 continue
             value = value_of(row, column, place)
             received = f"{shown(value)}, a {type(value).__name__}"
-            raise RejectedRow("not a text", f"{place}: column '{column}' holds {received}. Expected a string.")
+            field = f", or the name of a field as '{column}.field'" if isinstance(value, Mapping) else ""
+            raise RejectedRow("not a text", f"{place}: column '{column}' holds {received}. Expected a string{field}.")
         if not is_unicode(value):
             received = f"{shown(value)}, which has half of a surrogate pair"
             raise RejectedRow("not a text", f"{place}: column '{column}' holds {received}. Expected Unicode.")
