@@ -100,6 +100,7 @@ class PairDataModule(LightningDataModule):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenised: list[TokenisedPairs] | None = None
         self._tasks: dict[str, list[EvaluationTask]] = {}
+        self._predicted: TextRows | None = None
         self._plan: BatchPlan | None = None
         self._check()
 
@@ -250,7 +251,11 @@ class PairDataModule(LightningDataModule):
     def _texts_to_predict(self) -> TextRows:
         if self.predict is None:
             raise ConfigError("data.predict names no texts to encode. Set data.predict.path to a file of texts.")
-        return self.predict.task(self.tokenizer, max_length=self.max_length, cache_dir=self.cache)
+        if self._predicted is None:
+            self._predicted = self.predict.task(self.tokenizer, max_length=self.max_length, cache_dir=self.cache)
+            if self._predicted.left_out:
+                _say(f"{self.predict.path}: {self._predicted.left_out}.")
+        return self._predicted
 
     def _stores(self) -> list[TokenisedPairs]:
         if self._tokenised is None:

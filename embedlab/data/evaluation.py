@@ -8,6 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -169,11 +170,13 @@ class RetrievalFiles:
                 unknown = _unknown(place, query, _QUERY_ID, queries, self.queries, suggests=not reader.skips)
                 raise RejectedRow("judgement of an unknown query", unknown)
             if gain > 0 and queries[query] is None:
-                raise RejectedRow("judgement of a blank query", f"{place}: query '{query}' is blank in {self.queries}.")
+                raise RejectedRow(
+                    "judgement of a blank query", f"{place}: query {shown(query)} is blank in {self.queries}."
+                )
             if gain > 0 and (query, document) in judged:
                 raise RejectedRow(
                     "document judged twice",
-                    f"{place} judges document '{document}' for query '{query}' again. Keep one of the two.",
+                    f"{place} judges document {shown(document)} for query {shown(query)} again. Keep one of the two.",
                 )
             if gain > 0:
                 judged.add((query, document))
@@ -312,7 +315,9 @@ class _SetReader:
         def take(row: Row, place: str) -> tuple[str, str | None]:
             identity = key_of(row, id_column, place, reason="no id")
             if identity in seen:
-                raise RejectedRow("id twice", f"{place}: the id '{identity}' was there before. Expected each id once.")
+                raise RejectedRow(
+                    "id twice", f"{place}: the id {shown(identity)} was there before. Expected each id once."
+                )
             has_column = any(column_holding(column, row) is not None for column in columns)
             is_empty = has_column and all(is_blank(found_value(row, column)) for column in columns)
             text = None if is_empty else text_of(row, columns, place)
@@ -376,5 +381,6 @@ def _number(row: Row, column: str, place: str) -> float:
 def _unknown(
     place: str, identity: str, column: str, known: Mapping[str, object], file: str, *, suggests: bool = True
 ) -> str:
-    close = suggestion(identity, list(known)[:10_000]) if suggests else ""
-    return f"{place}: {column} '{identity}' is not among the {len(known)} ids of {file}.{close}"
+    compared = [name for name in islice(known, 10_000) if len(name) <= len(identity) + 10 <= 100] if suggests else []
+    close = suggestion(identity, compared)
+    return f"{place}: {column} {shown(identity)} is not among the {len(known)} ids of {file}.{close}"

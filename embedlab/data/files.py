@@ -215,13 +215,15 @@ def _errors_of(file: Path) -> Iterator[None]:
             "convert the file, or write it again."
         ) from error
     except pa.ArrowException as error:
-        raise DataError(f"{file} is no whole Parquet file: {error}. Fetch or write it again.") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{file} is no whole Parquet file: {reason}. Fetch or write it again.") from error
     except OSError as error:
         raise _unreadable(file, error) from error
 
 
 def _unreadable(file: Path, error: OSError) -> DataError:
-    return DataError(f"{file} could not be read: {error.strerror or error}.")
+    reason = " ".join(str(error.strerror or error).split())
+    return DataError(f"{file} could not be read: {reason}.")
 
 
 def _opened(file: Path) -> io.BufferedReader:

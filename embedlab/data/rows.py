@@ -20,6 +20,8 @@ SKIP_REMEDY: Final = "Correct it, or set on_error: skip to leave such rows out; 
 _Taken = TypeVar("_Taken")
 _ABSENT: Final = object()
 _SHOWN_CHARACTERS = 80
+_NAMED_COLUMNS = 20  # in a message
+_COMPARED_COLUMNS = 1000  # with one that is missing: it takes some time, and a message may be made for every row
 _REPR = reprlib.Repr()  # unlike repr, quick for large values and sure to end for deep ones
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _SHOWN_CHARACTERS
 
@@ -140,10 +142,8 @@ def missing_column(place: str, column: str, there: Iterable[str]) -> str:
     names = list(there)
     listed = ", ".join(shown(name) for name in names[:_NAMED_COLUMNS]) or "none"
     more = f" and {len(names) - _NAMED_COLUMNS} more" if len(names) > _NAMED_COLUMNS else ""
-    return f"{place} has no column {shown(column)}. Its columns: {listed}{more}.{suggestion(column, names)}"
-
-
-_NAMED_COLUMNS = 20  # in a message
+    close = suggestion(column, [name for name in names[:_COMPARED_COLUMNS] if len(name) <= _SHOWN_CHARACTERS])
+    return f"{place} has no column {shown(column)}. Its columns: {listed}{more}.{close}"
 
 
 def column_holding(name: str, there: Iterable[str]) -> str | None:
@@ -232,7 +232,8 @@ def text_of(row: Row, columns: Sequence[str], place: str) -> str:
                 continue
             value = value_of(row, column, place)
             received = f"{shown(value)}, a {type(value).__name__}"
-            raise RejectedRow("not a text", f"{place}: column '{column}' holds {received}. Expected a string.")
+            field = f", or the name of a field as '{column}.field'" if isinstance(value, Mapping) else ""
+            raise RejectedRow("not a text", f"{place}: column '{column}' holds {received}. Expected a string{field}.")
         if not is_unicode(value):
             received = f"{shown(value)}, which has half of a surrogate pair"
             raise RejectedRow("not a text", f"{place}: column '{column}' holds {received}. Expected Unicode.")

@@ -84,7 +84,7 @@ def usual_columns(
         ambiguous = f" It could be {named}." if layouts else ""
         raise DataError(
             f"{missing_column(path, lacking, there)}{ambiguous} Name the columns of the query and of the document that "
-            f"answers it, for example [{{path: {path}, query: {there[0]}, positive: {there[-1]}}}]."
+            f"answers it, for example [{{path: {path}, query: {_plain(there[0])}, positive: {_plain(there[-1])}}}]."
         )
     found_query, found_positive = layouts[0]
     told = f"{_words(found_query)} as query, {_words(found_positive)} as positive"
@@ -121,6 +121,11 @@ def _those_of(usual: str | list[str], there: Sequence[str]) -> list[str]:
 
 def _listed(columns: str | list[str]) -> list[str]:
     return [columns] if isinstance(columns, str) else columns
+
+
+def _plain(name: str) -> str:
+    """A column as YAML takes it where it is an ordinary name."""
+    return name if re.fullmatch(r"[\w.-]{1,80}", name) else shown(name)
 
 
 def _words(columns: Sequence[str]) -> str:
