@@ -87,7 +87,10 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path) -> None:
         ("latn.yaml", "Did you mean"),
         ("", "is a folder"),
         ("a\0b", "null byte"),
+        ("x" * 5000, "cannot be read"),
     ]:
         with pytest.raises(ConfigError, match=said) as caught:
             read_config(f"{tmp_path}/{name}")
-        assert "secret" not in str(caught.value)
+        assert "secret" not in str(caught.value) and len(str(caught.value)) < 600
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_config("~no-such-user/run.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class _Started(EmbedLabError):
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Sequence[str]], None]]:
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Sequence[str]], None]]:
     """Parses a command line of fit, makes all that it describes, checks it, and does not train."""
 
     def fit(cli: training_command.EmbedLabCLI, **_: Any) -> None:
@@ -48,6 +49,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Sequence[str]], 
         except SystemExit as stop:  # --help and --print_config
             assert stop.code == 0
 
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # for the files of tracebacks
     monkeypatch.setattr(training_command.EmbedLabCLI, "fit", fit, raising=False)
     deterministic, anomaly = torch.are_deterministic_algorithms_enabled(), torch.is_anomaly_enabled()
     yield make
