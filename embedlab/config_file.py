@@ -18,6 +18,7 @@ import yaml
 from embedlab.errors import ConfigError, suggestion
 
 _MOST_BYTES = 4 << 20  # more is no configuration but a file of data
+_LONGEST_NAME = 200  # characters of a path in a message
 _MOST_VALUES = 200_000  # that aliases may unfold to
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = "plain"  # the tag of a scalar without quotes or a tag of its own
@@ -98,8 +99,10 @@ def read_config(path: str) -> Section:
     Raises:
         ConfigError: If there is no such file, or it holds no configuration; the message says where.
     """
-    file = Path(path).expanduser() if path.startswith("~") else Path(path)
+    name = path if len(path) <= _LONGEST_NAME else f"{path[:_LONGEST_NAME]}…"
+    file = Path(path)
     try:
+        file = file.expanduser()
         if path == "-":
             content = sys.stdin.buffer.read(_MOST_BYTES + 1)
         else:
@@ -108,10 +111,10 @@ def read_config(path: str) -> Section:
     except IsADirectoryError as error:
         inside = sorted(entry.name for entry in file.glob("*.yaml"))[:3]
         holds = f" It holds {', '.join(inside)}." if inside else ""
-        raise ConfigError(f"The configuration '{path}' is a folder. Name a file in it.{holds}") from error
-    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise ConfigError(f"The configuration '{name}' is a folder. Name a file in it.{holds}") from error
+    except (OSError, ValueError, RuntimeError) as error:  # a null byte; the home folder of a user who has none
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"The configuration '{path}' cannot be read: {reason}.{_nearest(file)}") from error
+        raise ConfigError(f"The configuration '{name}' cannot be read: {reason}.{_nearest(file)}") from error
     if file.suffix in _DATA_SUFFIXES:
         raise ConfigError(
             f"'{path}' is a file of data, not a configuration. Name it in data.train, as in --data.train {path}."

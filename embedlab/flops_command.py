@@ -37,25 +37,7 @@ FIT_ONLY = (
 def flops(arguments: Sequence[str]) -> None:
     """What training costs: a configuration of ``fit``, or each backbone of a suite under each of some methods."""
     registry.discover()  # so that a configuration can name a method by its class alone
-    parser = MethodParser(prog="embedlab flops", description="Shows what training costs, without training.")
-    parser.add_argument("--config", action="config", help="A configuration as `embedlab fit` takes it.")
-    parser.add_argument("--suite", nargs="+", metavar="BACKBONE", help="Several in place of model.backbone.path.")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="Names, or `all`, in place of model.method.")
-    parser.add_argument("--budget", type=number_of_flops, help="FLOPs, to see how many pairs and tokens they buy.")
-    for text, mean in MEAN_TOKENS.items():
-        described = f"Of a mean {text}; by default {mean} (as in arXiv:2406.04165), or data.max_length if that is less."
-        parser.add_argument(f"--{text}_tokens", type=int, help=described)
-    parser.add_argument("--json", action="store_true", help="Print JSON in place of a table.")
-    parser.add_class_arguments(EmbeddingModule, "model")
-    parser.add_class_arguments(PairDataModule, "data")
-    parser.link_arguments("model.backbone_config", "data.backbone", apply_on="instantiate")
-    method = _only_method(arguments) or "FullFineTuning"
-    parser.set_defaults({"model.method": method, "model.backbone.path": f"{LADDER}r0"})
-    parser.add_argument(
-        "--trainer", type=dict[str, Any], default={}, help=argparse.SUPPRESS
-    )  # of which precision alone counts
-    for without_effect in FIT_ONLY:
-        parser.add_argument(f"--{without_effect}", type=Any, help=argparse.SUPPRESS)
+    parser = flops_parser(arguments)
     options = parser.parse_args(list(arguments[1:]))
     instances = parser.instantiate(options)
     module: EmbeddingModule = instances.model
@@ -79,6 +61,30 @@ def flops(arguments: Sequence[str]) -> None:
         print(json.dumps([row.as_dict(shape, options.budget) for row in rows], indent=1))
     else:
         print_rows(rows, module.backbone_config, shape, options.budget)
+
+
+def flops_parser(arguments: Sequence[str]) -> MethodParser:
+    """Return the parser of the command; its arguments say which class has the options of ``model.method``."""
+    parser = MethodParser(prog="embedlab flops", description="Shows what training costs, without training.")
+    parser.add_argument("--config", action="config", help="A configuration as `embedlab fit` takes it.")
+    parser.add_argument("--suite", nargs="+", metavar="BACKBONE", help="Several in place of model.backbone.path.")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="Names, or `all`, in place of model.method.")
+    parser.add_argument("--budget", type=number_of_flops, help="FLOPs, to see how many pairs and tokens they buy.")
+    for text, mean in MEAN_TOKENS.items():
+        described = f"Of a mean {text}; by default {mean} (as in arXiv:2406.04165), or data.max_length if that is less."
+        parser.add_argument(f"--{text}_tokens", type=int, help=described)
+    parser.add_argument("--json", action="store_true", help="Print JSON in place of a table.")
+    parser.add_class_arguments(EmbeddingModule, "model")
+    parser.add_class_arguments(PairDataModule, "data")
+    parser.link_arguments("model.backbone_config", "data.backbone", apply_on="instantiate")
+    method = _only_method(arguments) or "FullFineTuning"
+    parser.set_defaults({"model.method": method, "model.backbone.path": f"{LADDER}r0"})
+    parser.add_argument(
+        "--trainer", type=dict[str, Any], default={}, help=argparse.SUPPRESS
+    )  # of which precision alone counts
+    for without_effect in FIT_ONLY:
+        parser.add_argument(f"--{without_effect}", type=Any, help=argparse.SUPPRESS)
+    return parser
 
 
 def _only_method(arguments: Sequence[str]) -> str | None:

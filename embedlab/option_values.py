@@ -104,7 +104,7 @@ class Values:
                     raise wrong(node, kinds, name)
                 return [self.understood(one, inner[i], f"{name}[{i}]") for i, one in enumerate(node)]
         if any(is_open(kind) for kind in kinds):
-            return finite(plain(node), name, node.place)
+            return _anything(node, name)
         raise wrong(node, kinds, name)
 
     def _of_section(self, node: Section, kinds: list[Any], name: str) -> Any:
@@ -124,7 +124,7 @@ class Values:
             if is_list(kind):
                 return self._of_items(_items(node), [kind], name)
         if any(is_open(kind) for kind in kinds):
-            return finite(plain(node), name, node.place)
+            return _anything(node, name)
         raise wrong(node, kinds, name)
 
     def options(self, node: Section, cls: type, name: str) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Values:
             option = key if known is None or key in known else key.replace("-", "_")
             if known is not None and option not in known:
                 if takes_more(cls):
-                    values[key] = plain(one)
+                    values[key] = _anything(one, f"{name}.{key}")
                     continue
                 raise unknown_option(f"{name}.{key}", [f"{name}.{other}" for other in known], node.places.get(key, ""))
             kind = known[option].kind if known is not None else Any
@@ -177,7 +177,7 @@ class Values:
             options.places[key] = node.places.get(key, "")
         spec["init_args"] = self.options(options, chosen, name) if chosen else self._any_options(options, bases, name)
         if "dict_kwargs" in node:
-            spec["dict_kwargs"] = plain(node["dict_kwargs"])
+            spec["dict_kwargs"] = _anything(node["dict_kwargs"], name)
         return spec
 
     def _any_options(self, node: Section, bases: list[type], name: str) -> dict[str, Any]:
@@ -422,7 +422,7 @@ def _simple(node: Scalar, kinds: list[Any], name: str) -> Any:
         if value is not None:
             return _text(text, name)
     if any(is_open(kind) for kind in kinds):
-        return finite(_text(value, name) if isinstance(value, str) else value, name, node.place)
+        return _anything(node, name)
     return _UNKNOWN
 
 
@@ -454,21 +454,15 @@ def _text(text: str, name: str) -> str:
         return text
 
 
-def finite(value: Any, name: str, place: str) -> Any:
-    """Return the value, unless it is or holds what is no number.
-
-    Raises:
-        ConfigError: If it is or holds infinity or nan.
-    """
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{place}{name} is {value}. Expected a finite number.")
-    if isinstance(value, dict):
-        for key, one in value.items():
-            finite(one, f"{name}.{key}", place)
-    elif isinstance(value, list):
-        for one in value:
-            finite(one, name, place)
-    return value
+def _anything(node: Node, name: str) -> Any:
+    """The value of an option of which only the parser knows what it means."""
+    if isinstance(node, Section):
+        return {key: _anything(one, f"{name}.{key}") for key, one in node.items()}
+    if isinstance(node, Items):
+        return [_anything(one, name) for one in node]
+    if isinstance(node.value, float) and not math.isfinite(node.value):
+        raise ConfigError(f"{node.place}{name} is {node.text}. Expected a finite number.")
+    return _text(node.value, name) if isinstance(node.value, str) else node.value
 
 
 # Messages

@@ -8,6 +8,7 @@ from embedlab.config_file import Scalar, resolved
 from embedlab.errors import ConfigError
 
 _LARGEST_SEED = 2**32 - 1  # that numpy takes
+_MOST_DEVICES = 4096  # of a machine: Lightning makes a list of them
 _PRECISIONS = {
     "bf16-mixed": {"bfloat16", "bf16_mixed", "amp", "mixed", "fp16", "float16", "half", "f16", "16bit", "fp16-mixed"},
     "32-true": {"fp32", "float32", "float", "f32", "single", "full", "32bit", "tf32", "no"},
@@ -33,6 +34,8 @@ def refuse_trainer_option(name: str, node: Scalar) -> None:
         refusal = _precision(node.text)
     elif name == "trainer.devices":
         refusal = _devices(value)
+    elif name == "trainer.num_nodes" and isinstance(value, int) and value < 1:
+        refusal = "Expected how many machines, from 1"
     elif name == "trainer.gradient_clip_val" and value is not None:
         refusal = "Gradients are clipped by model.optimizer.clip, 1.0 by default. Set that"
     elif name == "trainer.gradient_clip_algorithm" and value is not None:
@@ -56,7 +59,7 @@ def _precision(text: str) -> str | None:
 
 
 def _devices(value: object) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool) and (value == -1 or value >= 1):
+    if isinstance(value, int) and not isinstance(value, bool) and (value == -1 or 1 <= value <= _MOST_DEVICES):
         return None
     if isinstance(value, str) and re.fullmatch(r"auto|\d+(, ?\d+)*,?", value):
         return None

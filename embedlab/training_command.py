@@ -208,7 +208,7 @@ def _option_in(message: str, options: Namespace) -> str:
     """The trainer's option that a message of Lightning is about, if it names one that is set, or its value."""
     given = {name: value for name, value in options.items() if isinstance(value, str | int | float) and value != "auto"}
     named = [name for name in given if re.search(rf"\b{name}\b", message)]
-    named += [name for name, value in given.items() if isinstance(value, str) and value in message]
+    named += [name for name, value in given.items() if isinstance(value, str) and value and value in message]
     return f"trainer.{named[0]}" if named else "trainer"
 
 
