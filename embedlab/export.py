@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -231,6 +232,15 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float)
 
 
+def _is_data(kind: Any) -> bool:
+    """Whether all values of a type are data."""
+    if get_origin(kind) is Literal:
+        return True
+    return kind in (str, int, float, bool, list, tuple, dict, type(None), ...) or (
+        get_origin(kind) in (list, tuple, dict, Union, UnionType) and all(map(_is_data, get_args(kind)))
+    )
+
+
 def _backbone_config(values: object) -> BackboneConfig:
     parser = ErrorParser()
     parser.add_class_arguments(BackboneConfig, "backbone")
@@ -244,8 +254,11 @@ def _method(config: object) -> FineTuningMethod:
     cls = method_class(config["class_path"].rpartition(".")[2])
     options: dict[str, Any] = {}
     if config.get("init_args"):
+        # For a class or a function a parser takes the name of one, and imports it.
+        kinds = get_type_hints(cls.__init__)
+        kinds.pop("return", None)
         parser = ErrorParser()
-        parser.add_class_arguments(cls, "method")
+        parser.add_class_arguments(cls, "method", skip={name for name, kind in kinds.items() if not _is_data(kind)})
         options = _checked(parser, "method", config["init_args"])
     try:
         return cls(**options)

@@ -130,6 +130,7 @@ class EmbeddingModule(LightningModule):
         self.seed = seed
         self.encoder: Encoder | None = None
         self.backbone_fingerprint: str | None = None  # of the weights that training begins from; None if not known
+        self.is_trained = False  # whether a step was taken or a checkpoint loaded
         self.learning_rate = 0.0
         self.flop_meter = FlopMeter()
         self.run_config: dict[str, Any] = {}  # how to build this module again; the command line fills it in
@@ -326,7 +327,7 @@ class EmbeddingModule(LightningModule):
         optimizer.step()
         optimizer.zero_grad()
         if not self._has_stepped:
-            self._has_stepped = True
+            self._has_stepped = self.is_trained = True
             self._require_finite_weights(f"The first step, {self.trainer.global_step - 1}, made")
         self.flop_meter.count(batch, executed + result.flops, self.trainer)
         self.trainer.should_stop |= self.is_done()  # also asks for a last validation
@@ -483,8 +484,12 @@ class EmbeddingModule(LightningModule):
         if flops is not None and not (isinstance(flops, Mapping) and all(type(n) is int for n in flops.values())):
             raise DataError(f"The checkpoint's counts of FLOPs are {flops!r:.100}. Expected whole numbers by name.")
         self.flop_meter.load_state_dict(flops)
-        self.evaluation = dict(checkpoint.get("evaluation") or {})
+        evaluation = checkpoint.get("evaluation") or {}
+        if not (isinstance(evaluation, Mapping) and all(isinstance(one, int | float) for one in evaluation.values())):
+            raise DataError(f"The checkpoint's evaluation is {evaluation!r:.100}. Expected numbers by name.")
+        self.evaluation = dict(evaluation)
         self.evaluated_step = checkpoint.get("evaluated_step")
+        self.is_trained = True
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self._encoder.parameters() if parameter.requires_grad]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from embedlab_methods.lora import LoRA
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
@@ -21,7 +22,7 @@ from embedlab.chunking import Chunk
 from embedlab.cli import main
 from embedlab.errors import ConfigError, DataError, EmbedLabError
 from embedlab.export import prompts, restore
-from embedlab.registry import discover
+from embedlab.registry import MethodEntry, discover
 from embedlab.testing.backbones import save_tiny_backbone
 from runs import OwnProcess, error_of, fit, write_config
 
@@ -350,3 +351,23 @@ def test_what_an_export_tells_of_its_run_is_checked(run: Path, tmp_path: Path, p
     with pytest.raises(DataError, match="is no checkpoint as"):
         main_export(tmp_path / "other.ckpt", tmp_path / "model")
     assert [file.name for file in tmp_path.iterdir()] == ["other.ckpt"]
+
+
+def test_no_option_of_a_method_imports_what_a_checkpoint_names(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WithFunction(LoRA):
+        def __init__(self, *, rank: int = 4, function: Callable[[], None] | None = None) -> None:
+            super().__init__(rank=rank)
+
+    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\ndef function(): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = MethodEntry("WithFunction", WithFunction, "test", None)
+    monkeypatch.setattr("embedlab.registry.discover", lambda: {"WithFunction": entry})
+    saved = torch.load(checkpoint_of(run), weights_only=True)
+    for value in ("planted.function", {"class_path": "planted.function"}):
+        method = {"class_path": "WithFunction", "init_args": {"rank": 4, "function": value}}
+        torch.save(replaced(saved, "run_config/model/method", method), tmp_path / "other.ckpt")
+        with pytest.raises(DataError, match="function"):
+            restore(tmp_path / "other.ckpt")
+    assert not (tmp_path / "ran").exists()

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from embedlab.cli import main
+from embedlab.testing.backbones import save_tiny_backbone
 from runs import error_of, fit, trained_weights, write_config
 
 
@@ -76,18 +77,8 @@ def test_a_first_step_that_breaks_the_weights_is_said_at_once(
 
 
 def test_a_checkpoint_goes_on_only_on_its_own_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from embedlab.testing.backbones import save_tiny_backbone
-
     config = write_config(tmp_path, method="LoRA")
     fit(config, "--trainer.max_steps", "2")
     save_tiny_backbone(tmp_path / "backbone", initializer_range=0.03)
     command = ["fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_steps", "4"]
     assert "another backbone" in error_of(capsys, command)
-
-
-def test_predicting_needs_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write_config(tmp_path)
-    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
-    command = ["predict", "--config", str(config), "--data.predict.path", str(tmp_path / "texts.jsonl")]
-    assert "--ckpt_path" in error_of(capsys, command)
-    assert not (tmp_path / "run" / "embeddings.npy").exists()
