@@ -68,7 +68,8 @@ def go_on(config: Path, saved: dict[str, Any] | bytes) -> None:
 
 def test_changed_values_of_a_checkpoint(fuzz: Fuzz, config: Path) -> None:
     original = torch.load(config.parent / "original" / "checkpoints" / "last.ckpt", weights_only=True)
-    changes = st.lists(st.tuples(st.sampled_from(places(original)), st.sampled_from(["junk", "drop"]), JUNK), max_size=2)
+    edit = st.tuples(st.sampled_from(places(original)), st.sampled_from(["junk", "drop"]), JUNK)
+    changes = st.lists(edit, max_size=2)
 
     def changed(edits: list[tuple[tuple[Any, ...], str, Any]]) -> None:
         saved = copy.deepcopy(original)

@@ -112,7 +112,7 @@ def test_a_trunk_that_is_killed_and_resumed_leaves_the_same_points_once_and_ends
     fit(config, *options(tmp_path / "plain", spent[20] * 2, 0.05))
     assert_same_bits(trained_weights(killed), trained_weights(tmp_path / "plain"))
     names = {path.name for path in (killed / "checkpoints").iterdir()}
-    assert names == {"last.ckpt", *(branch_file(killed, budget).name for budget in (before, after, later))}
+    assert names == {"last.ckpt", "previous.ckpt", *(branch_file(killed, budget).name for budget in (before, after, later))}
 
 
 def test_a_branch_that_is_killed_in_its_decay_goes_on_to_the_same_bits(tmp_path: Path) -> None:
@@ -261,10 +261,10 @@ def test_a_branch_that_is_not_what_a_run_from_the_start_is_is_refused(
         assert not (folder / "config.yaml").exists()
         return printed
 
-    assert "has learning rate 0.02, and its trunk had 0.01" in refused("--model.optimizer.learning_rate", "0.02")
-    assert "has batch size 4, and its trunk had 5" in refused("--data.batch_size", "4")
-    assert "has seed 2, and its trunk had 1" in refused("--seed_everything", "2")
-    assert "has data " in refused("--data.validation_fraction", "0.4")
+    assert "learning_rate was 0.01 and is 0.02" in refused("--model.optimizer.learning_rate", "0.02")
+    assert "data.batch_size was 5 and is 4" in refused("--data.batch_size", "4")
+    assert "seed_everything was 1 and is 2" in refused("--seed_everything", "2")
+    assert "data.validation_fraction was 0.3 and is 0.4" in refused("--data.validation_fraction", "0.4")
     assert "temperature=0.5" in refused("--model.loss.temperature", "0.5")
     assert "needs a schedule with a constant rate" in refused("--model.schedule", "WarmupCosine")
     assert "needs a --budget" in refused(budget=None)
