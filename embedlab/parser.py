@@ -186,8 +186,6 @@ class _Words:
             plus = "+" if key.endswith("+") else ""
             name = self._spelled(f"{prefix}{key.removesuffix('+')}", place)
             inner = self._inner(name, node, place)
-            if inner is None:
-                continue
             *parents, last = _parts(name.removeprefix(prefix))
             at = made
             for parent in parents:
@@ -204,8 +202,6 @@ class _Words:
         if name in self._groups:
             return self._group(node, name)
         kinds = self._kinds_of(name, place)
-        if isinstance(node, Scalar) and node.value is None and not kinds:
-            return None
         if isinstance(node, Section) and "class_path" not in node and name in self._kinds:
             for key in node if any(is_class(kind) for kind in kinds) else ():
                 if key not in ("init_args", "dict_kwargs"):

@@ -68,6 +68,7 @@ class Data:
         mode: A choice.
         cache: A path.
         fast: A flag.
+        limit: A number with a default, or none.
         extra: Anything.
     """
 
@@ -80,6 +81,7 @@ class Data:
     mode: Literal["mean", "no"] = "mean"
     cache: str | None = None
     fast: bool = False
+    limit: int | None = 1
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -214,6 +216,11 @@ def test_dashes_stand_for_underscores(tmp_path: Path) -> None:
 def test_options_beside_class_path_are_those_of_the_class(tmp_path: Path) -> None:
     shape = parsed(*in_yaml(tmp_path, "data: {shape: {class_path: Round, radius: 1e1}}"))["data"]["shape"]
     assert shape["init_args"]["radius"] == 10.0
+
+
+def test_null_takes_the_place_of_a_default(tmp_path: Path) -> None:
+    assert parsed("--output", "x", *in_yaml(tmp_path, "data: {limit: null}"))["data"]["limit"] is None
+    assert parsed("--data.limit=null")["data"]["limit"] is None
 
 
 def test_an_empty_section_has_no_options(tmp_path: Path) -> None:
