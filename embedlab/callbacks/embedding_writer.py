@@ -29,24 +29,17 @@ class EmbeddingWriter(BasePredictionWriter):
         super().__init__("batch")
         self._array: np.memmap[Any, np.dtype[np.float32]] | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses to encode with a model that was not trained.
-
-        Raises:
-            ConfigError: if no checkpoint is given.
-        """
-        if trainer.ckpt_path is None:
-            raise ConfigError(
-                "`embedlab predict` has no checkpoint, so it would encode with the backbone as it was before training. "
-                "Add --ckpt_path last with the run's --output, or --ckpt_path and a checkpoint."
-            )
-
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the file on rank zero, opens it on all.
 
         Raises:
-            ConfigError: if the file is there, or cannot be written.
+            ConfigError: if no checkpoint is given, or the file is there, or cannot be written.
         """
+        if trainer.ckpt_path is None:  # Lightning sets it only after the setup hook
+            raise ConfigError(
+                "`embedlab predict` has no checkpoint, so it would encode with the backbone as it was before training. "
+                "Add --ckpt_path last with the run's --output, or --ckpt_path and a checkpoint."
+            )
         assert isinstance(pl_module, EmbeddingModule) and pl_module.encoder is not None
         path, unfinished = self.path(trainer), self._unfinished(trainer)
         if trainer.strategy.broadcast(path.exists()):
