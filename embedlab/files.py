@@ -241,7 +241,7 @@ def fault_of(folder: Path) -> str | None:
     except FileNotFoundError as error:
         return f"it has no {Path(error.filename).relative_to(folder)}"
     except OSError as error:
-        return f"{error.filename} cannot be read: {error.strerror or error}"
+        return f"{Path(error.filename).name} cannot be read: {error.strerror or error}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is not as it was written"
 

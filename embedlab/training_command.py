@@ -21,7 +21,7 @@ from embedlab.callbacks.branch_points import BranchPoints
 from embedlab.callbacks.checkpoint import RunCheckpoint
 from embedlab.callbacks.closing import ClosingLines
 from embedlab.callbacks.comparison import ComparisonTable  # noqa: F401  configurations name it without its module
-from embedlab.callbacks.embedding_writer import EmbeddingWriter
+from embedlab.callbacks.embedding_writer import UNTRAINED, EmbeddingWriter
 from embedlab.callbacks.few_steps import FewSteps  # noqa: F401  a search's probes name it
 from embedlab.callbacks.flop_budget import FlopBudget, number_of_flops
 from embedlab.callbacks.flop_counter import FlopCounter
@@ -148,6 +148,8 @@ class EmbedLabCLI(LightningCLI):
         if self.config.subcommand == "fit" and is_first_process():
             self._take(output, is_new=config.get("ckpt_path") is None)
         config.ckpt_path = _checkpoint(config.get("ckpt_path"), output / CHECKPOINTS, config.get("branch.origin"))
+        if config.ckpt_path is None and self.config.subcommand == "predict":
+            raise ConfigError(UNTRAINED)
         if config.ckpt_path is not None:
             require_whole(Path(config.ckpt_path))
             read_checkpoint(Path(config.ckpt_path))

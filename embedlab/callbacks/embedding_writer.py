@@ -17,6 +17,11 @@ from embedlab.errors import ConfigError
 from embedlab.files import UNFINISHED, cannot_write, sync_folder
 from embedlab.module import EmbeddingModule
 
+UNTRAINED = (
+    "`embedlab predict` has no checkpoint, so it would encode with the backbone as it was before training. Add "
+    "--ckpt_path last with the run's --output, or --ckpt_path and a checkpoint."
+)
+
 
 class EmbeddingWriter(BasePredictionWriter):
     """Writes ``embeddings.npy`` (texts, dim), float32, unit norm, into the output folder.
@@ -37,10 +42,7 @@ class EmbeddingWriter(BasePredictionWriter):
         """
         assert isinstance(pl_module, EmbeddingModule) and pl_module.encoder is not None
         if not pl_module.is_trained:
-            raise ConfigError(
-                "`embedlab predict` has no checkpoint, so it would encode with the backbone as it was before training. "
-                "Add --ckpt_path last with the run's --output, or --ckpt_path and a checkpoint."
-            )
+            raise ConfigError(UNTRAINED)
         path, unfinished = self.path(trainer), self._unfinished(trainer)
         if trainer.strategy.broadcast(path.exists()):
             raise ConfigError(f"{path} exists. Choose another folder with --output, or move it away.")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
+import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -19,19 +21,16 @@ from embedlab.backbone import BackboneConfig, check_positions, load_tokenizer
 from embedlab.chunking import Chunk
 from embedlab.data.collate import EpochSteps, PairBatch, TrainingBatches
 from embedlab.data.evaluation import RetrievalFiles, StsFile, TextFile
-from embedlab.data.sampler import BatchPlan
-from embedlab.data.sources import PairSource, counts_of
+from embedlab.data.sampler import BatchPlan, require_weights
+from embedlab.data.sources import PairSource
+from embedlab.data.summary import Summary
 from embedlab.data.tasks import EvaluationTask, HeldOutPairs, TextRows
+from embedlab.data.texts import num_tokens_of_prompt
 from embedlab.data.tokenised import TokenisedPairs, tokenise_pairs
 from embedlab.errors import ConfigError
 from embedlab.files import cache_folder
 
-log = logging.getLogger(__name__)
-
-
-@rank_zero_only
-def _say(line: str) -> None:
-    print(line, flush=True)
+_MANY_WORKERS = 64  # more are a slip of the hand unless there are the cores for them
 
 
 class _ResumableLoader(DataLoader[PairBatch]):
@@ -108,8 +107,16 @@ class PairDataModule(LightningDataModule):
         for name, value in (("batch_size", self.batch_size), ("max_length", self.max_length)):
             if value < 1:
                 raise ConfigError(f"data.{name} must be at least 1, got {value}.")
-        if self.num_workers < 0:
-            raise ConfigError(f"data.num_workers must be 0 or more, got {self.num_workers}.")
+        most_workers = max(_MANY_WORKERS, 4 * (os.cpu_count() or 1))
+        if not 0 <= self.num_workers <= most_workers:
+            raise ConfigError(
+                f"data.num_workers must lie between 0 and {most_workers} on this machine, got {self.num_workers}. It "
+                "is the number of processes that prepare batches; 1 is nearly always enough."
+            )
+        if not 0 <= self.max_padding < math.inf:
+            raise ConfigError(f"data.max_padding must be a number of 0 or more, got {self.max_padding}.")
+        if self.seed < 0:
+            raise ConfigError(f"data.seed (by default seed_everything) must be 0 or more, got {self.seed}.")
         if self.tokens_per_chunk < self.max_length:
             raise ConfigError(
                 f"data.tokens_per_chunk is {self.tokens_per_chunk}, less than one text of data.max_length "
@@ -119,15 +126,54 @@ class PairDataModule(LightningDataModule):
             if not 0 <= share < 1:
                 raise ConfigError(f"data.{name} is a share of the pairs and must lie in [0, 1), got {share}.")
         if self.validation_fraction + self.test_fraction >= 1:
-            raise ConfigError("data.validation_fraction and data.test_fraction leave no pairs to train on.")
+            raise ConfigError(
+                f"data.validation_fraction {self.validation_fraction} and data.test_fraction {self.test_fraction} "
+                "leave no pairs to train on. Expected less than 1 together."
+            )
+        require_weights(self.sources)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's tokenizer."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.backbone)
+            tokenizer = load_tokenizer(self.backbone)
             check_positions(self.backbone, self.max_length)
+            self._check_prompts(tokenizer)
+            self._tokenizer = tokenizer
         return self._tokenizer
+
+    def _check_prompts(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a prompt that leaves nothing of a text, before anything is tokenized with it."""
+        if (num_special := num_tokens_of_prompt(tokenizer, "")) >= self.max_length:
+            raise ConfigError(
+                f"data.max_length is {self.max_length}, and the tokenizer adds {num_special} special tokens to each "
+                "text: nothing of a text would be left. Raise data.max_length."
+            )
+        for whose, prompt in self._prompts():
+            num_tokens = num_tokens_of_prompt(tokenizer, prompt)
+            takes = (
+                f"The {whose} has {num_tokens} tokens (with the tokenizer's special ones), and data.max_length is "
+                f"{self.max_length}"
+            )
+            if num_tokens >= self.max_length:
+                raise ConfigError(
+                    f"{takes}: nothing of a text would be left. Shorten the prompt or raise data.max_length."
+                )
+            if 2 * num_tokens > self.max_length:
+                rank_zero_warn(f"{takes}: more than half of what the model sees of a long text is the prompt.")
+
+    def _prompts(self) -> Iterator[tuple[str, str]]:
+        """Each prompt that is not empty, and what to call it."""
+        owners: list[tuple[str, PairSource | RetrievalFiles | StsFile | TextFile]] = [
+            *((f"source '{source.label}'", source) for source in self.sources),
+            *((f"retrieval set '{files.name or files.corpus}'", files) for files in self.retrieval),
+            *((f"similarity set '{files.name or files.path}'", files) for files in self.sts),
+            *([("data.predict", self.predict)] if self.predict else []),
+        ]
+        for owner, options in owners:
+            for name in ("query_prompt", "document_prompt", "prompt"):
+                if prompt := getattr(options, name, ""):
+                    yield f"{name} of {owner}", prompt
 
     # Lightning's hooks
 
@@ -143,9 +189,13 @@ class PairDataModule(LightningDataModule):
             self._stores()
 
     def setup(self, stage: str) -> None:
-        """Opens what is tokenised, and plans the batches of training."""
+        """Open what is tokenized, plan the batches of training, and print what was left out."""
+        assert self.trainer is not None
         if stage == "fit":
             self._plan_training()
+        if self.trainer.is_global_zero:
+            for summary in self._summaries(stage):
+                summary.show()
 
     def train_dataloader(self) -> DataLoader[PairBatch]:
         """Batches of this rank, from the trainer's current step on."""
@@ -242,9 +292,6 @@ class PairDataModule(LightningDataModule):
                     f"Two evaluation sets have the same name in {names}, and one would hide the other. Give "
                     "sources and sets different names with `name`."
                 )
-            for task in tasks:
-                if task.left_out:
-                    _say(f"{task.name}: {task.left_out}.")
             self._tasks[split] = tasks
         return self._tasks[split]
 
@@ -253,8 +300,6 @@ class PairDataModule(LightningDataModule):
             raise ConfigError("data.predict names no texts to encode. Set data.predict.path to a file of texts.")
         if self._predicted is None:
             self._predicted = self.predict.task(self.tokenizer, max_length=self.max_length, cache_dir=self.cache)
-            if self._predicted.left_out:
-                _say(f"{self.predict.path}: {self._predicted.left_out}.")
         return self._predicted
 
     def _stores(self) -> list[TokenisedPairs]:
@@ -271,22 +316,40 @@ class PairDataModule(LightningDataModule):
         stores = self._stores()
         train = [self._split(store, "train") for store in stores]
         self._plan = BatchPlan(stores, train, batch_size=self.batch_size, seed=self.seed)
-        for store in stores:
-            if store.notes:
-                _say(f"{store.name}: {'; '.join(store.notes)}.")
-        for store, rows, left_out in zip(stores, train, self._plan.num_left_out(), strict=True):
-            log.info(
-                "%s: %d pairs to train on, %d held out, %d rows skipped (%s), %d texts cut at %d tokens; "
-                "an epoch leaves out %d pairs that fill no batch.",
-                store.name,
-                len(rows),
-                len(store) - len(rows),
-                sum(store.skipped.values()),
-                counts_of(store.skipped) or "none",
-                store.texts.num_truncated,
-                self.max_length,
-                left_out,
-            )
+
+    def _summaries(self, stage: str) -> Iterator[Summary]:
+        """Of each source and evaluation set what is used and what is left out."""
+        if stage == "predict":
+            texts = self._texts_to_predict()
+            yield self._summary_of_texts("data.predict", texts)
+            return
+        split: Literal["validation", "test"] = "test" if stage == "test" else "validation"
+        tasks = self.evaluation_tasks(split)
+        has_held_out = any(isinstance(task, HeldOutPairs) for task in tasks)
+        for number, store in enumerate(self._stores() if stage == "fit" or has_held_out else []):
+            summary = Summary(store.name, max_length=self.max_length)
+            if stage == "fit":
+                assert self._plan is not None
+                num_train = len(self._split(store, "train"))
+                summary.add(num_train, "pairs to train on")
+                summary.add_left_out(self._plan.num_left_out()[number], num_train)
+                summary.add(len(store) - num_train, "pairs held out")
+            else:
+                summary.add(len(self._split(store, split)), f"pairs of the {split} split")
+            summary.add_skipped(store)
+            summary.add_cut(store.texts)
+            summary.add_notes(*store.notes)
+            yield summary
+        for task in tasks:
+            if not isinstance(task, HeldOutPairs):
+                yield self._summary_of_texts(task.name, task)
+
+    def _summary_of_texts(self, name: str, rows: TextRows) -> Summary:
+        summary = Summary(name, max_length=self.max_length)
+        summary.add(rows.num_rows, "texts to encode")
+        summary.add_cut(rows.texts)
+        summary.add_notes(rows.left_out)
+        return summary
 
     def _evaluation_loaders(self, split: Literal["validation", "test"]) -> list[DataLoader[Chunk]]:
         return [self._loader(task) for task in self.evaluation_tasks(split)]

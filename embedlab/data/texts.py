@@ -22,7 +22,7 @@ from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
 from embedlab.data.rows import shown
-from embedlab.errors import DataError
+from embedlab.errors import ConfigError, DataError
 
 _FORMAT = 1  # raised whenever the files change, so that an older cache is not taken for a new one
 _CHARACTERS_PER_CALL = 1 << 20  # enough to keep the tokenizer's threads busy, little enough to forget
@@ -220,7 +220,11 @@ def cache_key(kind: str, content: Mapping[str, Any], tokenizer: PreTrainedTokeni
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hexadecimal digits that change whenever the tokens of some text may."""
+    """Return hexadecimal digits that change whenever the tokens of some text may.
+
+    Raises:
+        ConfigError: If a slow tokenizer's files cannot be written to a temporary folder.
+    """
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         for set_by_the_last_call in ("truncation", "padding"):
@@ -228,11 +232,22 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         state["truncation_side"] = tokenizer.truncation_side
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
     digest = hashlib.sha256()
-    with tempfile.TemporaryDirectory() as folder:  # all that a slow tokenizer is stands in the files it saves
-        tokenizer.save_pretrained(folder)
-        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    try:
+        with tempfile.TemporaryDirectory() as folder:  # all that a slow tokenizer is stands in the files it saves
+            tokenizer.save_pretrained(folder)
+            for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+                digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"The files of the tokenizer, by which its cache is found, could not be written to a temporary folder: "
+            f"{error.strerror or error}. Set the environment variable TMPDIR to a folder with some free space."
+        ) from error
     return digest.hexdigest()
+
+
+def num_tokens_of_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
+    """Return the number of tokens that each text with this prompt begins with, special tokens included."""
+    return len(tokenizer(prompt, verbose=False)["input_ids"])
 
 
 def shown_progress(items: Iterable[_Item], description: str) -> Iterator[_Item]:

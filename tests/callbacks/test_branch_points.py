@@ -112,7 +112,11 @@ def test_a_trunk_that_is_killed_and_resumed_leaves_the_same_points_once_and_ends
     fit(config, *options(tmp_path / "plain", spent[20] * 2, 0.05))
     assert_same_bits(trained_weights(killed), trained_weights(tmp_path / "plain"))
     names = {path.name for path in (killed / "checkpoints").iterdir()}
-    assert names == {"last.ckpt", "previous.ckpt", *(branch_file(killed, budget).name for budget in (before, after, later))}
+    assert names == {
+        "last.ckpt",
+        "previous.ckpt",
+        *(branch_file(killed, budget).name for budget in (before, after, later)),
+    }
 
 
 def test_a_branch_that_is_killed_in_its_decay_goes_on_to_the_same_bits(tmp_path: Path) -> None:

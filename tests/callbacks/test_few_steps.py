@@ -20,7 +20,12 @@ def test_a_run_of_few_steps_leaves_a_record_of_the_whole_runs_beginning(tmp_path
     budget = ["--budget", "5e8", "--trainer.max_epochs", "50", "--trainer.log_every_n_steps", "1"]
     fit(config, "--output", str(tmp_path / "few"), *budget, *FEW)
     record = read_record(tmp_path / "few" / FILE)
-    assert record.status == "stopped" and "FewSteps" in str(record.stop_reason) and record.pairs == 2 * 5 and record.loss > 0
+    assert (
+        record.status == "stopped"
+        and "FewSteps" in str(record.stop_reason)
+        and record.pairs == 2 * 5
+        and record.loss > 0
+    )
     assert torch.load(tmp_path / "few" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
     fit(config, "--output", str(tmp_path / "whole"), *budget)
     few, whole = (scalars(tmp_path / name) for name in ("few", "whole"))
