@@ -291,6 +291,11 @@ class EmbeddingModule(LightningModule):
             return self.flop_meter.account.is_spent
         return self.trainer.global_step >= self.trainer.estimated_stepping_batches
 
+    def is_past_plan(self) -> bool:
+        """Whether more steps are taken than are planned, since a checkpoint of a longer run was given."""
+        has_budget = self.flop_meter.account.budget is not None
+        return not has_budget and self.trainer.global_step > self.trainer.estimated_stepping_batches
+
     def _share(self, *, flops: int, steps: int) -> float:
         """The share of the run that is done after so much more."""
         if self.flop_meter.account.budget is not None:

@@ -289,3 +289,14 @@ def test_measuring_a_run_leaves_its_configuration_as_it_is(tmp_path: Path) -> No
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
     fit(tmp_path / "run" / "config.yaml", "--output", str(tmp_path / "again"))
     assert_same_bits(trained_weights(tmp_path / "again"), trained_weights(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("plan", [["--trainer.max_epochs", "1"], ["--trainer.max_steps", "3"]], ids=" ".join)
+def test_a_plan_that_the_checkpoint_is_past_of_leaves_everything_as_it_is(tmp_path: Path, plan: list[str]) -> None:
+    config = write_config(tmp_path, validation_fraction=0.3)
+    fit(config, "--trainer.max_steps", "20", "--trainer.max_epochs", "-1", "--record.evaluation_set", "pairs")
+    (tmp_path / "run" / "record.json").unlink()
+    before = (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
+    fit(config, "--ckpt_path", "last", *plan)
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert not (tmp_path / "run" / "record.json").exists()

@@ -203,6 +203,8 @@ class RunRecorder(Callback):
         print(f"Run record: {write_record(self._record(trainer, module, status), folder)}")
 
     def _why_not(self, module: EmbeddingModule, *, is_evaluated: bool) -> str | None:
+        if module.is_past_plan():
+            return "the checkpoint is of a longer run than the one that is planned."
         if any(change.startswith(_DATA) for change in module.accepted_changes):
             return "its data were changed on the way, so that pairs that are held out may have been trained on."
         if module.flop_meter.profile is None or not module.flop_meter.is_complete:

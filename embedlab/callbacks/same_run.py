@@ -51,6 +51,14 @@ class SameRun(Callback):
         self._before = before if isinstance(before, Mapping) else None
         self._step = checkpoint["global_step"]
         self._is_branch = bool(checkpoint.get(MARK))
+        epoch, planned = checkpoint["epoch"], trainer.max_epochs
+        if planned not in (None, -1) and epoch > planned:
+            if trainer.is_global_zero:
+                print(
+                    f"Nothing is left to train: the checkpoint is of epoch {epoch}, and trainer.max_epochs is "
+                    f"{planned}. Raise it to go on."
+                )
+            trainer.fit_loop.max_epochs = epoch  # which Lightning would refuse
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare.
