@@ -157,10 +157,10 @@ class Cache:
         self._copy = folder / "copy"
         shutil.copytree(self.folder, self._copy)
 
-    def restore(self) -> None:
-        """Every cache as it was built."""
-        remove(self.folder)
-        shutil.copytree(self._copy, self.folder)
+    def restore(self, kind: str) -> None:
+        """Put one cache back as it was built."""
+        remove(self.folder / self.folders[kind])
+        shutil.copytree(self._copy / self.folders[kind], self.folder / self.folders[kind])
 
     def _pairs(self) -> object:
         source = PairSource(path=str(self._sources / "pairs.jsonl"), negatives="hard", on_error="skip")
@@ -218,7 +218,7 @@ def test_a_damaged_cache_gives_what_it_gave_or_is_refused(
     def open_damaged(value: tuple[str, list[Damage], bool]) -> None:
         kind, damages, is_large = value
         monkeypatch.setattr("embedlab.files._LARGE", 64 if is_large else 1 << 24)
-        cache.restore()
+        cache.restore(kind)
         if is_large:
             cache.kinds[kind]()  # so that it is known which files are whole
             time.sleep(0.01)  # the clock of a file system ticks every few milliseconds
