@@ -26,6 +26,7 @@ FIT_ONLY = (
     "seed_everything",
     "output",
     "allow_repeat",
+    "accept_changes",
     "checkpoint",
     "record",
     "branch",

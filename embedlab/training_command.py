@@ -207,11 +207,14 @@ class EmbedLabCLI(LightningCLI):
 
 
 def _option_in(message: str, options: Namespace) -> str:
-    """The trainer's option that a message of Lightning is about, if it names one that is set, or its value."""
+    """The trainer's option that a message of Lightning names first, or whose value it names, of those that are set."""
     given = {name: value for name, value in options.items() if isinstance(value, str | int | float) and value != "auto"}
-    named = [name for name in given if re.search(rf"\b{name}\b", message)]
-    named += [name for name, value in given.items() if isinstance(value, str) and value and value in message]
-    return f"trainer.{named[0]}" if named else "trainer"
+    found = {name: re.search(rf"\b{name}\b", message) for name in given}
+    named = {name: match.start() for name, match in found.items() if match}
+    if not named:
+        values = {name: value for name, value in given.items() if isinstance(value, str) and value in message and value}
+        named = {name: message.index(value) for name, value in values.items()}
+    return f"trainer.{min(named, key=named.__getitem__)}" if named else "trainer"
 
 
 def is_first_process() -> bool:

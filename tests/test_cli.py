@@ -85,6 +85,35 @@ def test_a_value_of_the_wrong_type_is_shown(tmp_path: Path, capsys: pytest.Captu
     assert "data.batch_size is 'many'. Expected a whole number." in printed
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model.loss", "InfoNCE", "--model.loss.temperature", "0"], "temperature must be a number above 0"),
+        (["--model.optimizer.clip", "0"], "null for no clipping"),
+        (["--model.schedule", "WarmupCosine", "--model.schedule.final", "-2"], "schedule.final"),
+        (["--seed_everything", "-1"], "from 0 to 4294967295"),
+        (["--trainer.strategy", "fsdp"], "trainer.strategy: "),
+        (["--trainer.accelerator", "abacus"], "trainer.accelerator: "),
+        (["--trainer.max_time", "soon"], "trainer.max_time: "),
+        (["--trainer.gradient_clip_val", "1"], "model.optimizer.clip"),
+        (["--model.method.rank", "4"], "no option of FullFineTuning"),
+    ],
+)
+def test_what_is_refused_on_the_way_to_the_first_step_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # for the files of tracebacks
+    printed = error_of(capsys, ["fit", "--config", str(write_config(tmp_path)), *words])
+    assert said in printed and printed.count("\n") == 1
+
+
+def test_a_path_that_the_terminal_cannot_show_is_shown_escaped(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "embedlab", "fit", "--config", str(tmp_path / "é.yaml")]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
+    assert result.returncode == 2 and "\\xe9.yaml' cannot be read" in result.stderr
+
+
 def test_a_missing_configuration_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere.yaml" in error_of(capsys, ["fit", "--config", "nowhere.yaml"])
 
