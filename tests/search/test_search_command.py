@@ -188,7 +188,7 @@ def test_a_configuration_without_held_out_pairs_says_that_there_are_none(
 @pytest.mark.parametrize(
     ("option", "says"),
     [
-        ("--confirm=-5", "--confirm is -5. Expected a budget of FLOPs above 0"),
+        ("--confirm=-5", "--confirm is -5. Expected a number of FLOPs from 1"),
         ("--confirm=0", "--confirm is 0. Expected"),
         ("--fit.data.batch_size=8", "--fit.data.batch_size cannot be given on the command line. Change fit in the"),
     ],

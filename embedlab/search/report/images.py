@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,7 +54,9 @@ def png(figure: Figure, colours: Sequence[str]) -> bytes:
         axes.grid(True, which="major", color="#00000018", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     written = io.BytesIO()
-    canvas.savefig(written, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        canvas.savefig(written, format="png", metadata={"Software": None})
     return written.getvalue()
 
 
