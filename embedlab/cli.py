@@ -19,6 +19,7 @@ from typing import Any
 from embedlab.config_file import read_config
 from embedlab.errors import ConfigError, EmbedLabError, suggestion
 from embedlab.parser import ErrorParser
+from embedlab.plain_text import plain_text
 
 
 def _function(name: str, home: str) -> Callable[[Sequence[str]], None]:
@@ -56,6 +57,7 @@ def _imported(home: str) -> Callable[..., Any]:
     return function
 
 
+_LONGEST_MESSAGE = 1_900  # characters: more is no message but a dump
 _TRAINER = (_itself, "embedlab.training_command:train")
 COMMANDS: dict[str, tuple[str, Callable[[str, str], Callable[[Sequence[str]], None]], str]] = {
     "fit": ("train an embedding model", *_TRAINER),
@@ -115,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except EmbedLabError as error:
-        print(f"embedlab: {type(error).__name__}: {error}", file=sys.stderr)
+        message = plain_text(error, longest=_LONGEST_MESSAGE, keep_newlines=True)  # it may quote a file of somebody's
+        print(f"embedlab: {type(error).__name__}: {message}", file=sys.stderr)
         sys.exit(2)
 
 

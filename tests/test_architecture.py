@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = [
-    ["errors"],
+    ["errors", "plain_text"],
     ["files", "whole_data"],
     ["checkpoint_file"],
     ["flops", "data_sheets", "pooling", "losses", "metrics", "schedule"],
@@ -41,7 +41,7 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 SPECIAL = {
     "__init__": set(LEVEL),
     "testing": {"errors", "method", "registry"},
-    "search": {"errors", "files", "flops", "data_sheets"},
+    "search": {"errors", "plain_text", "files", "flops", "data_sheets"},
 }
 MAY_IMPORT_SEARCH = {"callbacks", "cli", "training_command"}
 PLUGIN_MAY_IMPORT = {"embedlab.method", "embedlab.flops", "embedlab.errors"}

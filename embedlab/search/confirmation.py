@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from embedlab.errors import ConfigError, RecordError, TrainingError
+from embedlab.errors import ConfigError, TrainingError
+from embedlab.files import write_whole
 from embedlab.search.job_runner import JobRunner
 from embedlab.search.launchers.launcher import Job
 from embedlab.search.method_laws import MANY_PASSES, laws_of
@@ -17,9 +18,11 @@ from embedlab.search.observations import Observation, by_method
 from embedlab.search.recipe import recipe
 from embedlab.search.recipe_config import recipe_config
 from embedlab.search.records import FILE, read_record
+from embedlab.search.stored import Range, from_plain, read_json
 from embedlab.search.uncertainty import NUM_REPLICATES, Interval
 
 _SLACK = 1.02  # a run overshoots its budget by less than a step
+_Positive = Annotated[float, Range(1e-36)]
 _PREDICTION, _RECIPE, _RUN = "prediction.json", "recipe.yaml", "run"
 
 
@@ -41,17 +44,17 @@ class Prediction:
         passes: over the data, the most of one of them.
     """
 
-    budget: float
+    budget: _Positive
     backbone: str
     method: str
-    learning_rate: float | None
-    tokens: float
-    loss: float
+    learning_rate: _Positive | None
+    tokens: _Positive
+    loss: _Positive
     interval_80: Interval
     interval_95: Interval
-    largest_flops: float
-    num_runs: int
-    passes: float
+    largest_flops: _Positive
+    num_runs: Annotated[int, Range(1)]
+    passes: _Positive
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def confirm(
     folder: Path,
     runner: JobRunner,
     *,
+    fit: Path | None = None,
     num_replicates: int = NUM_REPLICATES,
 ) -> Confirmation:
     """Predicts, writes that down, and trains. What was predicted before is not predicted anew.
@@ -126,6 +130,8 @@ def confirm(
         observations: of the search.
         folder: for predictions and their runs.
         runner: that trains.
+        fit: Configuration that all runs of the search have in common, which the user wrote: what it says and a recipe
+            may not say, such as a class of the user's own, holds for the run of the recipe, too.
         num_replicates: of the bootstrap.
 
     Raises:
@@ -135,7 +141,8 @@ def confirm(
     at = folder / f"{budget:g}"
     if not (at / _PREDICTION).exists():
         _predict(budget, observations, at, num_replicates)
-    words = ("--config", str(at / _RECIPE), "--output", str(at / _RUN), "--ckpt_path", "auto")
+    common = () if fit is None else ("--config", str(fit))
+    words = (*common, "--config", str(at / _RECIPE), "--output", str(at / _RUN), "--ckpt_path", "auto")
     for ended in runner.run([Job(f"confirmation-{budget:g}", words, at / _RUN)]):
         if ended.record is None:
             raise TrainingError(f"The run of the recipe for {budget:g} FLOPs failed: {ended.error}")
@@ -165,11 +172,8 @@ def _predict(budget: float, observations: Sequence[Observation], at: Path, num_r
         num_runs=sum(law.fit.num_runs for law in laws),
         passes=max(row.tokens / row.unique_tokens for row in smaller),
     )
-    at.mkdir(parents=True, exist_ok=True)
-    (at / _RECIPE).write_text(recipe_config(answer, laws), encoding="utf-8")
-    unfinished = at / f"{_PREDICTION}.unfinished"
-    unfinished.write_text(json.dumps(asdict(prediction), indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(at / _PREDICTION)
+    write_whole(at / _RECIPE, recipe_config(answer, laws).text)
+    write_whole(at / _PREDICTION, json.dumps(asdict(prediction), indent=1) + "\n")
 
 
 def confirmations(folder: Path) -> list[Confirmation]:
@@ -184,14 +188,11 @@ def confirmations(folder: Path) -> list[Confirmation]:
 
 def _read(at: Path) -> Confirmation:
     path = at / _PREDICTION
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        intervals = {name: Interval(*values[name]) for name in ("interval_80", "interval_95")}
-        prediction = Prediction(**(values | intervals))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RecordError(f"{path} cannot be read as a prediction: {error}.") from error
+    stored = from_plain(Prediction, read_json(path, "a prediction"), path)
+    prediction = replace(stored, interval_80=Interval(*stored.interval_80), interval_95=Interval(*stored.interval_95))
     path = at / _RUN / FILE
     if not path.exists():
         return Confirmation(prediction, None, at)
     record = read_record(path)
-    return Confirmation(prediction, record.loss, at, record.pairs / record.unique_pairs)
+    loss = record.loss if record.status == "finished" else math.nan  # one that was stopped did not have the budget
+    return Confirmation(prediction, loss, at, record.pairs / max(1, record.unique_pairs))

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from embedlab.errors import RecordError
+from embedlab.plain_text import plain_text
 from embedlab.search.fitting import Runs
-from embedlab.search.records import LossDefinition, RunRecord
+from embedlab.search.records import Ledger, LossDefinition, RunRecord
 
 _NEAR_CHANCE = 0.95  # of the loss of a guess
 _SAME_DATA = 0.02  # amounts of data that differ by less are the same one
@@ -67,6 +68,16 @@ class Observation:
         return self.chance is not None and self.loss > _NEAR_CHANCE * self.chance
 
 
+def of_ledger(ledger: Ledger) -> list[Observation]:
+    """Rows of all records of a ledger that can be used, with the folders of their runs; a line says what cannot.
+
+    Raises:
+        RecordError: If none can be used, or the losses of runs to be fitted are of different definitions.
+    """
+    entries = ledger.usable()
+    return of_records([record for _, record in entries], [path.parent for path, _ in entries])
+
+
 def of_records(records: Iterable[RunRecord], folders: Iterable[Path] | None = None) -> list[Observation]:
     """Rows of records; a method that was run with several options is as many methods.
 
@@ -92,7 +103,7 @@ def of_records(records: Iterable[RunRecord], folders: Iterable[Path] | None = No
             tokens=float(record.tokens),
             loss=record.loss,
             flops=float(record.flops_algorithmic),
-            unique_tokens=record.tokens / max(1.0, record.pairs / record.unique_pairs),
+            unique_tokens=record.tokens / max(1.0, record.pairs / max(1, record.unique_pairs)),
             family=record.family,
             learning_rate=record.learning_rate,
             pairs=float(record.pairs),
@@ -125,7 +136,9 @@ def _require_one_definition(records: Sequence[RunRecord]) -> None:
         return
     (one, its), (other, others) = list(by_definition.items())[:2]
     differ = [name for name in vars(one) if getattr(one, name) != getattr(other, name)]
-    described = "; ".join(f"{name} {getattr(one, name)} and {getattr(other, name)}" for name in differ)
+    described = "; ".join(
+        f"{name} {plain_text(getattr(one, name))} and {plain_text(getattr(other, name))}" for name in differ
+    )
     raise RecordError(
         f"Losses of different definitions cannot be compared: {described} ({len(its)} runs like {its[0]}, "
         f"{len(others)} like {others[0]}). Fit them apart."
@@ -165,7 +178,7 @@ def by_method(observations: Iterable[Observation]) -> dict[str, list[Observation
         else:
             reasons[row.left_out] += 1
     if not found:
-        why = "; ".join(f"{reason} ({count} of them)" for reason, count in reasons.most_common(3))
+        why = "; ".join(f"{plain_text(reason)} ({count} of them)" for reason, count in reasons.most_common(3))
         raise RecordError(
             f"There is no run to fit a law to; {reasons.total()} were left out{': ' + why if why else ''}. Expected "
             "finished ones, with a loss."

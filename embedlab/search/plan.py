@@ -12,9 +12,11 @@ from typing import Any
 
 import yaml
 
-from embedlab.errors import ConfigError
+from embedlab.errors import ConfigError, RecordError
+from embedlab.plain_text import plain_text
 from embedlab.search.calibration import Calibration
 from embedlab.search.space import MethodGrid
+from embedlab.search.stored import read_bytes
 
 # What the search itself says to `embedlab fit`.
 _OF_THE_SEARCH = (
@@ -107,11 +109,16 @@ class SearchPlan:
         config: Any = self.fit
         if isinstance(self.fit, str):
             try:
-                config = yaml.safe_load(Path(self.fit).read_text(encoding="utf-8"))
-            except (OSError, ValueError, yaml.YAMLError) as error:
-                raise ConfigError(f"fit: {self.fit} cannot be read as a configuration: {error}.") from error
+                config = yaml.safe_load(read_bytes(Path(self.fit)).decode())
+            except (RecordError, ValueError, RecursionError, yaml.YAMLError) as error:
+                reason = plain_text(error, longest=500)
+                raise ConfigError(
+                    f"fit: {plain_text(self.fit)} cannot be read as a configuration: {reason.rstrip('.')}."
+                ) from error
         if not isinstance(config, dict):
-            raise ConfigError(f"fit is {config!r}. Expected a configuration of `embedlab fit`, or the path of one.")
+            raise ConfigError(
+                f"fit is {plain_text(repr(config))}. Expected a configuration of `embedlab fit`, or the path of one."
+            )
         both = [name for name in _OF_THE_SEARCH if _has(config, name)]
         if both and not isinstance(self.fit, str):
             raise ConfigError(
@@ -175,7 +182,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     names = sorted(before.keys() | now.keys())
     absent = "nothing"
     return [
-        f"{name}: {before.get(name, absent)} became {now.get(name, absent)}"
+        f"{plain_text(name)}: {plain_text(before.get(name, absent))} became {plain_text(now.get(name, absent))}"
         for name in names
         if before.get(name, absent) != now.get(name, absent)
     ]

@@ -12,18 +12,23 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from filelock import FileLock, Timeout
 
 from embedlab.errors import TrainingError
+from embedlab.files import write_whole
 from embedlab.search.job_runner import Ended, JobRunner
 from embedlab.search.launchers.launcher import LOCK, Job
 from embedlab.search.records import FILE
 from embedlab.search.space import Candidate
+from embedlab.search.stored import Range, from_plain, read_json
 from embedlab.search.training import CHECKPOINTS, job
 
 STEPS = 3
 _MEASURED = "probe.json"
+_SHORTEST = 1e-6  # seconds of a run: a clock may say 0
+_Positive = Annotated[float, Range(1e-36)]
 _SECONDS_TO_END = 300.0  # that a worker whose search was killed has to finish its step and save it
 
 
@@ -42,14 +47,14 @@ class Probe:
         checkpoint_bytes: that a run leaves on disk.
     """
 
-    parameters: float
-    flops_per_token: float
-    flops_per_step: float
-    learning_rate: float
-    flops_per_second: float
-    other_seconds: float
-    memory_bytes: int | None
-    checkpoint_bytes: int
+    parameters: _Positive
+    flops_per_token: _Positive
+    flops_per_step: _Positive
+    learning_rate: _Positive
+    flops_per_second: _Positive
+    other_seconds: Annotated[float, Range(0)]
+    memory_bytes: Annotated[int, Range(0)] | None
+    checkpoint_bytes: Annotated[int, Range(0)]
 
     def seconds(self, flops: float) -> float:
         """That a run takes."""
@@ -96,7 +101,7 @@ def probe(candidates: Sequence[Candidate], budget: float, fit: Path, folder: Pat
         (first.folder / FILE).unlink(missing_ok=True)
         shutil.rmtree(first.folder / CHECKPOINTS, ignore_errors=True)
     for ended in runner.run(missing):
-        if ended.record is not None and ended.record.status in ("finished", "stopped"):
+        if ended.record is not None and ended.record.status in ("finished", "stopped"):  # as it was asked to
             probes[jobs[ended.job]] = _measure(ended)
         else:
             refused[jobs[ended.job]] = ended.error or f"It {ended.record and ended.record.status} in its first steps."
@@ -146,12 +151,12 @@ def _measure(ended: Ended) -> Probe:
         flops_per_token=record.flops_algorithmic / record.tokens,
         flops_per_step=record.flops_algorithmic * record.batch_size / record.pairs,
         learning_rate=record.learning_rate,
-        flops_per_second=record.flops_algorithmic / record.seconds,
+        flops_per_second=record.flops_algorithmic / max(record.seconds, _SHORTEST),
         other_seconds=max(0.0, ended.seconds - record.seconds),
         memory_bytes=record.peak_memory_bytes,
         checkpoint_bytes=sum(path.stat().st_size for path in _files(folder / CHECKPOINTS)),
     )
-    (folder / _MEASURED).write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / _MEASURED, json.dumps(asdict(found), indent=1) + "\n")
     (folder / FILE).unlink()  # nobody wants a law of runs of three steps
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return found
@@ -165,4 +170,4 @@ def _measured(folder: Path) -> Probe | None:
     path = folder / _MEASURED
     if not path.exists() or (folder / FILE).exists():
         return None
-    return Probe(**json.loads(path.read_text(encoding="utf-8")))
+    return from_plain(Probe, read_json(path, "what a probe has measured"), path)

@@ -17,6 +17,7 @@ from embedlab.search.job_runner import Ended
 from embedlab.search.probing import Probe
 from embedlab.search.projection import Projection
 from embedlab.search.space import Candidate, Space, Trial
+from embedlab.search.terminal import say
 
 
 class Progress:
@@ -50,7 +51,7 @@ class Progress:
         self._calibrated += 1
         if ended.seconds is not None:
             rate = trial.candidate.learning_rate
-            print(f"calibration {self._calibrated}: {_told(trial, ended)}, learning rate {rate:g}", flush=True)
+            say(f"calibration {self._calibrated}: {_told(trial, ended)}, learning rate {rate:g}")
 
     def trained(self, trial: Trial, ended: Ended) -> None:
         """A trial has ended."""
@@ -65,10 +66,9 @@ class Progress:
             self._took += ended.seconds
             self._projected += Projection(self._probes, 1, self._space).seconds([trial])
         spent = self._space.price(self._paid)
-        print(
+        say(
             f"{len(self._done)} of {len(self._space.trials)}: {_told(trial, ended)}. Spent {spent:.3g} FLOPs "
             f"({spent / self._total:.0%}), about {timedelta(seconds=round(self._seconds_left(spent)))} left.",
-            flush=True,
         )
 
     def _seconds_left(self, spent: float) -> float:

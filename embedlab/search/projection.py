@@ -12,6 +12,7 @@ from embedlab.search.plan import SearchPlan
 from embedlab.search.preparation import calibration_budget
 from embedlab.search.probing import Probe
 from embedlab.search.space import Candidate, Space, Trial
+from embedlab.search.terminal import line
 
 FEWEST_RATES = 3  # of a calibration
 
@@ -101,10 +102,10 @@ def print_projection(
     console.print(table)
     price = space.price(space.trials)
     if total < price:
-        console.print(f"The policy may spend {total:.3g} FLOPs, {total / price:.0%} of all trials.", highlight=False)
+        line(console, f"The policy may spend {total:.3g} FLOPs, {total / price:.0%} of all trials.")
     known = {one: found.memory_bytes for one, found in probes.items() if found.memory_bytes is not None}
     if known:
         most = max(known, key=lambda one: known[one])
-        console.print(f"Peak memory: {known[most] / 2**30:.2f} GiB, of {most}.", highlight=False)
+        line(console, f"Peak memory: {known[most] / 2**30:.2f} GiB, of {most}.")
     disk = projection.disk(space.trials, keep_checkpoints=plan.keep_checkpoints)
-    console.print(f"Disk: {disk / 2**30:.2f} GiB of checkpoints.", highlight=False)
+    line(console, f"Disk: {disk / 2**30:.2f} GiB of checkpoints.")

@@ -18,18 +18,31 @@ from rich.table import Table
 
 from embedlab.data_sheets import DATA_SHEETS
 from embedlab.errors import ConfigError, suggestion
+from embedlab.files import cannot_write, write_whole
+from embedlab.plain_text import plain_text
 from embedlab.search.crossover import Crossover, crossover
 from embedlab.search.method_laws import FARTHEST, MethodLaw, laws_of
 from embedlab.search.observations import Observation, by_method, with_best_learning_rates
 from embedlab.search.optimum import Optimum, optimum
 from embedlab.search.recipe import Constraints, Recipe, recipe, suite_of
 from embedlab.search.recipe_config import recipe_config
-from embedlab.search.run_arguments import add_fitting, add_runs, observations_of
+from embedlab.search.run_arguments import (
+    MOST_FLOPS,
+    add_fitting,
+    add_runs,
+    observations_of,
+    require_budgets,
+    require_new,
+    require_replicates,
+    require_source,
+)
 from embedlab.search.shared_constant import share_irreducible_loss
+from embedlab.search.terminal import add_row, console, line, say
 from embedlab.search.uncertainty import Interval
 
 _WIDTH = 150  # where there is no terminal that has one
 _MOST_ROWS = 10
+_MOST_REASONS = 20  # for which runs or methods are left out
 _DEVICE = (
     "To train on, for the hours: its name as the driver gives it (its data sheet's bfloat16 peak), or its peak in "
     "FLOP/s. It is taken to be used to the same share as the device of the runs, which is the default."
@@ -48,17 +61,22 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="Print JSON in place of a table.")
     options = parser.instantiate(parser.parse_args(list(arguments)))
     constraints = Constraints(**{name: options[name] for name in Constraints.__dataclass_fields__})
+    peak = _require_answerable(options)
     observations = with_best_learning_rates(observations_of(options))
+    if options.device is not None and not any(row.utilisation for row in observations):
+        raise ConfigError(
+            f"--device {plain_text(options.device)}: no run says how much of its device's peak it used, so the hours "
+            "on another are not known. Leave --device out."
+        )
     laws, refused = laws_of(by_method(observations), num_replicates=options.replicates)
     if options.share_irreducible_loss:
         laws = share_irreducible_loss(laws, num_replicates=options.replicates)
-    peak = None if options.device is None else _peak_of(options.device, observations)
     answers = [
         recipe(laws, budget, constraints, extrapolate=options.extrapolate, peak=peak) for budget in options.budget
     ]
     optima_of_answers = [[found for law in laws if (found := optimum(law, budget))] for budget in options.budget]
     crossovers = _crossovers(laws)
-    written = _written(Path(options.output), answers, laws) if options.output else []
+    written, notes = _written(Path(options.output), answers, laws) if options.output else ([], [])
     if options.json:
         report = {
             "laws": [_law_as_dict(law) for law in laws],
@@ -71,15 +89,19 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
             ],
         }
         print(json.dumps(_with_null_for_infinity(report), indent=2, allow_nan=False))
+        for note in notes:
+            print(plain_text(note, longest=None), file=sys.stderr)
         return
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
-    _print_laws(console, laws, refused, observations)
+    screen = console(_WIDTH)
+    _print_laws(screen, laws, refused, observations)
     for one in crossovers:
-        _print_crossover(console, one)
+        _print_crossover(screen, one)
     for answer, optima in zip(answers, optima_of_answers, strict=True):
-        _print_recipe(console, answer, optima)
+        _print_recipe(screen, answer, optima)
+    for note in notes:
+        line(screen, note)
     for path in written:
-        console.print(f"embedlab fit --config {path}", highlight=False)
+        say(f"embedlab fit --config {path}")
 
 
 def _with_null_for_infinity(value: Any) -> Any:
@@ -91,22 +113,33 @@ def _with_null_for_infinity(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _peak_of(device: str, observations: Sequence[Observation]) -> float:
+def _require_answerable(options: Any) -> float | None:
+    """Refuses what no runs could answer, before any are read; the FLOP/s of the device that is named."""
+    require_source(options)
+    require_budgets("--budget", options.budget)
+    require_replicates(options.replicates)
+    if options.output is not None:
+        if options.table is not None:
+            raise ConfigError(
+                "A recipe from somebody else's table is no configuration: only runs of `embedlab fit` leave theirs. "
+                "Leave out --output."
+            )
+        for budget in options.budget:
+            require_new(_path(Path(options.output), budget))
+    return None if options.device is None else _peak_of(options.device)
+
+
+def _peak_of(device: str) -> float:
     """FLOP/s of a device that is named, or of which they are stated."""
-    if not any(row.utilisation for row in observations):
-        raise ConfigError(
-            f"--device {device}: no run says how much of its device's peak it used, so the hours on another are not "
-            "known. Leave --device out."
-        )
     if device in DATA_SHEETS:
         return DATA_SHEETS[device][0]
     try:
         peak = float(device)
     except ValueError:
         peak = math.nan
-    if not (math.isfinite(peak) and peak > 0):
+    if not (math.isfinite(peak) and 1 <= peak <= MOST_FLOPS):
         raise ConfigError(
-            f"--device is '{device}'. Expected FLOP/s, or one of {', '.join(DATA_SHEETS)}."
+            f"--device is '{plain_text(device)}'. Expected FLOP/s, or one of {', '.join(DATA_SHEETS)}."
             + suggestion(device, DATA_SHEETS)
         )
     return peak
@@ -123,15 +156,19 @@ def _crossovers(laws: Sequence[MethodLaw]) -> list[Crossover]:
     return [one for one in found if one is not None]
 
 
-def _written(folder: Path, answers: Sequence[Recipe], laws: Sequence[MethodLaw]) -> list[Path]:
-    texts = {folder / f"recipe-{answer.budget:g}.yaml": recipe_config(answer, laws) for answer in answers}
-    for path in texts:
-        if path.exists():
-            raise ConfigError(f"{path} is there already. Choose another folder with --output, or remove it.")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, text in texts.items():
-        path.write_text(text, encoding="utf-8")
-    return list(texts)
+def _written(folder: Path, answers: Sequence[Recipe], laws: Sequence[MethodLaw]) -> tuple[list[Path], list[str]]:
+    """The files of recipes, and a line about each kind of option that is left out of them."""
+    configs = {_path(folder, answer.budget): recipe_config(answer, laws) for answer in answers}
+    for path, config in configs.items():
+        try:
+            write_whole(path, config.text, replace=False)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+    return list(configs), list(dict.fromkeys(one.left_out for one in configs.values() if one.left_out))
+
+
+def _path(folder: Path, budget: float) -> Path:
+    return folder / f"recipe-{budget:g}.yaml"
 
 
 def _law_as_dict(law: MethodLaw) -> dict[str, Any]:
@@ -163,7 +200,7 @@ def _law_as_dict(law: MethodLaw) -> dict[str, Any]:
 
 
 def _print_laws(
-    console: Console, laws: Sequence[MethodLaw], refused: dict[str, str], observations: Sequence[Observation]
+    screen: Console, laws: Sequence[MethodLaw], refused: dict[str, str], observations: Sequence[Observation]
 ) -> None:
     table = Table("method", "runs", "law", "parameters, with 90 % intervals", "off by, 1/2/3 budgets held out")
     for law in laws:
@@ -173,45 +210,50 @@ def _print_laws(
             weak = " at a bound" if name in law.fit.at_bound else ""
             values.append(f"{name} {value:.3g} [{low:.3g}, {high:.3g}]{weak}")
         errors = " / ".join(f"{error:.2%}" for error in law.held_out_error) or "too few budgets"
-        table.add_row(
-            law.method, str(law.fit.num_runs), type(law.fit.law).__name__, ", ".join(values).replace("[", "\\["), errors
-        )
-    console.print(table)
+        add_row(table, law.method, law.fit.num_runs, type(law.fit.law).__name__, ", ".join(values), errors)
+    screen.print(table)
     for law in laws:
         fit = law.fit
-        console.print(
-            f"{law.method}: {fit.num_in_basin} of {fit.num_starts} starts ended where the best did"
-            + "".join(f"; {_weak(name, profile)}" for name, profile in law.weakly_identified.items())
+        name = plain_text(law.method)
+        line(
+            screen,
+            f"{name}: {fit.num_in_basin} of {fit.num_starts} starts ended where the best did"
+            + "".join(f"; {_weak(parameter, profile)}" for parameter, profile in law.weakly_identified.items())
             + ".",
-            highlight=False,
         )
         shared = law.choices[0]
         if shared.shares_irreducible_loss and np.isfinite(shared.error):
-            console.print(
-                f"{law.method}: off by {shared.error:.2%} in the hold-outs with the E of all methods, and by "
+            line(
+                screen,
+                f"{name}: off by {shared.error:.2%} in the hold-outs with the E of all methods, and by "
                 f"{law.choices[1].error:.2%} with its own.",
-                highlight=False,
             )
         sizes = {row.parameters for row in law.observations}
         if len(sizes) == 1:
-            console.print(
-                f"{law.method}: all its runs have one size, {min(sizes):.3g}, so its law says nothing of any other.",
-                highlight=False,
-            )
+            line(screen, f"{name}: all its runs have one size, {min(sizes):.3g}, so its law says nothing of any other.")
         if not law.held_out_error:
-            console.print(
-                f"{law.method}: no budget could be held out, so its intervals hold the noise of the runs only."
-            )
+            line(screen, f"{name}: no budget could be held out, so its intervals hold the noise of the runs only.")
         if law.caution:
-            console.print(f"{law.method}: {law.caution}", highlight=False)
-    for method, reason in refused.items():
-        console.print(f"{method} is left out. {reason}", highlight=False, markup=False)
+            line(screen, f"{name}: {law.caution}")
+    _print_some(screen, [f"{plain_text(method)} is left out. {reason}" for method, reason in refused.items()])
     reasons: dict[str, list[str]] = {}
     for row in observations:
         if row.left_out:
             reasons.setdefault(row.left_out, []).append(row.name)
-    for reason, names in reasons.items():
-        console.print(f"Left out: {names[0]}, {reason} ({len(names)} like it).", highlight=False, markup=False)
+    _print_some(
+        screen,
+        [
+            f"Left out: {plain_text(names[0])}, {plain_text(reason)} ({len(names)} like it)."
+            for reason, names in reasons.items()
+        ],
+    )
+
+
+def _print_some(screen: Console, lines: Sequence[str]) -> None:
+    for one in lines[:_MOST_REASONS]:
+        line(screen, one)
+    if len(lines) > _MOST_REASONS:
+        line(screen, f"Left out are others for {len(lines) - _MOST_REASONS} more reasons; --json lists them all.")
 
 
 def _weak(name: str, profile: Interval) -> str:
@@ -222,8 +264,9 @@ def _weak(name: str, profile: Interval) -> str:
     return f"{name} is weakly identified: by its profile likelihood it is {where} (90 %)"
 
 
-def _print_crossover(console: Console, found: Crossover) -> None:
+def _print_crossover(screen: Console, found: Crossover) -> None:
     low, high = found.looked_at
+    below, above = plain_text(found.below), plain_text(found.above)
     if found.exists:
         bounds = [f"{bound:.2g}" if 0 < bound < float("inf") else "" for bound in found.interval_80]
         words = {
@@ -232,19 +275,14 @@ def _print_crossover(console: Console, found: Crossover) -> None:
             (False, True): f"below {bounds[1]} FLOPs",
             (False, False): "anywhere",
         }[bool(bounds[0]), bool(bounds[1])]
-        text = (
-            f"{found.below} is better at small budgets, {found.above} at large ones: they change places {words} (80 %)"
-        )
+        text = f"{below} is better at small budgets, {above} at large ones: they change places {words} (80 %)"
     else:
-        better = found.above if found.flops == 0 else found.below
-        worse = found.below if found.flops == 0 else found.above
+        better, worse = (above, below) if found.flops == 0 else (below, above)
         text = f"{better} is better than {worse} at every budget from {low:.2g} to {high:.2g} FLOPs"
-    console.print(
-        f"{text}; that they cross there at all has a probability of {found.probability:.0%}.", highlight=False
-    )
+    line(screen, f"{text}; that they cross there at all has a probability of {found.probability:.0%}.")
 
 
-def _print_recipe(console: Console, answer: Recipe, optima: Sequence[Optimum]) -> None:
+def _print_recipe(screen: Console, answer: Recipe, optima: Sequence[Optimum]) -> None:
     best = answer.best
     table = Table("method", "backbone", title=f"{answer.budget:g} FLOPs", title_justify="left")
     for name in ("N", "tokens", "loss", "80 %", "95 %", "best with"):
@@ -262,8 +300,8 @@ def _print_recipe(console: Console, answer: Recipe, optima: Sequence[Optimum]) -
         for title, name in shown.items():
             value = getattr(one, name)
             cells.append("–" if value is None else f"{value / (2**30 if title == 'GiB' else 1):.3g}")
-        table.add_row(one.method, one.backbone, *cells)
-    console.print(table)
+        add_row(table, one.method, one.backbone, *cells)
+    screen.print(table)
     count = len(alike)
     if len(answer.configurations) == 1:
         told = "It is the only one there is."
@@ -271,20 +309,21 @@ def _print_recipe(console: Console, answer: Recipe, optima: Sequence[Optimum]) -
         told = "The first is the only one that the runs leave: every other is worse with nine chances in ten."
     else:
         told = f"These {min(count, _MOST_ROWS)} of {count} cannot be told apart from the best, which is the first."
-    console.print(told, highlight=False)
+    line(screen, told)
     for found in optima:
         (fewest, most), (least, largest) = found.tokens_80, found.parameters_80
         (low, high) = found.tokens_per_parameter_80
-        console.print(
-            f"By {found.method}, were there a backbone of every size: N {found.parameters:.3g} ({least:.3g} to "
-            f"{largest:.3g}), D {found.tokens:.3g} ({fewest:.3g} to {most:.3g}), {found.tokens_per_parameter:.3g} "
-            f"tokens a parameter ({low:.3g} to {high:.3g}; all 80 %).",
-            highlight=False,
+        line(
+            screen,
+            f"By {plain_text(found.method)}, were there a backbone of every size: N {found.parameters:.3g} "
+            f"({least:.3g} to {largest:.3g}), D {found.tokens:.3g} ({fewest:.3g} to {most:.3g}), "
+            f"{found.tokens_per_parameter:.3g} tokens a parameter ({low:.3g} to {high:.3g}; all 80 %).",
         )
     methods = sorted(answer.method_probability.items(), key=lambda item: -item[1])
     if len(methods) > 1:
-        console.print("Best method: " + ", ".join(f"{name} {share:.0%}" for name, share in methods), highlight=False)
+        shares = ", ".join(f"{plain_text(name)} {share:.0%}" for name, share in methods[:_MOST_ROWS])
+        line(screen, f"Best method: {shares}")
     if answer.extrapolation > 1:
-        console.print(f"The budget is {answer.extrapolation:.3g} times that of the largest run.", highlight=False)
+        line(screen, f"The budget is {answer.extrapolation:.3g} times that of the largest run.")
     for reason, number in answer.ruled_out.items():
-        console.print(f"Ruled out by {reason.rstrip(',')}: {number}.", highlight=False)
+        line(screen, f"Ruled out by {reason.rstrip(',')}: {number}.")

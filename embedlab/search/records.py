@@ -1,7 +1,8 @@
 """What one training run did, written once and whole: the facts that laws and recipes rest on.
 
 Each run has its record in its own folder, so any number of machines write beside each other on a shared file system. A
-ledger is no file but a view over such folders.
+ledger is no file but a view over such folders. A record may be anybody's: it is read as data, and each field is checked
+against its annotation.
 """
 
 from __future__ import annotations
@@ -9,17 +10,30 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-from uuid import uuid4
+from typing import Annotated, Any, Literal
 
 from embedlab.errors import RecordError
+from embedlab.files import write_whole
+from embedlab.plain_text import plain_text
+from embedlab.search.stored import Pattern, Range, from_plain, is_folder, read_json, wrong_field
 
 FILE = "record.json"
 SCHEMA = 1
 Status = Literal["finished", "stopped", "diverged", "failed"]
+
+RunId = Annotated[str, Pattern("[A-Za-z0-9_-]{1,64}", "1 to 64 letters, digits, hyphens and underscores")]
+"""A name that stays in its folder wherever it becomes part of a path."""
+_Name = Annotated[str, Pattern(r"(?s).{1,4096}", "1 to 4096 characters")]
+_Count = Annotated[int, Range(0)]
+_CountFromOne = Annotated[int, Range(1)]
+_Amount = Annotated[float, Range(0)]
+_Measured = Annotated[float, Range(0, may_be_unknown=True)]
+
+_MOST_LINES = 5  # about broken records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +48,8 @@ class LossDefinition:
     """
 
     loss: str
-    temperature: float
-    candidates: int
+    temperature: Annotated[float, Range(1e-12)]
+    candidates: _CountFromOne
     evaluation_set: str
 
 
@@ -92,50 +106,50 @@ class RunRecord:
         schema: of this record.
     """
 
-    run_id: str
+    run_id: RunId
     status: Status
-    backbone: str
+    backbone: _Name
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     random_weights: bool = False
-    method: str
+    method: _Name
     method_options: Mapping[str, Any] = field(default_factory=dict)
-    parameters: int
-    nonembedding_parameters: int
-    forward_weights: float
-    backward_weights: float
-    update_weights: float
-    tokens: int
-    padded_tokens: int
-    pairs: int
-    unique_pairs: int
-    batch_size: int
-    max_length: int
+    parameters: _CountFromOne
+    nonembedding_parameters: _CountFromOne
+    forward_weights: _Amount
+    backward_weights: _Amount
+    update_weights: _Amount
+    tokens: _Count
+    padded_tokens: _Count
+    pairs: _Count
+    unique_pairs: _Count
+    batch_size: _CountFromOne
+    max_length: _CountFromOne
     training_loss: str | None = None
-    learning_rate: float
+    learning_rate: _Amount
     schedule: str
     seed: int
     data_hash: str
     loss_definition: LossDefinition
-    loss: float
-    loss_standard_error: float | None = None
+    loss: _Measured
+    loss_standard_error: _Measured | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
-    flops_algorithmic: int
-    flops_executed: int
-    seconds: float
-    peak_memory_bytes: int | None = None
+    flops_algorithmic: _Count
+    flops_executed: _Count
+    seconds: _Amount
+    peak_memory_bytes: _Count | None = None
     device: str
-    peak_flops_per_second: float | None = None
+    peak_flops_per_second: Annotated[float, Range(1)] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     git_revision: str | None = None
-    parent_run_id: str | None = None
-    branch_step: int | None = None
-    branch_flops: int | None = None
+    parent_run_id: RunId | None = None
+    branch_step: _Count | None = None
+    branch_flops: _Count | None = None
     stop_reason: str | None = None
-    steps: int | None = None
-    planned_steps: int | None = None
-    planned_flops: float | None = None
+    steps: _Count | None = None
+    planned_steps: _Count | None = None
+    planned_flops: _Amount | None = None
     changes: Sequence[str] = ()
-    schema: int = SCHEMA
+    schema: _CountFromOne = SCHEMA
 
     @property
     def family(self) -> str:
@@ -160,13 +174,10 @@ class RunRecord:
             return "it began from random weights"
         if not math.isfinite(self.loss):
             return f"its loss is {self.loss}"
+        for name in ("loss", "learning_rate"):
+            if not getattr(self, name) > 0:
+                return f"its {name} is 0"
         return None
-
-
-_KNOWN = {entry.name for entry in fields(RunRecord)}
-_DEFINITION = {entry.name for entry in fields(LossDefinition)}
-_NUMBERS = ("nonembedding_parameters", "tokens", "pairs", "unique_pairs", "flops_algorithmic", "seconds", "loss")
-_NEEDED = {e.name for e in fields(RunRecord) if e.default is MISSING and e.default_factory is MISSING}
 
 
 def write_record(record: RunRecord, folder: Path) -> Path:
@@ -175,61 +186,65 @@ def write_record(record: RunRecord, folder: Path) -> Path:
     Raises:
         RecordError: if there is one already, or it cannot be written.
     """
-    path, unfinished = folder / FILE, folder / f"{FILE}.{uuid4().hex}"
+    path = folder / FILE
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with unfinished.open("x", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(record), indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(unfinished, path)  # unlike a rename, never over another
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except FileExistsError as error:
-        raise RecordError(f"{path} is there already, and a record is written once. Choose another folder.") from error
+        write_whole(path, json.dumps(asdict(record), indent=1) + "\n", replace=False)
     except OSError as error:
+        if isinstance(error, FileExistsError) and path.exists():  # and not the folder, being a file
+            raise RecordError(
+                f"{path} is there already, and a record is written once. Choose another folder."
+            ) from error
         raise RecordError(f"The record of {record.run_id} could not be written to {path}: {error}.") from error
     return path
 
 
 def read_record(path: Path) -> RunRecord:
-    """A record from its file.
+    """Return the record that a file holds, when every field has been checked.
 
     Raises:
-        RecordError: if it is none, is of a later version, lacks something, or has something else in its place.
+        RecordError: If the file is no record, is of a later version, or a field is missing or cannot be. The message
+            names the file, the field, what it holds and what is expected.
     """
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read as a run record: {error}.") from error
-    if not isinstance(values, dict) or not isinstance(values.get("schema"), int):
-        raise RecordError(f"{path} is no run record: it has no schema number. `embedlab fit` writes {FILE}.")
-    if values["schema"] > SCHEMA:
+    values = read_json(path, "a run record")
+    schema = values.get("schema")
+    if type(schema) is not int:
         raise RecordError(
-            f"{path} is a record of schema {values['schema']}, and this embedlab reads up to {SCHEMA}. Update embedlab."
+            f"{plain_text(path, longest=None)} is no run record: it has no schema number. `embedlab fit` writes {FILE}."
         )
-    missing = _NEEDED - values.keys()
-    if missing:
+    if schema > SCHEMA:
         raise RecordError(
-            f"{path} is a record without {', '.join(sorted(missing))}. Write it anew, or leave the run out."
+            f"{plain_text(path, longest=None)} is a record of schema {plain_text(schema, longest=20)}, and this "
+            f"embedlab reads up to {SCHEMA}. Update embedlab."
         )
-    definition = values["loss_definition"]
-    if not isinstance(definition, dict) or definition.keys() != _DEFINITION:
-        raise RecordError(
-            f"{path} is a record whose loss_definition is {definition!r}. Expected {', '.join(sorted(_DEFINITION))}. "
-            "Write it anew, or leave the run out."
-        )
-    for name in _NUMBERS:
-        if isinstance(values[name], bool) or not isinstance(values[name], int | float):
-            raise RecordError(
-                f"{path} is a record whose {name} is {values[name]!r}. Expected a number. Write it anew, or leave the "
-                "run out."
-            )
-    values["loss_definition"] = LossDefinition(**definition)
-    for name in values.keys() - _KNOWN:
-        del values[name]
-    return RunRecord(**values)
+    record = from_plain(RunRecord, values, path)
+    _require_consistency(record, path)
+    return record
+
+
+def _require_consistency(record: RunRecord, path: Path) -> None:
+    """Refuses numbers that cannot be beside each other, of a run whose counts are final."""
+    if record.status not in ("finished", "stopped"):
+        return
+    for name in ("tokens", "pairs", "unique_pairs", "flops_algorithmic"):
+        if getattr(record, name) < 1:
+            raise wrong_field(path, name, getattr(record, name), f"1 or more of a {record.status} run")
+    for name, limit in (("unique_pairs", "pairs"), ("branch_flops", "flops_algorithmic")):
+        value, most = getattr(record, name), getattr(record, limit)
+        if value is not None and value > most:
+            raise wrong_field(path, name, value, f"no more than {limit}, which is {most}")
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What a ledger holds at a moment.
+
+    Attributes:
+        records: Each record with its file, in the order of the files' names.
+        broken: What is wrong with each file that cannot be used.
+    """
+
+    records: Sequence[tuple[Path, RunRecord]]
+    broken: Sequence[RecordError]
 
 
 @dataclass(frozen=True)
@@ -246,28 +261,93 @@ class Ledger:
         """Of the records, in the order of their names.
 
         Raises:
-            RecordError: if a folder is not there.
+            RecordError: if a folder is not there, or one in it cannot be listed.
         """
-        for folder in self.folders:
-            if not folder.is_dir():
-                raise RecordError(f"There is no folder {folder} with runs. Expected one that `embedlab fit` wrote.")
-            for run in sorted(at for at, _, files in os.walk(folder) if FILE in files):
-                yield Path(run, FILE)
+        for found in self._walk():
+            if isinstance(found, RecordError):
+                raise found
+            yield found
 
     def records(self) -> list[RunRecord]:
         """Every one, read anew: other machines may have written more.
 
         Raises:
-            RecordError: if one cannot be read, or two have the same identifier.
+            RecordError: if one cannot be read, or two that differ have the same identifier.
         """
-        found: dict[str, Path] = {}
-        records = []
-        for path in self.paths():
-            record = read_record(path)
-            if record.run_id in found:
-                raise RecordError(
-                    f"{path} and {found[record.run_id]} are records of the same run, {record.run_id}. Remove the copy."
+        entries = self.entries()
+        if entries.broken:
+            raise entries.broken[0]
+        return [record for _, record in entries.records]
+
+    def entries(self) -> Entries:
+        """Read every record once, and keep apart what cannot be used, so that the others can.
+
+        Of copies of a record the first counts. Of different records that say they are of one run none does: nobody
+        knows which is right.
+
+        Raises:
+            RecordError: If a folder of the ledger is not there.
+        """
+        broken: list[RecordError] = []
+        by_id: dict[str, list[tuple[Path, RunRecord]]] = {}
+        for found in self._walk():
+            try:
+                if isinstance(found, RecordError):
+                    raise found
+                record = read_record(found)
+            except RecordError as error:
+                if isinstance(found, RecordError) or os.path.lexists(found):  # it was not removed meanwhile
+                    broken.append(error)
+                continue
+            by_id.setdefault(record.run_id, []).append((found, record))
+        used = []
+        for run_id, same in by_id.items():
+            different = same if len(same) == 1 else list({repr(entry[1]): entry for entry in reversed(same)}.values())
+            if len(different) == 1:
+                used += different
+                continue
+            (other, _), (one, _) = different[-2:]
+            broken.append(
+                RecordError(
+                    f"{plain_text(one, longest=None)} and {plain_text(other, longest=None)} are different records of "
+                    f"the same run, {run_id}. Remove the one that is wrong."
                 )
-            found[record.run_id] = path
-            records.append(record)
-        return records
+            )
+        return Entries(used, broken)
+
+    def usable(self) -> list[tuple[Path, RunRecord]]:
+        """Read every record once, and print a line to standard error about each file that cannot be used.
+
+        Raises:
+            RecordError: If a folder of the ledger is not there, or there are records and none can be used.
+        """
+        entries = self.entries()
+        if entries.broken and not entries.records:
+            count = len(entries.broken)
+            raise RecordError(f"None of the records can be used. {entries.broken[0]}" + _and_more(count - 1))
+        for error in entries.broken[:_MOST_LINES]:
+            print(f"Left out: {error}", file=sys.stderr)
+        if len(entries.broken) > _MOST_LINES:
+            print(f"Left out:{_and_more(len(entries.broken) - _MOST_LINES)}", file=sys.stderr)
+        return list(entries.records)
+
+    def _walk(self) -> Iterator[Path | RecordError]:
+        """The files of records, and errors of folders that cannot be listed."""
+        for folder in self.folders:
+            if not is_folder(folder):
+                raise RecordError(
+                    f"There is no folder {plain_text(folder, longest=None)} with runs. Expected one that `embedlab "
+                    "fit` wrote."
+                )
+        for folder in self.folders:
+            hidden: list[OSError] = []
+            runs = sorted(at for at, _, files in os.walk(folder, onerror=hidden.append) if FILE in files)
+            for error in hidden:
+                if not isinstance(error, FileNotFoundError):  # it was removed meanwhile
+                    where = plain_text(error.filename, longest=None)
+                    yield RecordError(f"The folder {where} cannot be listed: {error.strerror}.")
+            yield from (Path(run, FILE) for run in runs)
+
+
+def _and_more(count: int) -> str:
+    return f" So it is with {count} more." if count else ""

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
 from embedlab.errors import ConfigError, RecordError
+from embedlab.files import cannot_write, whole_file, write_whole
 from embedlab.search.confirmation import Confirmation
 from embedlab.search.method_laws import MethodLaw, laws_of
 from embedlab.search.observations import Observation, by_method, with_best_learning_rates
 from embedlab.search.recipe import Constraints
-from embedlab.search.run_arguments import add_fitting, add_runs, observations_of
+from embedlab.search.run_arguments import (
+    add_fitting,
+    add_runs,
+    observations_of,
+    require_new,
+    require_replicates,
+    require_source,
+)
 from embedlab.search.shared_constant import share_irreducible_loss
+from embedlab.search.terminal import say
 from embedlab.search.uncertainty import NUM_REPLICATES
 
 PAGE, PICTURES, EVENTS = "report.html", "figures", "tensorboard"
@@ -27,6 +37,8 @@ def report_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     add_fitting(parser)
     options = parser.instantiate(parser.parse_args(list(arguments)))
     constraints = Constraints(**{name: options[name] for name in Constraints.__dataclass_fields__})
+    require_source(options)
+    require_replicates(options.replicates)
     folder = Path(options.output)
     _require_room(folder)
     observations = with_best_learning_rates(observations_of(options))
@@ -34,7 +46,7 @@ def report_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
         raise RecordError("There is no run to report. Give --runs folders that hold some, or --table a file with rows.")
     source = options.table or ", ".join(options.runs)
     shared = options.share_irreducible_loss
-    print(write_report(folder, source, observations, constraints, num_replicates=options.replicates, share=shared))
+    say(write_report(folder, source, observations, constraints, num_replicates=options.replicates, share=shared))
 
 
 def write_report(
@@ -62,10 +74,10 @@ def write_report(
         The page's path.
 
     Raises:
-        ConfigError: if the folder holds a report, or is none.
+        ConfigError: if the folder holds a report, is none, or cannot be written to.
     """
     # These take a second to import, which no other command should wait for.
-    from embedlab.search.report.events import write_events
+    from embedlab.search.report.events import event_file
     from embedlab.search.report.figure import colours
     from embedlab.search.report.figures import figures
     from embedlab.search.report.images import png
@@ -91,20 +103,24 @@ def write_report(
         confirmations=confirmations,
     )
     images = {figure.key: png(figure, colours(len(runs))) for figure in drawn}
-    (folder / PICTURES).mkdir(parents=True)
-    for key, image in images.items():
-        (folder / PICTURES / f"{key}.png").write_bytes(image)
-    write_events(folder / EVENTS, images)
-    (folder / PAGE).write_text(text, encoding="utf-8")
+    try:
+        for key, image in images.items():
+            with whole_file(folder / PICTURES / f"{key}.png") as file:
+                file.write(image)
+        name, events = event_file(images)
+        with whole_file(folder / EVENTS / name) as file:
+            file.write(events)
+        write_whole(folder / PAGE, text)
+    except OSError as error:
+        for part in (PICTURES, EVENTS):  # half a report would be in the way of the next
+            shutil.rmtree(folder / part, ignore_errors=True)
+        raise cannot_write(folder, error) from error
     return folder / PAGE
 
 
 def _require_room(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file, and the report needs a folder. Choose another with --output.")
     for name in (PAGE, PICTURES, EVENTS):
-        if (folder / name).exists():
-            raise ConfigError(f"{folder / name} is there already. Choose another folder with --output, or remove it.")
+        require_new(folder / name)
 
 
 def _laws(runs: Mapping[str, Sequence[Observation]], num_replicates: int) -> tuple[list[MethodLaw], dict[str, str]]:

@@ -5,16 +5,26 @@ Every command that plans takes the same options for it.
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from embedlab.errors import ConfigError
-from embedlab.search.foreign_table import Columns, read_table
-from embedlab.search.observations import Observation, of_records
+from embedlab.plain_text import plain_text
+from embedlab.search.foreign_table import Columns, read_table, require_columns
+from embedlab.search.observations import Observation, of_ledger
 from embedlab.search.records import Ledger
 from embedlab.search.uncertainty import NUM_REPLICATES
+
+MOST_FLOPS = 1e36
+"""Largest budget that is understood: a trillion times that of the largest run there has been."""
+
+_MOST_REPLICATES = 100_000
 
 
 def add_runs(parser: ArgumentParser) -> None:
@@ -35,18 +45,100 @@ def add_fitting(parser: ArgumentParser) -> None:
     )
 
 
+def require_replicates(replicates: int) -> None:
+    """Refuse a number of bootstrap replicates that gives no interval.
+
+    Raises:
+        ConfigError: If it is below 1, or beyond what memory holds.
+    """
+    if not 1 <= replicates <= _MOST_REPLICATES:
+        raise ConfigError(
+            f"--replicates is {plain_text(replicates, longest=20)}. Expected a whole number from 1 to "
+            f"{_MOST_REPLICATES}, for example {NUM_REPLICATES}."
+        )
+
+
+def require_budgets(option: str, budgets: Iterable[float]) -> None:
+    """Refuse budgets that are no numbers of FLOPs, before anything is read.
+
+    Raises:
+        ConfigError: If one is not above 0, not finite, or no budget that anybody has; or two are written alike.
+    """
+    written: set[str] = set()
+    for budget in budgets:
+        if not (math.isfinite(budget) and 1 <= budget <= MOST_FLOPS):
+            raise ConfigError(
+                f"{option} is {budget:g}. Expected a number of FLOPs from 1 to {MOST_FLOPS:g}, for example 1e18."
+            )
+        if f"{budget:g}" in written:
+            raise ConfigError(f"{option} has {budget:g} twice. Name each budget once.")
+        written.add(f"{budget:g}")
+
+
+def require_new(path: Path) -> None:
+    """Refuse an output that is there already or cannot be made, before anything is read.
+
+    Raises:
+        ConfigError: If it is there, or the folder that it is to be in is none, or may not be written to.
+    """
+    if os.path.lexists(path):
+        raise ConfigError(
+            f"{plain_text(path, longest=None)} is there already. Choose another place with --output, or move it away."
+        )
+    require_folder(path.parent)
+
+
+def require_folder(folder: Path) -> None:
+    """Refuse a folder that is a file, cannot be made, or may not be written to.
+
+    Raises:
+        ConfigError: If it is one of these.
+    """
+    there = folder.absolute()
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            folder.stat()  # refuses a name that is too long
+        while not os.path.lexists(there) and there != there.parent:
+            there = there.parent
+        is_folder = there.is_dir()
+    except OSError as error:
+        raise ConfigError(
+            f"{plain_text(folder)} cannot be a folder: {error.strerror}. Choose another place."
+        ) from error
+    if not is_folder:
+        raise ConfigError(
+            f"{plain_text(there, longest=None)} is no folder, so nothing can be written below it. Choose another place "
+            "with --output."
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{plain_text(there, longest=None)} may not be written to. Choose another place with --output."
+        )
+
+
 def observations_of(options: Any) -> list[Observation]:
     """The runs that the parsed options name.
 
     Raises:
         ConfigError: if they name none, or both folders and a table.
-        RecordError: if a record cannot be read.
+        RecordError: if none can be used.
+    """
+    require_source(options)
+    if options.table is not None:
+        return read_table(Path(options.table), options.columns)
+    return of_ledger(Ledger([Path(folder) for folder in options.runs]))
+
+
+def require_source(options: Any) -> None:
+    """Refuse options that do not say where the runs are, before any are read.
+
+    Raises:
+        ConfigError: If they name neither folders nor a table, or both, or a column with a factor that is none.
+        RecordError: If no column of a table says how much data a run saw.
     """
     if (options.runs is None) == (options.table is None):
         raise ConfigError(
             "Say where the runs are: --runs with folders that `embedlab fit` wrote, or --table with a file of others."
         )
     if options.table is not None:
-        return read_table(Path(options.table), options.columns)
-    ledger = Ledger([Path(folder) for folder in options.runs])
-    return of_records(ledger.records(), [path.parent for path in ledger.paths()])
+        require_columns(options.columns)

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
-from rich.table import Table
 
-from embedlab.errors import ConfigError, RecordError, suggestion
+from embedlab.errors import RecordError, suggestion
+from embedlab.files import cannot_write, whole_file
+from embedlab.plain_text import plain_text
 from embedlab.search.records import FILE, Ledger, RunRecord, read_record
+from embedlab.search.run_arguments import require_new
+from embedlab.search.stored import is_folder
+from embedlab.search.terminal import Column, plain_table, say
 
-_WIDTH = 150  # where there is no terminal that has one
+_COLUMNS = (
+    *(Column(title) for title in ("run", "status", "backbone", "method")),
+    *(Column(title, is_number=True) for title in ("N", "tokens", "learning rate", "loss", "FLOPs", "hours")),
+)
+_LONGEST_VALUE = 2_000  # characters of a value that is shown whole
+_MOST_COLUMNS = 10_000  # of an export
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _FOLDERS = ["runs"]
 _MOST_INT64 = 2**63 - 1
 
@@ -46,15 +54,17 @@ def runs_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     chosen = options[options.command]
     folders = [Path(folder) for folder in chosen.runs]
     if options.command == "list":
-        _print_table(_records(folders))
+        print("\n".join(plain_table(_COLUMNS, list(map(_row, _records(folders))))))
     elif options.command == "show":
         _print_one(_found(chosen.run, folders))
     else:
-        _export(_records(folders), Path(chosen.output), chosen.format)
+        output = Path(chosen.output)
+        require_new(output)
+        _export(_records(folders), output, chosen.format)
 
 
 def _records(folders: Sequence[Path]) -> list[RunRecord]:
-    records = Ledger(folders).records()
+    records = [record for _, record in Ledger(folders).usable()]
     if not records:
         raise RecordError(
             f"There is no run record below {', '.join(map(str, folders))}. `embedlab fit` writes {FILE} into the "
@@ -64,14 +74,17 @@ def _records(folders: Sequence[Path]) -> list[RunRecord]:
 
 
 def _found(run: str, folders: Sequence[Path]) -> RunRecord:
-    if (Path(run) / FILE).is_file():
+    if os.path.lexists(Path(run) / FILE):
         return read_record(Path(run) / FILE)
-    records = {record.run_id: record for record in _records([Path(run)] if Path(run).is_dir() else folders)}
-    if Path(run).is_dir():
-        raise RecordError(f"The folder {run} has no {FILE} itself. Choose one of the runs below it: {_some(records)}.")
+    names_folder = is_folder(Path(run))
+    records = {record.run_id: record for record in _records([Path(run)] if names_folder else folders)}
+    if names_folder:
+        raise RecordError(
+            f"The folder {plain_text(run)} has no {FILE} itself. Choose one of the runs below it: {_some(records)}."
+        )
     if run not in records:
         raise RecordError(
-            f"No run below {', '.join(map(str, folders))} is called '{run}'. There are {len(records)}: "
+            f"No run below {', '.join(map(str, folders))} is called '{plain_text(run)}'. There are {len(records)}: "
             f"{_some(records)}." + suggestion(run, records)
         )
     return records[run]
@@ -82,34 +95,25 @@ def _some(names: Mapping[str, object]) -> str:
     return ", ".join(shown) + (", …" if len(names) > len(shown) else "")
 
 
-def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=_WIDTH)
-
-
-def _print_table(records: Sequence[RunRecord]) -> None:
-    table = Table("run", "status", "backbone", "method")
-    for name in ("N", "tokens", "learning rate", "loss", "FLOPs", "hours"):
-        table.add_column(name, justify="right")
-    for record in records:
-        numbers = (record.nonembedding_parameters, record.tokens, record.learning_rate)
-        table.add_row(
-            record.run_id,
-            record.status,
-            Path(record.backbone).name,
-            record.method + (" from random weights" if record.random_weights else ""),
-            *(f"{number:.3g}" for number in numbers),
-            f"{record.loss:.4f}",
-            f"{record.flops_algorithmic:.3g}",
-            f"{record.seconds / 3600:.3g}",
-        )
-    _console().print(table)
+def _row(record: RunRecord) -> Sequence[str]:
+    numbers = (record.nonembedding_parameters, record.tokens, record.learning_rate)
+    return (
+        record.run_id,
+        record.status,
+        Path(record.backbone).name,
+        record.method + (" from random weights" if record.random_weights else ""),
+        *(f"{number:.3g}" for number in numbers),
+        f"{record.loss:.4f}",
+        f"{record.flops_algorithmic:.3g}",
+        f"{record.seconds / 3600:.3g}",
+    )
 
 
 def _print_one(record: RunRecord) -> None:
-    fields = dict(_flat(asdict(record)))
-    width = max(map(len, fields))
-    for name, value in fields.items():
-        print(f"{name:<{width}}  {'–' if value is None else value}")
+    values = {plain_text(name): value for name, value in _flat(asdict(record))}
+    width = max(map(len, values))
+    for name, value in values.items():
+        print(f"{name:<{width}}  {'–' if value in (None, ()) else plain_text(value, longest=_LONGEST_VALUE)}")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -122,15 +126,16 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _export(records: Sequence[RunRecord], output: Path, file_format: str) -> None:
     """One row a run and one column a field, those within a field named after it: ``loss_definition.temperature``."""
-    if output.exists():
-        raise ConfigError(f"{output} is there already. Choose another file with --output, or move it away.")
     rows = [{**dict(_flat(asdict(record))), "family": record.family} for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: _of_one_type([row.get(name) for row in rows]) for name in names}
-    unfinished = output.with_name(f"{output.name}.unfinished")
+    if len(names) > _MOST_COLUMNS:
+        raise RecordError(
+            f"The {len(rows)} records have {len(names)} different fields, and an export has {_MOST_COLUMNS} columns at "
+            "most. Export fewer folders at a time with --runs."
+        )
+    columns = {_unicode(name): _of_one_type([row.get(name) for row in rows]) for name in names}
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
+        with whole_file(output, replace=False) as file:
             if file_format == "parquet":
                 import pyarrow  # a slow import that the other commands do without
                 import pyarrow.parquet
@@ -138,20 +143,24 @@ def _export(records: Sequence[RunRecord], output: Path, file_format: str) -> Non
                 pyarrow.parquet.write_table(pyarrow.table(columns), file)
             else:
                 file.write(_as_csv(columns).encode())
-        unfinished.replace(output)
     except OSError as error:
-        with suppress(OSError):  # a folder that is none has no such file either
-            unfinished.unlink(missing_ok=True)
-        raise ConfigError(f"{output} could not be written: {error}. Choose another file with --output.") from error
-    print(f"Wrote {len(rows)} runs to {output}.")
+        raise cannot_write(output, error) from error
+    say(f"Wrote {len(rows)} runs to {output}.")
 
 
 def _as_csv(columns: Mapping[str, Sequence[Any]]) -> str:
     text = StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
+    for row in (tuple(columns), *zip(*columns.values(), strict=True)):
+        writer.writerow([_no_formula(value) for value in row])
     return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula, as OWASP recommends ("CSV Injection"): numbers stay numbers."""
+    if not isinstance(value, str):
+        return value
+    return ("'" if value.startswith(_FORMULA) else "") + plain_text(value, longest=None)
 
 
 def _of_one_type(values: Sequence[Any]) -> list[Any]:
@@ -160,5 +169,10 @@ def _of_one_type(values: Sequence[Any]) -> list[Any]:
     if types in ({int}, {str}, {bool}) or types <= {int, float}:
         too_large = any(type(value) is int and abs(value) > _MOST_INT64 for value in values)
         as_float = float in types or too_large
-        return [None if value is None else float(value) if as_float else value for value in values]
+        return [None if value is None else float(value) if as_float else _unicode(value) for value in values]
     return [None if value is None else json.dumps(value) for value in values]
+
+
+def _unicode(value: Any) -> Any:
+    """Text that UTF-8 can hold: JSON can smuggle in halves of surrogate pairs."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from embedlab.errors import ConfigError
+from embedlab.files import cannot_write
 from embedlab.search.job_runner import JobRunner
 from embedlab.search.launchers.launcher import Launcher
 from embedlab.search.launchers.local import LocalWorkers
@@ -19,8 +20,10 @@ from embedlab.search.launchers.processes import TrialProcesses  # noqa: F401  a 
 from embedlab.search.plan import SearchPlan
 from embedlab.search.policies.isoflop_grid import IsoFlopGrid
 from embedlab.search.policy import Policy
+from embedlab.search.run_arguments import require_budgets, require_folder, require_replicates
 from embedlab.search.search_folder import SearchFolder
 from embedlab.search.search_run import SearchRun, write_search_report
+from embedlab.search.terminal import console, say
 from embedlab.search.uncertainty import NUM_REPLICATES
 
 _WIDTH = 120  # where there is no terminal that has one
@@ -49,26 +52,27 @@ def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     parser.add_argument("--replicates", type=int, default=NUM_REPLICATES, help="Of the bootstrap in the report.")
     _require_whole_fit(arguments)
     options = parser.parse_args(list(arguments))
-    if options.confirm is not None and not options.confirm > 0:
-        raise ConfigError(f"--confirm is {options.confirm:g}. Expected a budget of FLOPs above 0, or nothing.")
+    if options.confirm is not None and options.confirm != _NEXT:
+        require_budgets("--confirm", [options.confirm])
+    require_replicates(options.replicates)
+    require_folder(Path(options.output))
     instances = parser.instantiate(options)
     plan = SearchPlan(**{name: instances[name] for name in SearchPlan.__dataclass_fields__})
     folder = SearchFolder(Path(options.output))
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     # What is started in the background of a shell has SIGINT ignored; a scheduler sends SIGTERM.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan.cooldown()  # refuses a trunk that cannot be shared
-    with folder.locked():
+    with _one_line_where_nothing_can_be_written(folder.path), folder.locked():
         fixed = plan.fixed(options.policy.as_dict())
         differ = folder.take(fixed, plan.fit_config(), accept_changes=options.accept_changes)
         for line in differ:
-            print(f"Changed: {line}")
+            say(f"Changed: {line}")
         if folder.num_trained and any(line.startswith("fit.") for line in differ):
-            print(f"The laws count {folder.num_trained} trials of the configuration before with those of the new one.")
+            say(f"The laws count {folder.num_trained} trials of the configuration before with those of the new one.")
         try:
             with instances.launcher() as launcher:
-                run = SearchRun(plan, instances.policy, folder, JobRunner(launcher), console)
+                run = SearchRun(plan, instances.policy, folder, JobRunner(launcher), console(_WIDTH))
                 if options.dry_run:
                     run.dry_run()
                     return
@@ -76,13 +80,22 @@ def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
                 write_search_report(folder, num_replicates=options.replicates)
                 if options.confirm is not None:
                     budget = None if options.confirm == _NEXT else options.confirm
-                    print(run.confirm(budget, num_replicates=options.replicates))
+                    say(run.confirm(budget, num_replicates=options.replicates))
                     write_search_report(folder, num_replicates=options.replicates)
                 if run.num_failed:
                     sys.exit(1)
         except KeyboardInterrupt:
             print("Stopped. What was under way is saved; the same command goes on.", file=sys.stderr)
             sys.exit(130)
+
+
+@contextmanager
+def _one_line_where_nothing_can_be_written(folder: Path) -> Iterator[None]:
+    """A full disk, or a folder without permission, wherever in the search's folder that shows."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(Path(error.filename or folder), error) from error
 
 
 def _require_whole_fit(arguments: Sequence[str]) -> None:

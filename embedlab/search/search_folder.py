@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
-from embedlab.errors import ConfigError, RecordError
+from embedlab.errors import ConfigError
+from embedlab.files import cannot_write, locked_folder, remove_unfinished, write_whole
 from embedlab.search.plan import changes
 from embedlab.search.records import FILE
+from embedlab.search.stored import read_json
+
+_MOST_CHANGES = 5  # of a plan, in one line
 
 
 class SearchFolder:
@@ -45,24 +48,17 @@ class SearchFolder:
         Raises:
             ConfigError: if there is one in the folder, or the folder is another thing's.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"{self.path} cannot be made: {error}. Choose another with --output.") from error
         lock_file = self.path / "search.lock"
-        if not lock_file.exists() and any(self.path.iterdir()):
-            raise ConfigError(f"{self.path} holds something that is no search. Choose another folder with --output.")
-        lock = FileLock(lock_file)
         try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ConfigError(
-                f"Another search is running in {self.path}. Wait for it, stop it, or choose another --output."
-            ) from error
-        try:
+            if not lock_file.exists() and self.path.is_dir() and any(self.path.iterdir()):
+                raise ConfigError(
+                    f"{self.path} holds something that is no search. Choose another folder with --output."
+                )
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        with locked_folder(self.path, owner="search"):
+            remove_unfinished(self.path)
             yield
-        finally:
-            lock.release()
 
     def take(self, fixed: dict[str, Any], fit: dict[str, Any], *, accept_changes: bool) -> list[str]:
         """Compares a plan with the one before, and writes the runs' configuration down for the probes.
@@ -82,27 +78,21 @@ class SearchFolder:
         self._fixed = fixed
         differ: list[str] = []
         if self._plan.exists():
-            try:
-                before = json.loads(self._plan.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise RecordError(f"{self._plan} cannot be read as the plan of a search: {error}.") from error
-            if not isinstance(before, dict):
-                raise RecordError(f"{self._plan} cannot be read as the plan of a search: it holds {before!r}.")
-            differ = changes(before, fixed)
+            differ = changes(read_json(self._plan, "the plan of a search"), fixed)
         if differ and not accept_changes and self._has_trained:
             raise ConfigError(
-                f"The search in {self.path} was begun by another plan: {'; '.join(differ)}. Add --accept-changes to "
+                f"The search in {self.path} was begun by another plan: {_some(differ)}. Add --accept-changes to "
                 "go on by the new one; what has been trained stays as it is. Or choose another --output."
             )
         text = yaml.safe_dump(fit, sort_keys=False)
-        if not self.fit.exists() or self.fit.read_text(encoding="utf-8") != text:
+        if not self.fit.exists() or self.fit.read_bytes() != text.encode():
             shutil.rmtree(self.probes, ignore_errors=True)  # what a few steps cost and take is another matter now
-            _write(self.fit, text)
+            write_whole(self.fit, text)
         return differ
 
     def bind(self) -> None:
         """Writes the plan down by which the folder's runs are made from now on, when nothing refuses it any more."""
-        _write(self._plan, json.dumps(self._fixed, indent=1) + "\n")
+        write_whole(self._plan, json.dumps(self._fixed, indent=1) + "\n")
 
     @property
     def num_trained(self) -> int:
@@ -125,7 +115,6 @@ class SearchFolder:
             )
 
 
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+def _some(lines: list[str]) -> str:
+    more = f"; and {len(lines) - _MOST_CHANGES} more" if len(lines) > _MOST_CHANGES else ""
+    return "; ".join(lines[:_MOST_CHANGES]) + more

@@ -11,7 +11,7 @@ from rich.console import Console
 from embedlab.errors import ConfigError
 from embedlab.search.confirmation import Confirmation, confirm, confirmations, next_budget
 from embedlab.search.job_runner import JobRunner
-from embedlab.search.observations import Observation, of_records, with_best_learning_rates
+from embedlab.search.observations import Observation, of_ledger, with_best_learning_rates
 from embedlab.search.plan import SearchPlan
 from embedlab.search.policy import History, Policy
 from embedlab.search.preparation import (
@@ -32,6 +32,7 @@ from embedlab.search.report_command import write_report
 from embedlab.search.search_folder import SearchFolder
 from embedlab.search.search_loop import search
 from embedlab.search.space import Candidate, Space
+from embedlab.search.terminal import say
 from embedlab.search.training import Training
 from embedlab.search.uncertainty import NUM_REPLICATES
 
@@ -124,26 +125,32 @@ class SearchRun:
         """
         observations = _observations(self._folder)
         budget = budget or next_budget(self._plan.budgets)
-        print(f"Training the recipe for {budget:g} FLOPs, from runs of smaller budgets alone.", flush=True)
-        return confirm(budget, observations, self._folder.confirmation, self._runner, num_replicates=num_replicates)
+        say(f"Training the recipe for {budget:g} FLOPs, from runs of smaller budgets alone.")
+        return confirm(
+            budget,
+            observations,
+            self._folder.confirmation,
+            self._runner,
+            fit=self._folder.fit,
+            num_replicates=num_replicates,
+        )
 
     def _probed(self) -> Probed:
         found = combinations(self._plan)
-        print(
+        say(
             f"Probing {len(found)} combinations of backbone and method by a few steps each. What is not here yet is "
             "fetched or pre-trained first.",
-            flush=True,
         )
         probed = probe(found, max(self._plan.budgets), self._folder.fit, self._folder.probes, self._runner)
         require_each_backbone(self._plan, probed)
         require_each_variant(probed)
         for one, reason in probed.refused.items():
-            print(f"Left out, {one}: {reason}")
+            say(f"Left out, {one}: {reason}")
         for one, measured in probed.probes.items():
             paid = budgets_of(self._plan, measured)
             short = [f"{budget:g}" for budget in self._plan.budgets if budget not in paid]
             if short:
-                print(f"Left out, {one}: {', '.join(short)} FLOPs, less than min_steps ({self._plan.min_steps}) steps.")
+                say(f"Left out, {one}: {', '.join(short)} FLOPs, less than min_steps ({self._plan.min_steps}) steps.")
         return probed
 
     def _total(self, space: Space) -> float:
@@ -159,21 +166,20 @@ class SearchRun:
 
     def _say_rates(self, rates: Mapping[Candidate, Any]) -> None:
         if rates:
-            print("Learning rates: " + ", ".join(f"{one} {rate:g}" for one, (rate,) in rates.items()) + ".", flush=True)
+            say("Learning rates: " + ", ".join(f"{one} {rate:g}" for one, (rate,) in rates.items()) + ".")
 
     def _say_outcome(self, history: History, world: Training) -> None:
         self.num_failed = len(world.errors)
-        print(f"{len(history)} of {len(history.space.trials)} trials have ended, for {history.spent:.3g} FLOPs.")
+        say(f"{len(history)} of {len(history.space.trials)} trials have ended, for {history.spent:.3g} FLOPs.")
         if world.errors:
             one, error = next(iter(world.errors.items()))
-            print(
+            say(
                 f"{len(world.errors)} of them failed; the same command tries them again. {one.id}: {error}",
-                flush=True,
             )
         chosen = self._policy.choose(history)
         rate = "" if chosen.learning_rate is None else f", learning rate {chosen.learning_rate:g}"
         target = history.space.target(chosen)
-        print(f"{type(self._policy).__name__} chooses {chosen} for {target.budget:g} FLOPs{rate}.", flush=True)
+        say(f"{type(self._policy).__name__} chooses {chosen} for {target.budget:g} FLOPs{rate}.")
 
 
 def _without(probes: Mapping[Candidate, Probe], rates: Mapping[Candidate, Any]) -> dict[Candidate, Probe]:
@@ -181,8 +187,7 @@ def _without(probes: Mapping[Candidate, Probe], rates: Mapping[Candidate, Any]) 
 
 
 def _observations(folder: SearchFolder) -> list[Observation]:
-    ledger = Ledger([folder.trials])
-    return with_best_learning_rates(of_records(ledger.records(), [path.parent for path in ledger.paths()]))
+    return with_best_learning_rates(of_ledger(Ledger([folder.trials])))
 
 
 def write_search_report(folder: SearchFolder, *, num_replicates: int = NUM_REPLICATES) -> None:
@@ -196,4 +201,4 @@ def write_search_report(folder: SearchFolder, *, num_replicates: int = NUM_REPLI
     path = write_report(
         folder.report, source, observations, Constraints(), num_replicates=num_replicates, confirmations=made
     )
-    print(path)
+    say(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def test_a_table_with_an_amount_of_data_in_each_column_is_read(tmp_path: Path) -
         (Columns(parameters="n", tokens="tok", loss="val"), "no column 'n' .columns.parameters.. It has model, N"),
         (Columns(parameters="N (M)*1e6", tokens="tok", loss="vall"), "Did you mean 'val'"),
         (Columns(parameters="N (M)*1e6", loss="val"), "columns.tokens.*columns.flops"),
-        (Columns(parameters="N (M)*many", tokens="tok", loss="val"), "no column and factor"),
+        (Columns(parameters="N (M)*many", tokens="tok", loss="val"), r"no column 'N \(M\)\*many'"),
         (Columns(parameters="N (M)*1e6", tokens="columns", loss="val"), "no column of the table is named by a number"),
     ],
 )
@@ -121,10 +122,85 @@ def test_data_in_another_unit_and_an_empty_file_are_said_to_be_that(tmp_path: Pa
     with pytest.raises(RecordError, match=r"'D' .* median of 450, .* number of tokens.*--columns.tokens 'D\*1e6'"):
         read_table(path, Columns(parameters="N", tokens="D"))
     assert read_table(path, Columns(parameters="N", tokens="D*1e9"))[0].tokens == 3e11
-    with pytest.raises(RecordError, match=r"no column .N.*it is empty"):
+    with pytest.raises(RecordError, match=r"nothing\.csv is empty. Expected a header"):
         read_table(written(tmp_path, "", "nothing.csv"), Columns(parameters="N", tokens="D"))
 
 
 def test_a_file_that_is_no_table_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="cannot be read as a table"):
         read_table(tmp_path / "nowhere.csv", Columns(tokens="tokens"))
+
+
+GOOD = "N,D,loss,set\n1e8,1e9,3.5,x\n2e8,2e9,3.1,y\n"
+ASKED = Columns(parameters="N", tokens="D", method="set")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(GOOD.encode())[:-12], "cannot be read as a table: .*end-of-stream"),
+        (gzip.compress(GOOD.encode())[:10] + b"\xff" * 20, "cannot be read as a table"),
+        (b"", "is empty. Expected a header"),
+        (b"\n\n", "is empty. Expected a header"),
+        (b"N,D,loss,set\n", "has a header and no rows"),
+        (b"1e8,1e9,3.5,4\n2e8,2e9,3.1,5\n", "Its first line holds numbers"),
+        (b"N,D,loss,set,D\n1e8,1e9,3.5,x,2e9\n", "has the column 'D' 2 times"),
+        (b"PAR1....", "is a Parquet file"),
+        (b"PK\x03\x04....", "is a spreadsheet or a ZIP archive"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (GOOD.encode("utf-16-le"), "NUL bytes"),
+        (GOOD.replace("x", "é").encode("latin-1"), "line 2 is not utf-8 text"),
+        (("N,D,loss,set," + ",".join(map(str, range(20_000))) + "\n").encode(), "20004 columns"),
+        (b"\x1b[31m,b\n1,2\n", r"It has \\x1b\[31m, b"),
+        (("," * 200 + "\n1\n").encode(), "has no column 'N'"),
+    ],
+)
+def test_a_damaged_table_is_one_line_that_names_it(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match=message) as error:
+        read_table(path, ASKED)
+    assert "runs.csv" in str(error.value) and len(str(error.value)) < 1_000
+
+
+def test_a_folder_or_a_pipe_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="is a folder; those of runs go to --runs"):
+        read_table(tmp_path, ASKED)
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(RecordError, match="no regular file"):
+        read_table(tmp_path / "pipe.csv", ASKED)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD.encode("utf-8-sig"),
+        GOOD.encode("utf-16"),
+        GOOD.replace("\n", "\r\n").encode(),
+        GOOD.replace("\n", "\r").encode(),
+        GOOD.replace(",", ";").encode(),
+        GOOD.replace(",", "\t").encode(),
+        GOOD.replace(",", " , ").encode(),
+        ("\n" + GOOD.replace("\n", ",\n")).encode(),
+        gzip.compress(GOOD.encode()),
+        ("a b,N,D,loss,set,a b\n" + "".join(f'"x\ny",{row},\n' for row in GOOD.split()[1:])).encode(),
+    ],
+)
+def test_the_same_table_is_read_however_a_program_wrote_it(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_bytes(content)
+    rows = read_table(path, ASKED)
+    assert [(row.parameters, row.tokens, row.loss, row.left_out) for row in rows] == [
+        (1e8, 1e9, 3.5, None),
+        (2e8, 2e9, 3.1, None),
+    ]
+
+
+def test_a_stray_quote_costs_one_row(tmp_path: Path) -> None:
+    broken = GOOD + '"3e8,1e9,3,x\n' + "".join(f"4e8,{number}e9,3,x\n" for number in range(1, 40)) + "5e8,1e9\n"
+    rows = read_table(written(tmp_path, broken), ASKED)
+    assert sum(row.left_out is None for row in rows) == 41
+    assert [(row.name, row.left_out) for row in rows if row.left_out] == [
+        ("runs.csv:4", "its row is broken: a quote in it has no end, and the header 4"),
+        ("runs.csv:44", "its row is broken: it has 2 cells, and the header 4"),
+    ]

@@ -12,6 +12,7 @@ import yaml
 
 from embedlab.cli import main
 from embedlab.search.plan import ONLY_AT_THE_END
+from embedlab.search.recipe_options import options_of_run
 from embedlab.search.records import write_record
 from run_records import record
 from runs import error_of, fit, write_config
@@ -39,7 +40,7 @@ def written_runs(folder: Path) -> Path:
                     nonembedding_parameters=parameters,
                     tokens=tokens,
                     pairs=max(1, tokens // 40),
-                    unique_pairs=60,
+                    unique_pairs=min(60, max(1, tokens // 40)),
                     flops_algorithmic=flops,
                     learning_rate=7e-3,
                     loss=0.5 + 9 / parameters**0.3 + 20 / tokens**0.3,
@@ -65,6 +66,7 @@ def test_the_yaml_of_a_recipe_trains_as_it_stands_and_stops_at_the_budget(
     assert path.read_text().startswith("# embedlab fit --config recipe-2e+09.yaml")
     assert Path(config["model"]["backbone"]["path"]).parent.name == best["backbone"]
     fit(path)
+    assert options_of_run(Path(config["output"]))[1] == [], "every option of an ordinary run is taken over"
     counts = torch.load(tmp_path / config["output"] / "checkpoints" / "last.ckpt", weights_only=True)["flops"]
     a_step = counts["algorithmic"] / (counts["pairs"] / 5)
     assert 2e9 <= counts["algorithmic"] < 2e9 + 1.5 * a_step

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def test_a_list_has_a_row_for_each_run(capsys: pytest.CaptureFixture[str], folde
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     shown = [row for row in rows if row]
     assert shown == [
+        ["run", "status", "backbone", "method", "N", "tokens", "learning rate", "loss", "FLOPs", "hours"],
         ["run-0", "finished", "ladder:r0", "LoRA", "1.5e+05", "1e+05", "0.003", "2.5000", "1e+20", "0.00347"],
         ["run-2", "diverged", "ladder:r0", "LoRA", "1.5e+05", "1e+05", "1", "nan", "1e+11", "0.00347"],
     ]
@@ -97,6 +99,48 @@ def test_what_is_exported_is_read_back_as_the_same_runs(tmp_path: Path, folder: 
     assert [row.left_out for row in back] == [None, None, "its loss is 'nan'"]
 
 
+HOSTILE = "[bold red]x[/x] :smile: \x1b[2J\u202e=\n"
+
+
+def test_names_in_records_are_shown_as_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_record(record(backbone=HOSTILE, method=HOSTILE, schedule=HOSTILE, metrics={HOSTILE: 1.0}), tmp_path / "run")
+    for command in (["list"], ["show", "run-0"]):
+        main(["runs", *command, "--runs", str(tmp_path)])
+        printed = capsys.readouterr().out
+        assert r"[bold red]x[/x] :smile: \x1b[2J\u202e=\n" in printed
+        assert all(line.isprintable() for line in printed.splitlines())
+
+
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_cell_of_an_export_is_a_formula(tmp_path: Path, begin: str) -> None:
+    text = f"{begin}HYPERLINK(1)"
+    write_record(record(method=text, metrics={text: -0.5}), tmp_path / "run")
+    main(["runs", "export", "--runs", str(tmp_path), "--output", str(tmp_path / "runs.csv")])
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        names, cells = csv.reader(file)
+    row = dict(zip(names, cells, strict=True))
+    assert row["method"].startswith("'") and not any(name.startswith(begin) for name in names)
+    assert "-0.5" in cells, "numbers stay numbers"
+
+
+def test_ten_thousand_runs_are_listed_in_four_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = asdict(record())
+    for number in range(10_000):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "record.json").write_text(json.dumps(values | {"run_id": str(number)}))
+    start = time.process_time()
+    main(["runs", "list", "--runs", str(tmp_path)])
+    assert time.process_time() - start < 4
+    assert len(capsys.readouterr().out.splitlines()) == 10_004
+
+
+def test_a_run_that_was_asked_for_says_what_is_wrong_with_it(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "run-1" / "record.json").write_text(json.dumps(asdict(MIXED[1]) | {"tokens": "many"}))
+    assert "record.json: tokens is 'many'" in error_of(capsys, ["runs", "show", str(folder / "run-1")])
+    main(["runs", "show", "run-0", "--runs", str(folder)])
+    assert "run-1/record.json: tokens is 'many'" in capsys.readouterr().err
+
+
 def test_output_that_nobody_reads_ends_without_a_traceback(folder: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "embedlab", "runs", "list", "--runs", str(folder)],
@@ -114,7 +158,7 @@ def test_an_export_leaves_another_file_as_it_is(
 ) -> None:
     (tmp_path / "mine.csv").write_text("mine")
     command = ["runs", "export", "--runs", str(folder), "--output", str(tmp_path / "mine.csv")]
-    assert "mine.csv is there already. Choose another file" in error_of(capsys, command)
+    assert "mine.csv is there already. Choose another place" in error_of(capsys, command)
     assert (tmp_path / "mine.csv").read_text() == "mine"
 
 
@@ -127,7 +171,7 @@ def test_a_full_disk_leaves_no_half_export(
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
-        assert "runs could not be written" in error_of(capsys, command)
+        assert "runs cannot be written" in error_of(capsys, command)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -148,7 +192,7 @@ def test_a_full_disk_leaves_no_half_export(
         (["list", "--runs", "./nowhere"], "There is no folder nowhere"),
         (["export", "--format", "xlsx", "--output", "x"], "xlsx"),
         (["export"], "output"),
-        (["export", "--output", "runs/run-0/record.json/x.csv"], "could not be written"),
+        (["export", "--output", "runs/run-0/record.json/x.csv"], "record.json is no folder"),
         (["remove"], "remove"),
         ([], "command"),
     ],

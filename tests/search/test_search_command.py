@@ -104,7 +104,7 @@ def test_a_second_call_trains_nothing_anew_and_gives_the_same_ledger(
 
 def test_a_second_search_in_the_folder_is_refused(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     with SearchFolder(finished.folder).locked():
-        assert f"Another search is running in {finished.folder}." in refusal(capsys, finished.config)
+        assert f"Another search is under way in {finished.folder}." in refusal(capsys, finished.config)
 
 
 def test_another_plan_is_refused_and_taken_if_accepted(
@@ -188,7 +188,7 @@ def test_a_configuration_without_held_out_pairs_says_that_there_are_none(
 @pytest.mark.parametrize(
     ("option", "says"),
     [
-        ("--confirm=-5", "--confirm is -5. Expected a budget of FLOPs above 0"),
+        ("--confirm=-5", "--confirm is -5. Expected a number of FLOPs from 1"),
         ("--confirm=0", "--confirm is 0. Expected"),
         ("--fit.data.batch_size=8", "--fit.data.batch_size cannot be given on the command line. Change fit in the"),
     ],

@@ -29,7 +29,7 @@ def begun(path: Path) -> SearchFolder:
 def test_a_second_search_is_kept_out_until_the_first_is_over(tmp_path: Path) -> None:
     with SearchFolder(tmp_path / "search").locked():
         with (
-            pytest.raises(ConfigError, match=r"Another search is running in .*search\. Wait for it, stop it"),
+            pytest.raises(ConfigError, match=r"Another search is under way in .*search\. Wait for it, stop it"),
             SearchFolder(tmp_path / "search").locked(),
         ):
             pass
@@ -99,7 +99,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     with (
-        pytest.raises(ConfigError, match=r"/proc/none/search cannot be made: .*Choose another with --output"),
+        pytest.raises(ConfigError, match=r"/proc/none/search cannot be written: .*choose another place with --output"),
         SearchFolder(Path("/proc/none/search")).locked(),
     ):
         pass

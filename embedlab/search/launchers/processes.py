@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 from embedlab.errors import ConfigError
 from embedlab.search.launchers.launcher import INTERRUPTED, LOCK, Job, Outcome
@@ -38,20 +39,16 @@ class TrialProcesses(ThreadedLauncher):
         begin = time.monotonic()
         words = [sys.executable, "-m", "embedlab", "fit", *job.arguments]
         words += ["--trainer.devices", str(self._devices), "--trainer.strategy", "ddp"]
-        job.folder.mkdir(parents=True, exist_ok=True)
-        with (job.folder / "log").open("ab") as log, (job.folder / LOCK).open("w") as lock:
-            if not _locks(lock):
-                return Outcome(job, f"Another process is training in {job.folder}.", time.monotonic() - begin)
+        try:
+            _wait_for_end(job)
+        except Timeout:
+            return Outcome(job, f"Another process is training in {job.folder}.", time.monotonic() - begin)
+        with (job.folder / "log").open("ab") as log:
             with self._starting:
                 if self._is_closed:
                     return Outcome(job, INTERRUPTED, 0.0)
                 self._process = subprocess.Popen(
-                    words,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    pass_fds=[lock.fileno()],  # locked until it has ended, whatever becomes of the search
-                    preexec_fn=_end_with_the_search,
+                    words, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_the_search
                 )
             status = self._process.wait()
         error = None if status == 0 else f"The run ended with status {status}. {job.folder / 'log'} says why."
@@ -70,20 +67,15 @@ class TrialProcesses(ThreadedLauncher):
             os.killpg(process.pid, signal.SIGKILL)  # its ranks, too
 
 
-def _locks(file: TextIO) -> bool:
-    """Whether nobody else trains there, when one whose search was killed has had the time to save its step."""
-    import fcntl  # not on Windows, where the rest of embedlab is to be imported
+def _wait_for_end(job: Job) -> None:
+    """Waits for a run whose search was killed to save its step; from then on the new run has the folder's lock itself.
 
-    deadline = time.monotonic() + SECONDS_TO_END
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.1)
-        else:
-            return True
+    Raises:
+        Timeout: If it takes longer.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(job.folder / LOCK, timeout=SECONDS_TO_END):
+        pass
 
 
 def _end_with_the_search() -> None:

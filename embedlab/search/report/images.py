@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from embedlab.plain_text import plain_text
 from embedlab.search.report.figure import Axis, Figure, Kind, Series
 
 _SIZE = (8.0, 5.0)  # inches
@@ -19,6 +21,7 @@ _DOTS_PER_INCH = 150
 _NEUTRAL = "#777777"
 _MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "x": "x"}
 _MOST_TICKS = 8
+_LONGEST_LABEL, _LONGEST_NOTE = 100, 500  # characters that have room
 
 
 def png(figure: Figure, colours: Sequence[str]) -> bytes:
@@ -31,10 +34,18 @@ def png(figure: Figure, colours: Sequence[str]) -> bytes:
     canvas = Canvas(figsize=_SIZE, dpi=_DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(canvas)
     axes = canvas.add_subplot()
-    axes.set_title(figure.title, loc="left", fontsize=11, parse_math=False)
+    axes.set_title(plain_text(figure.title, longest=_LONGEST_LABEL), loc="left", fontsize=11, parse_math=False)
     if figure.empty is not None:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, figure.empty, ha="center", va="center", wrap=True, parse_math=False)
+        axes.text(
+            0.5,
+            0.5,
+            plain_text(figure.empty, longest=_LONGEST_NOTE),
+            ha="center",
+            va="center",
+            wrap=True,
+            parse_math=False,
+        )
     else:
         axes.set_xlabel(figure.x.title)
         axes.set_ylabel(figure.y.title)
@@ -43,7 +54,9 @@ def png(figure: Figure, colours: Sequence[str]) -> bytes:
         axes.grid(True, which="major", color="#00000018", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     written = io.BytesIO()
-    canvas.savefig(written, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        canvas.savefig(written, format="png", metadata={"Software": None})
     return written.getvalue()
 
 
@@ -82,7 +95,8 @@ def _draw(axes: Axes, series: Sequence[Series], colours: Sequence[str]) -> None:
 
 def _plain(label: str) -> str:
     """A name is no formula, and one that begins with an underscore is shown, too."""
-    return ("\u2009" if label.startswith("_") else "") + label.replace("$", r"\$")
+    shown = plain_text(label, longest=_LONGEST_LABEL)
+    return ("\u2009" if shown.startswith("_") else "") + shown.replace("$", r"\$")
 
 
 def _scale(axes: Axes, x: Axis, y: Axis) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from embedlab.plain_text import plain_text
 from embedlab.search.confirmation import Confirmation
 from embedlab.search.foreign_table import UNNAMED
 from embedlab.search.laws import Repeated
@@ -22,6 +23,7 @@ from embedlab.search.recipe import Constraints
 from embedlab.search.report.figure import Figure, as_dict, colours, compact
 from embedlab.search.report.page_laws import is_product, page_laws
 
+_LONGEST_TEXT = 1_000_000  # characters; the numbers of replicates are one text
 _SCRIPTS = ("format.js", "recipe.js", "plots.js", "records.js", "page.js")
 
 
@@ -68,9 +70,9 @@ def page(
     return Template((assets / "page.html").read_text(encoding="utf-8")).substitute(
         policy=f"default-src 'none'; script-src {_hash(plotly)} {_hash(script)}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'",
-        title=html.escape(f"embedlab report: {source}"),
+        title=html.escape(f"embedlab report: {plain_text(source)}"),
         style=(assets / "page.css").read_text(encoding="utf-8"),
-        data=_json(data),
+        data=_json(_shown(data)),
         plotly=plotly,
         script=script,
     )
@@ -79,6 +81,17 @@ def page(
 def _hash(script: str) -> str:
     """By which the page's policy knows its own scripts: no other one runs."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}'"
+
+
+def _shown(data: Any) -> Any:
+    """The same data, with names in which nothing is hidden: marks that reorder text, for one."""
+    if isinstance(data, str):
+        return plain_text(data, longest=_LONGEST_TEXT)
+    if isinstance(data, Mapping):
+        return {_shown(key): _shown(value) for key, value in data.items()}
+    if isinstance(data, list | tuple) and not all(isinstance(entry, float) for entry in data):
+        return [_shown(entry) for entry in data]
+    return data
 
 
 def _json(data: Any) -> str:
