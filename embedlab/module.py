@@ -29,6 +29,7 @@ from embedlab.flop_meter import FlopMeter
 from embedlab.losses import ContrastiveLoss, LossGradient, SymmetricInfoNCE
 from embedlab.method import FineTuningMethod, prepare_backbone
 from embedlab.metrics import EmbeddingTable
+from embedlab.optimizer_state import options_of, require_sound_state, take_options
 from embedlab.pooling import PoolingMode
 from embedlab.replay import ChunkedGradient, Recompute
 from embedlab.schedule import Schedule, WarmupCosine
@@ -194,13 +195,15 @@ class EmbeddingModule(LightningModule):
             from bitsandbytes.optim.adamw import AdamW8bit  # a slow import that few need
 
             kind = AdamW8bit
-        return kind(
+        optimizer = kind(
             groups,
             lr=self.learning_rate,
             betas=options.betas,
             eps=options.eps,
             weight_decay=options.weight_decay,
         )  # type: ignore[call-arg]
+        self._optimizer_options = options_of(optimizer)
+        return optimizer
 
     @property
     def _encoder(self) -> Encoder:
@@ -266,7 +269,14 @@ class EmbeddingModule(LightningModule):
         """Warns of a run that is too short to learn, and ends one that is done already.
 
         Lightning would take a step more where a checkpoint of the last step was written between epochs.
+
+        Raises:
+            DataError: if the checkpoint holds a state that its optimizer does not have.
         """
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert not isinstance(optimizer, list)
+        require_sound_state(optimizer)
+        take_options(optimizer, self._optimizer_options)
         self.trainer.should_stop |= self.is_done()
         steps = self.trainer.estimated_stepping_batches
         if self.flop_meter.account.budget is None and steps < _FEW_STEPS and self.schedule.factor(1.0) < 1:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ["errors", "plain_text"],
     ["files", "whole_data"],
-    ["checkpoint_file"],
+    ["checkpoint_file", "optimizer_state"],
     ["flops", "data_sheets", "pooling", "losses", "metrics", "schedule"],
     ["method", "chunking", "config_file", "device_peak"],
     ["option_values", "trainer_options"],

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback, Trainer
 
 from embedlab.cli import main
 from embedlab.registry import discover
@@ -227,6 +228,35 @@ def test_other_schedules_train(tmp_path: Path, schedule: str) -> None:
     rates = scalars(tmp_path / "run")["train/learning_rate"]
     assert max(rates) == pytest.approx(1e-2)
     assert (rates[-1] == pytest.approx(1e-2)) == (schedule == "Constant")
+
+
+def test_eight_bit_optimizer_states_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    eight_bits = ["--model.optimizer.states", "8bit"]
+    fit(config, *eight_bits, "--output", str(tmp_path / "whole"))
+    with pytest.raises(RuntimeError, match="in the middle"):
+        fit(config, *eight_bits, "--checkpoint.every_n_steps", "7", "--trainer.callbacks+", f"{__name__}.Break")
+    fit(config, *eight_bits, "--ckpt_path", "last")
+    assert_same_bits(trained_weights(tmp_path / "run"), trained_weights(tmp_path / "whole"))
+
+
+class Break(Callback):
+    """Ends a run after its ninth step."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step == 9:
+            raise RuntimeError("in the middle")
+
+
+def test_options_of_the_optimizer_are_the_configurations_after_a_resume(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    fit(config, "--trainer.max_steps", "2")
+    changed = ["--model.optimizer.weight_decay", "0.5", "--model.optimizer.betas", "[0.8, 0.9]", "--accept_changes"]
+    fit(config, "--trainer.max_steps", "4", "--ckpt_path", "last", *changed)
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    groups = saved["optimizer_states"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    assert all(tuple(group["betas"]) == (0.8, 0.9) for group in groups)
 
 
 def test_eight_bit_optimiser_states_train(tmp_path: Path) -> None:
