@@ -146,7 +146,9 @@ def job(fit: Path, folder: Path, name: str, candidate: Candidate, options: Mappi
     values |= {f"model.method.{name}": value for name, value in candidate.method_options.items()}
     if candidate.learning_rate is not None:
         values["model.optimizer.learning_rate"] = candidate.learning_rate
-    values |= {"seed_everything": candidate.seed, "output": str(folder), "ckpt_path": "auto", **options}
+    values |= {"seed_everything": candidate.seed, "output": str(folder), "ckpt_path": "auto"}
+    # A trial whose checkpoint is damaged is trained again: a second one would double what a search takes of the disk.
+    values |= {"checkpoint.keep_previous": False, **options}
     words = ["--config", str(fit)]
     for key, value in values.items():
         words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
