@@ -147,7 +147,7 @@ def job(fit: Path, folder: Path, name: str, candidate: Candidate, options: Mappi
     if candidate.learning_rate is not None:
         values["model.optimizer.learning_rate"] = candidate.learning_rate
     values |= {"seed_everything": candidate.seed, "output": str(folder), "ckpt_path": "auto"}
-    # A trial whose checkpoint is damaged is trained again: a second one would double what a search takes of the disk.
+    # A second checkpoint of each trial would double what a search takes of the disk.
     values |= {"checkpoint.keep_previous": False, **options}
     words = ["--config", str(fit)]
     for key, value in values.items():

@@ -241,6 +241,7 @@ def test_a_job_lays_its_candidate_over_the_configuration(tmp_path: Path) -> None
         "--budget": "1000000000.0",
         "--output": str(tmp_path / "run"),
         "--ckpt_path": "auto",
+        "--checkpoint.keep_previous": "false",
     }
 
 
