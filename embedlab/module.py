@@ -496,14 +496,19 @@ class EmbeddingModule(LightningModule):
                 "path is in config.yaml in the run's folder."
             )
         flops = checkpoint.get("flops")
-        if flops is not None and not (isinstance(flops, Mapping) and all(type(n) is int for n in flops.values())):
+        if flops is not None and not (
+            isinstance(flops, Mapping) and all(type(n) is int and n >= 0 for n in flops.values())
+        ):
             raise DataError(f"The checkpoint's counts of FLOPs are {flops!r:.100}. Expected whole numbers by name.")
         self.flop_meter.load_state_dict(flops)
         evaluation = checkpoint.get("evaluation") or {}
         if not (isinstance(evaluation, Mapping) and all(isinstance(one, int | float) for one in evaluation.values())):
             raise DataError(f"The checkpoint's evaluation is {evaluation!r:.100}. Expected numbers by name.")
         self.evaluation = dict(evaluation)
-        self.evaluated_step = checkpoint.get("evaluated_step")
+        step = checkpoint.get("evaluated_step")
+        if step is not None and type(step) is not int:
+            raise DataError(f"The checkpoint's evaluated_step is {step!r:.100}. Expected a number of steps or nothing.")
+        self.evaluated_step = step
         self.is_trained = True
 
     def _trained(self) -> list[torch.nn.Parameter]:

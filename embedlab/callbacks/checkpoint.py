@@ -12,9 +12,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from embedlab.callbacks.interrupt import Interrupt, leave_to_the_system
+from embedlab.callbacks.interrupt import Interrupt, keep_off
 from embedlab.checkpoint_file import CHECKPOINTS, LAST, PREVIOUS
-from embedlab.errors import ConfigError, TrainingError
+from embedlab.errors import ConfigError, DataError, TrainingError
 from embedlab.files import link_whole
 from embedlab.module import EmbeddingModule
 
@@ -73,35 +73,25 @@ class RunCheckpoint(Checkpoint):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best value so far."""
-        self.best = state_dict["best"]
+        """Take the best value so far.
+
+        Raises:
+            DataError: If it is no number.
+        """
+        best = state_dict.get("best")
+        if best is not None and not isinstance(best, int | float):
+            raise DataError(f"The checkpoint's best value of the monitored metric is {best!r:.100}. Expected a number.")
+        self.best = best
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen to signals: from here on ranks wait for each other."""
+        keep_off(trainer)
         if stage == "fit":
             self._interrupt.watch()
-
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the place of Lightning's handlers of signals."""
-        self._interrupt.watch()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._saved_at = time.monotonic()
-        self._interrupt.watch()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave signals to the system: there is nothing to save."""
-        leave_to_the_system()
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave signals to the system: there is nothing to save."""
-        leave_to_the_system()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave signals to the system where nothing is trained."""
-        if trainer.state.fn != "fit":
-            leave_to_the_system()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -24,27 +24,22 @@ class Interrupt:
     def __init__(self) -> None:
         self._received = 0
         self._before: dict[int, Any] = {}
-        self._is_watching = False
 
     def watch(self) -> None:
-        """Only remember signals from here on, where they can be handled: in a process's main thread.
-
-        Called again, it takes the place of whatever has installed itself since.
-        """
+        """Only remember signals from here on, where they can be handled: in a process's main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
-        self._is_watching = True
         for number in SIGNALS:
-            now = signal.getsignal(number)
-            if now == self._remember or (number == getattr(signal, "SIGHUP", None) and now == signal.SIG_IGN):
+            before = signal.getsignal(number)
+            if number == getattr(signal, "SIGHUP", None) and before == signal.SIG_IGN:
                 continue  # nohup asks to outlive the terminal
-            self._before.setdefault(number, now)
+            self._before[number] = before
             signal.signal(number, self._remember)
 
     def release(self) -> None:
         """Handle the signals as before."""
-        self._is_watching = False
-        for number, before in self._before.items():
+        while self._before:
+            number, before = self._before.popitem()
             if signal.getsignal(number) == self._remember:
                 signal.signal(number, before if before is not None else signal.SIG_DFL)
 
@@ -59,11 +54,6 @@ class Interrupt:
         return int(trainer.strategy.reduce(own, reduce_op="max"))
 
     def _remember(self, number: int, _: Any) -> None:
-        if not self._is_watching:  # Lightning puts back what it found when it began
-            before = self._before.get(number)
-            signal.signal(number, before if before is not None else signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
         if self._received:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -74,10 +64,14 @@ class Interrupt:
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"Stopping after this step.{again}\n".encode())
 
 
-def leave_to_the_system() -> None:
-    """Let SIGTERM end the process at once, as where nothing handles it: there is nothing to save.
+def keep_off(trainer: Trainer) -> None:
+    """Let Lightning install no handler of signals.
 
-    Lightning's own handler lets one rank wait for the others, which may never come.
+    Its own lets a rank wait inside the handler for the others, which may never come, and on SLURM saves in the middle
+    of a step.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+
+
+def _nothing() -> None:
+    """Stands for what is not to be done."""

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from embedlab.errors import DataError
 from embedlab.module import EmbeddingModule
 
 _LOGGED = "logged"  # what a checkpoint holds of its last step's values
@@ -63,8 +64,15 @@ class RunLog(Callback):
         self._is_ready = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the values of the checkpoint's last step."""
-        self._resumed = checkpoint.get(_LOGGED)
+        """Take the values of the checkpoint's last step.
+
+        Raises:
+            DataError: If they are something else.
+        """
+        logged = checkpoint.get(_LOGGED)  # older checkpoints have none
+        if logged is not None and not _is_sound(logged):
+            raise DataError(f"The checkpoint's logged values are {logged!r:.100}. Expected a step and numbers by name.")
+        self._resumed = logged
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a log."""
@@ -110,6 +118,12 @@ class RunLog(Callback):
         for logger in _run_loggers(trainer):
             logger.forget_from(resumed["step"])
             logger.log_metrics(resumed["values"], resumed["step"])
+
+
+def _is_sound(logged: object) -> bool:
+    values = logged.get("values") if isinstance(logged, dict) else None
+    numbers = isinstance(values, dict) and all(isinstance(one, int | float) for one in values.values())
+    return numbers and isinstance(logged, dict) and isinstance(logged.get("step"), int) and logged["step"] >= -1
 
 
 def _run_loggers(trainer: Trainer) -> list[RunLogger]:
