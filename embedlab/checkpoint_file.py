@@ -107,6 +107,8 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             for part in archive.infolist():
+                if part.external_attr:  # torch writes none, and reads nothing of a part that seems to be a folder
+                    return f"its part {part.filename} is marked as something else than a file"
                 with archive.open(part) as stream:
                     while stream.read(_READ_AT_ONCE):
                         pass

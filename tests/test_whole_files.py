@@ -260,7 +260,7 @@ import sys, time
 from pathlib import Path
 from embedlab.files import build_once
 sys.path.insert(0, sys.argv[2])
-from test_files import build_two_files, contents
+from test_whole_files import build_two_files, contents
 def build(folder):
     time.sleep(0.5)
     build_two_files(folder)

@@ -14,6 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from embedlab.errors import DataError
 from embedlab.module import EmbeddingModule
 
+_EVENTS = "events.out.tfevents."
 _LOGGED = "logged"  # what a checkpoint holds of its last step's values
 
 
@@ -26,7 +27,11 @@ class RunLogger(TensorBoardLogger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, name="", version="", default_hp_metric=False)
-        self._has_older_events = folder.is_dir() and any(folder.glob("events.out.tfevents.*"))
+        older = [path.name for path in folder.glob(f"{_EVENTS}*")]
+        self._has_older_events = bool(older)
+        # TensorBoard reads files in the order of their names, which begin with the second they were begun in.
+        while any(name.startswith(f"{_EVENTS}{int(time.time())}.") for name in older):
+            time.sleep(0.05)
         self._newest: dict[str, int] = {}
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:

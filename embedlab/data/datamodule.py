@@ -331,9 +331,13 @@ class PairDataModule(LightningDataModule):
             if stage == "fit":
                 assert self._plan is not None
                 num_train = len(self._split(store, "train"))
-                summary.add(num_train, "pairs to train on")
+                if num_train < len(store):
+                    summary.add(len(store), "pairs")
+                    summary.add(num_train, "to train on")
+                    summary.add(len(store) - num_train, "held out")
+                else:
+                    summary.add(num_train, "pairs to train on")
                 summary.add_left_out(self._plan.num_left_out()[number], num_train)
-                summary.add(len(store) - num_train, "pairs held out")
             else:
                 summary.add(len(self._split(store, split)), f"pairs of the {split} split")
             summary.add_skipped(store)

@@ -49,7 +49,7 @@ class Summary:
         skipped = sum(store.skipped.values())
         self.add(
             skipped,
-            f"rows skipped ({counts_of(store.skipped)})",
+            f"row{'s' * (skipped != 1)} skipped ({counts_of(store.skipped)})",
             of=len(store) + skipped,
             much=_MUCH_SKIPPED,
             remedy="Leave on_error: skip out to see the first of them.",

@@ -120,8 +120,8 @@ def test_what_is_left_out_is_said_also_from_the_cache(tmp_path: Path, capsys: py
             fit(config, "--output", str(tmp_path / output), "--trainer.max_steps", "2")
         printed = capsys.readouterr().out
         lines = [line for line in printed.splitlines() if line.startswith(("pairs: ", "scored: "))][:2]
-        counts = [int(number) for number in re.findall(r"(\d+) pairs (?:to train|held)", lines[0])]
-        assert sum(counts) == 61
+        counts = [int(number) for number in re.findall(r"(\d+) (?:to train on|held out)", lines[0])]
+        assert sum(counts) == 61 and lines[0].startswith("pairs: 61 pairs, ")
         assert f"{counts[0] % 5} pairs that fill no batch" in lines[0]
         assert lines[0].endswith("2 rows skipped (1 malformed line, 1 not a text), " + lines[0].rpartition(", ")[2])
         assert re.search(r", \d+ texts cut at 32 tokens$", lines[0])
