@@ -39,6 +39,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Gives fuzzing tests the time that they are asked to take."""
+    minutes = config.getoption("--fuzz-minutes")
+    for item in items:
+        if minutes and "fuzz" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(60 * minutes + 600))
+
+
 @pytest.fixture
 def fuzz(request: pytest.FixtureRequest) -> Fuzz:
     """Runs a boundary over generated inputs; see ``Fuzz``."""
