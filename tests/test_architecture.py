@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = [
     ["errors", "plain_text"],
-    ["files", "whole_data"],
+    ["files", "loop_state", "whole_data"],
     ["checkpoint_file", "optimizer_state"],
     ["flops", "data_sheets", "pooling", "losses", "metrics", "schedule"],
     ["method", "chunking", "config_file", "device_peak"],

@@ -139,6 +139,27 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(
     assert outcome_of(tmp_path / "run") == undisturbed
 
 
+@pytest.mark.parametrize(
+    "moments",
+    [
+        [("on_train_batch_start", 7), ("on_train_batch_start", 3), ("on_train_batch_start", 4)],
+        [("on_validation_start", 2), ("on_train_start", 1), ("on_validation_end", 1), ("on_train_batch_end", 2)],
+        [("on_validation_start", 4), ("on_train_end", 1), ("on_fit_end", 1)],
+    ],
+    ids=["between steps", "around evaluations", "at the end"],
+)
+def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
+    tmp_path: Path, config: Path, undisturbed: dict[str, Any], moments: list[tuple[str, int]]
+) -> None:
+    command = [*OPTIONS, "--output", str(tmp_path / "run"), "--checkpoint.every_n_steps", "2", "--ckpt_path", "auto"]
+    for hook, number in moments:
+        with pytest.raises(Killed):
+            fit(config, *command, *KillAt.plan(hook, number))
+    for _ in range(2):  # the second time nothing is left to do, and nothing changes
+        fit(config, *command)
+        assert outcome_of(tmp_path / "run") == undisturbed
+
+
 # Real processes and signals
 
 

@@ -16,7 +16,7 @@ from embedlab.callbacks.interrupt import Interrupt, keep_off
 from embedlab.checkpoint_file import CHECKPOINTS, LAST, PREVIOUS
 from embedlab.errors import ConfigError, DataError, TrainingError
 from embedlab.files import link_whole
-from embedlab.module import EmbeddingModule
+from embedlab.loop_state import loops_after
 
 _STEPS_BETWEEN_LOOKS = 10  # at the clock: the ranks have to agree on what it shows
 
@@ -65,7 +65,6 @@ class RunCheckpoint(Checkpoint):
         self.best: float | None = None
         self._saved_at = time.monotonic()
         self._saved_step = -1
-        self._step_end: tuple[int, dict[str, Any]] | None = None  # a step, and the state of the loops at its end
         self._interrupt = Interrupt()
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,7 +96,6 @@ class RunCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time, or if the run is asked to end."""
-        self._step_end = trainer.global_step, trainer.fit_loop.state_dict()
         by_steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         by_time = False
         if self.every_minutes is not None and trainer.global_step % _STEPS_BETWEEN_LOOKS == 0:
@@ -126,17 +124,34 @@ class RunCheckpoint(Checkpoint):
         received = self._interrupt.agreed(trainer)
         if not received:
             return
-        if self._step_end is not None and self._saved_step != trainer.global_step:
+        if trainer.global_step not in (0, self._saved_step):
             self._save(trainer, LAST)
         self._stop(trainer, received)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write the loops as they were before an evaluation that is not over: a resumed run begins it again."""
-        assert isinstance(pl_module, EmbeddingModule)
-        if trainer.validating and self._step_end is not None and pl_module.evaluated_step != trainer.global_step:
-            step, loops = self._step_end
-            assert step == trainer.global_step
-            checkpoint["loops"] = checkpoint["loops"] | {"fit_loop": loops}
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let the loops stand where the checkpoint's step is in this run's epochs.
+
+        Raises:
+            DataError: If the step is no number of steps.
+        """
+        step = checkpoint["global_step"]
+        if type(step) is not int or step < 1:
+            raise DataError(f"The checkpoint's global_step is {step!r:.100}. Expected a number of steps, at least 1.")
+        if trainer.state.fn != "fit":
+            return
+        steps_per_epoch = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+        checkpoint["loops"] = loops_after(step, trainer, steps_per_epoch)
+        epoch, planned = (step - 1) // steps_per_epoch, trainer.max_epochs
+        if planned not in (None, -1) and epoch > planned:
+            trainer.fit_loop.max_epochs = epoch  # Lightning would refuse
+            if trainer.is_global_zero:
+                print(
+                    f"Nothing is left to train: the checkpoint is of epoch {epoch}, and trainer.max_epochs is "
+                    f"{planned}. Raise it to go on."
+                )
+        last = Path(trainer.default_root_dir, CHECKPOINTS, LAST)
+        if last.resolve() == Path(str(trainer.ckpt_path)).resolve():
+            self._saved_step = step
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave signals to what handled them before."""

@@ -78,6 +78,8 @@ class RunLog(Callback):
         if logged is not None and not _is_sound(logged):
             raise DataError(f"The checkpoint's logged values are {logged!r:.100}. Expected a step and numbers by name.")
         self._resumed = logged
+        if logged is not None:
+            self._step, self._values = logged["step"] + 1, dict(logged["values"])
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a log."""

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from embedlab.callbacks.branch_points import MARK
-from embedlab.errors import ConfigError, DataError
+from embedlab.errors import ConfigError
 from embedlab.module import EmbeddingModule
 from embedlab.run_identity import SCHEDULE, differences, identity_of
 
@@ -51,14 +51,6 @@ class SameRun(Callback):
         self._before = before if isinstance(before, Mapping) else None
         self._step = checkpoint["global_step"]
         self._is_branch = bool(checkpoint.get(MARK))
-        epoch, planned = checkpoint["epoch"], trainer.max_epochs
-        if planned not in (None, -1) and epoch > planned:
-            if trainer.is_global_zero:
-                print(
-                    f"Nothing is left to train: the checkpoint is of epoch {epoch}, and trainer.max_epochs is "
-                    f"{planned}. Raise it to go on."
-                )
-            trainer.fit_loop.max_epochs = epoch  # which Lightning would refuse
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare.
@@ -93,15 +85,3 @@ class SameRun(Callback):
         pl_module.accepted_changes, pl_module.is_another_run = self.changes, True
         if trainer.is_global_zero:
             print(f"Goes on as another run of the checkpoint's family: {'; '.join(found)}.")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that the state of the loops is that of the checkpoint's step.
-
-        Raises:
-            DataError: If it is not, in a checkpoint that somebody has changed.
-        """
-        if self._step is not None and trainer.global_step != self._step:
-            raise DataError(
-                f"The checkpoint says that it is of step {self._step}, but its loops are at {trainer.global_step}. "
-                "`embedlab fit` writes no such checkpoint: go on from another one."
-            )
