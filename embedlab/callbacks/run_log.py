@@ -110,7 +110,8 @@ class RunLog(Callback):
         assert isinstance(pl_module, EmbeddingModule)
         evaluated = pl_module.evaluated_step
         if evaluated == step or (step == 1 and evaluated == 0):
-            values |= {"epoch": float(trainer.current_epoch)} | pl_module.evaluation
+            epoch = (step - 1) // trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+            values = {"epoch": float(epoch)} | values | pl_module.evaluation
         checkpoint[_LOGGED] = {"step": step - 1, "values": values}
 
     def _begin(self, trainer: Trainer) -> None:
