@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
@@ -171,6 +172,7 @@ class EmbedLabCLI(LightningCLI):
         trainer = config.trainer
         if trainer.max_epochs is None:
             trainer.max_epochs = 1 if trainer.max_steps == -1 else -1  # steps alone may take any number of epochs
+        _refuse_many_processes(trainer.devices)
         path = config.model.backbone.path
         if path.startswith(LADDER):
             config.model.backbone.path = str(ensure_rung(path.removeprefix(LADDER)))
@@ -215,6 +217,21 @@ def _option_in(message: str, options: Namespace) -> str:
         values = {name: value for name, value in given.items() if isinstance(value, str) and value in message and value}
         named = {name: message.index(value) for name, value in values.items()}
     return f"trainer.{min(named, key=named.__getitem__)}" if named else "trainer"
+
+
+def _refuse_many_processes(devices: object) -> None:
+    """Refuses more processes than a machine without GPUs can hold; of GPUs Lightning knows the number."""
+    most = _PROCESSES_PER_CORE * (os.cpu_count() or 1)
+    if isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    if isinstance(devices, int) and devices > most and not torch.cuda.is_available():
+        raise ConfigError(
+            f"trainer.devices is {devices}, which on CPUs is the number of processes. This machine has "
+            f"{os.cpu_count()} cores: set it to {most} or less."
+        )
+
+
+_PROCESSES_PER_CORE = 4  # to try out what several ranks do
 
 
 def is_first_process() -> bool:
