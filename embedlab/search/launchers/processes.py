@@ -79,9 +79,12 @@ def _wait_for_end(job: Job) -> None:
 
 
 def _end_with_the_search() -> None:
-    """In the new process: has the kernel send it SIGINT when the search is killed, so that it saves its step and ends.
+    """In the new process: has the kernel send it SIGTERM when the search is killed, so that it saves its step and ends.
+
+    The kernel may send it once for each thread of the search that ends. A second SIGTERM changes nothing, where a
+    second SIGINT would stop the run before it has saved its step.
 
     Where the kernel is not Linux's, the run goes on to its end.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -158,12 +158,15 @@ def test_a_closed_launcher_leaves_a_checkpoint_to_go_on_from(configuration: Path
 def test_a_run_whose_search_is_killed_saves_its_step_and_ends(configuration: Path, launcher: str) -> None:
     slow = job(configuration, "slow", *SLOW)
     program = f"""
+import threading
 import time
 from pathlib import Path
 from embedlab.search.launchers.launcher import Job
 from embedlab.search.launchers.local import LocalWorkers
 from embedlab.search.launchers.processes import TrialProcesses
 launcher = {launcher}
+for _ in range(20):  # the kernel may tell of the end of each
+    threading.Thread(target=time.sleep, args=(300,)).start()
 launcher.submit(Job("slow", {slow.arguments!r}, Path({str(slow.folder)!r})))
 time.sleep(300)
 """
