@@ -88,7 +88,8 @@ class Preparation:
     """The way from the configuration to the first step: what is raised on it reaches the user in one line.
 
     Attributes:
-        is_over: Whether the first step began. From then on an unexpected exception keeps its traceback.
+        is_over: Whether the first step began. From then on an unexpected exception keeps its traceback, unless it is
+            Lightning that raises it: what its callbacks need they look for when they are called.
     """
 
     def __init__(self) -> None:
@@ -98,10 +99,15 @@ class Preparation:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not self.is_over:
+        if isinstance(error, Exception) and not (self.is_over and not _is_raised_by_lightning(error)):
             told = in_one_line(error)
             if told is not error:
                 raise told from error
+
+
+def _is_raised_by_lightning(error: BaseException) -> bool:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in ("lightning", "lightning_fabric")
 
 
 def _traceback_file(error: BaseException) -> str:

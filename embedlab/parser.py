@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, get_loader
+from yaml import YAMLError
 
 from embedlab.config_file import Items, Node, Scalar, Section, parse_config, parse_value, read_config
 from embedlab.errors import ConfigError, EmbedLabError, in_one_line, known_cause, suggestion
@@ -176,7 +177,14 @@ class _Words:
         if several and name in self._kinds:
             kinds = members(self._kinds[name])
         value = self._value(_node_of(word, kinds), kinds, name)
-        return value if isinstance(value, str) else _json(value)
+        if not isinstance(value, str):
+            return _json(value)
+        if name not in self._kinds and not _is_text_in_yaml(value):  # jsonargparse reads it as YAML, below an option
+            raise ConfigError(
+                f"--{name} {shown(value)} would not be read as text on the command line. Write it in a configuration, "
+                "in quotes, and give that with --config."
+            )
+        return value
 
     def _section(self, section: Section, prefix: str) -> dict[str, Any]:
         """A part of a configuration, its names spelled and its values understood."""
@@ -314,6 +322,14 @@ def _node_of(word: str, kinds: list[Any]) -> Node:
         if takes_text:
             return Scalar(word, word)
         raise
+
+
+def _is_text_in_yaml(word: str) -> bool:
+    """Whether jsonargparse leaves a word as it is, and takes it for no null, list or mapping."""
+    try:
+        return not word.strip() or isinstance(get_loader("yaml")(word), str | int | float)
+    except YAMLError:
+        return True
 
 
 def _kind(action: argparse.Action) -> Any:

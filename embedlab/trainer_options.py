@@ -36,6 +36,8 @@ def refuse_trainer_option(name: str, node: Scalar) -> None:
         refusal = _devices(value)
     elif name == "trainer.num_nodes" and isinstance(value, int) and value < 1:
         refusal = "Expected how many machines, from 1"
+    elif name == "trainer.val_check_interval" and value == 0:
+        refusal = "Expected every how many steps, or after what share of an epoch. For none set limit_val_batches to 0"
     elif name == "trainer.gradient_clip_val" and value is not None:
         refusal = "Gradients are clipped by model.optimizer.clip, 1.0 by default. Set that"
     elif name == "trainer.gradient_clip_algorithm" and value is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from lightning.pytorch.callbacks import EarlyStopping
 
 from embedlab.errors import ConfigError, EmbedLabError, Preparation, in_one_line
 from embedlab.parser import ErrorParser
@@ -266,6 +267,26 @@ def test_an_error_after_the_first_step_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), Preparation() as preparation:
         preparation.is_over = True
         print(1 / 0)
+
+
+def test_what_lightning_refuses_after_the_first_step_is_one_line() -> None:
+    """As EarlyStopping does, when it looks for what it is to monitor."""
+    said = r"^RuntimeError: Early stopping conditioned on metric `nosuch`"
+    with pytest.raises(ConfigError, match=said), Preparation() as preparation:
+        preparation.is_over = True
+        EarlyStopping("nosuch")._validate_condition_metric({})
+
+
+@pytest.mark.parametrize("prompt", ["null", "task: search", "[x]", "- a", "# a"])
+def test_a_text_that_would_be_read_as_something_else_below_an_option_is_refused(prompt: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--data\.train\.query_prompt .* would not be read as text"):
+        parsed("--data.train", "p", "--data.train.query_prompt", prompt)
+
+
+@pytest.mark.parametrize("prompt", ["", "query: ", "it's", '"quoted"', "5", "true", "1e3", "{x"])
+def test_a_text_below_an_option_is_as_it_is_written(prompt: str) -> None:
+    made = parsed("--data.train", "p", "--data.train.query_prompt", prompt)
+    assert made["data"]["train"][0]["query_prompt"] == prompt
 
 
 def test_an_interruption_on_the_way_stays_one() -> None:

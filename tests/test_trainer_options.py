@@ -21,6 +21,7 @@ def scalar(text: str) -> Scalar:
         ("trainer.precision", ["fp32", "float32", "FP32"], "Write 32-true"),
         ("trainer.devices", ["0", "-5", "many", "true", "1e30"], "from 1, or -1 or auto for all"),
         ("trainer.num_nodes", ["0", "-1"], "from 1"),
+        ("trainer.val_check_interval", ["0", "0.0"], "limit_val_batches"),
         ("trainer.gradient_clip_val", ["1", "0.5"], "model.optimizer.clip"),
         ("trainer.gradient_clip_algorithm", ["value"], "model.optimizer.clip"),
         ("trainer.accumulate_grad_batches", ["4"], "data.batch_size"),

@@ -125,10 +125,12 @@ class _DatasetRows(RowSource):
 
 
 def _nearest(path: Path) -> str:
-    """Where the path stops existing, and what is there that it may have meant."""
+    """Where the path stops existing, and what is there that it may have meant, or where a link leads to."""
     path = path.absolute()
     while not path.parent.is_dir():
         path = path.parent
+    if path.is_symlink():
+        return f"'{path}' is a link to '{path.readlink()}', which is not there."
     try:
         names = sorted(entry.name for entry in path.parent.iterdir())
     except OSError:

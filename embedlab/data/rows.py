@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -140,10 +141,23 @@ def column_names(columns: str | Sequence[str], option: str, owner: str) -> list[
 def missing_column(place: str, column: str, there: Iterable[str]) -> str:
     """Return what to say when a row or a table lacks a column."""
     names = list(there)
+    if (advice := other_delimiter(place, names)) is not None:
+        return advice
     listed = ", ".join(shown(name) for name in names[:_NAMED_COLUMNS]) or "none"
     more = f" and {len(names) - _NAMED_COLUMNS} more" if len(names) > _NAMED_COLUMNS else ""
     close = suggestion(column, [name for name in names[:_COMPARED_COLUMNS] if len(name) <= _SHOWN_CHARACTERS])
     return f"{place} has no column {shown(column)}. Its columns: {listed}{more}.{close}"
+
+
+def other_delimiter(place: str, there: Sequence[str]) -> str | None:
+    """Return what to say of a table whose only column seems to be several, delimited otherwise than its name says."""
+    found = next((mark for mark in ",;\t|" if len(there) == 1 and mark in there[0]), None)
+    if found is None or not re.search(r"\.[ct]sv\b", place, re.IGNORECASE):
+        return None
+    return (
+        f"The first line of {place} is a single field, {shown(there[0])}. It seems to be delimited by {found!r}. "
+        "Expected ',' in a .csv file, a tab in a .tsv file: convert or rename it."
+    )
 
 
 def column_holding(name: str, there: Iterable[str]) -> str | None:

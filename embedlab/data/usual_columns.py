@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from embedlab.data.rows import column_holding, missing_column, shown
+from embedlab.data.rows import column_holding, missing_column, other_delimiter, shown
 from embedlab.errors import ConfigError, DataError
 
 QUERY: Final = "query"
@@ -79,6 +79,8 @@ def usual_columns(
         if all(found) and found not in layouts and not is_scored:
             layouts.append(found)
     if len(layouts) != 1:
+        if (advice := other_delimiter(path, there)) is not None:
+            raise DataError(advice)
         lacking = next(name for name in as_named.query + as_named.positive if not column_holding(name, there))
         named = " or ".join(f"{_words(layout[0])} and {_words(layout[1])}" for layout in layouts)
         ambiguous = f" It could be {named}." if layouts else ""

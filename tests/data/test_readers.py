@@ -85,6 +85,21 @@ def test_a_missing_file_is_an_error_that_says_what_is_there(folder: Path) -> Non
     assert f"'{folder}' has no 'deeep'. Did you mean 'deep'?" in str(caught.value)
 
 
+def test_a_link_that_leads_nowhere_is_named(folder: Path) -> None:
+    (folder / "link.jsonl").symlink_to(folder / "gone.jsonl")
+    with pytest.raises(DataError, match=r"'.*link\.jsonl' is a link to '.*gone\.jsonl', which is not there\."):
+        open_rows(str(folder / "link.jsonl"))
+
+
+@pytest.mark.parametrize(("name", "mark"), [("p.csv", ";"), ("p.csv", "\t"), ("p.tsv", ","), ("p.csv", "|")])
+def test_a_table_delimited_otherwise_than_it_is_named_is_told_so(tmp_path: Path, name: str, mark: str) -> None:
+    path = tmp_path / name
+    path.write_text(f"query{mark}positive\na{mark}b\n")
+    with pytest.raises(DataError) as caught:
+        next(open_rows(str(path)).rows(["query"]))
+    assert f"It seems to be delimited by {mark!r}. Expected ',' in a .csv file" in str(caught.value)
+
+
 def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
     rows: list[Row] = [{"query": "a", "number": 1}, {"query": "b", "number": 2}]
     saved = datasets.Dataset.from_list(rows)
