@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from embedlab.records import Ledger
 from embedlab.search.confirmation import confirmations
 from embedlab.search.method_laws import MethodLaw, laws_of
 from embedlab.search.observations import Observation, by_method, of_records, with_best_learning_rates
-from embedlab.search.records import Ledger
 
 RUNS = Path("runs/sweep")
 RESULTS = Path(__file__).parent / "results"

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from embedlab.cli import main as embedlab
-from embedlab.search.records import FILE, RunRecord, read_record
+from embedlab.records import FILE, RunRecord, read_record
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path("runs/trunk")

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from embedlab.config_file import read_config
-from embedlab.errors import ConfigError, EmbedLabError, suggestion
+from embedlab.errors import ConfigError, EmbedLabError, plain_text, suggestion
 from embedlab.parser import ErrorParser
-from embedlab.plain_text import plain_text
 
 
 def _function(name: str, home: str) -> Callable[[Sequence[str]], None]:

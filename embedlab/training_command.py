@@ -50,7 +50,7 @@ from embedlab.files import locked_folder, remove_unfinished
 from embedlab.ladder import LADDER, ensure_rung
 from embedlab.methods_command import MethodParser
 from embedlab.module import EmbeddingModule
-from embedlab.search.records import FILE as RECORD
+from embedlab.records import FILE as RECORD
 from embedlab.trainer_options import refuse_trainer_option
 from embedlab.whole_data import refuse_parts_of_data
 

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from embedlab.search.records import FILE
+from embedlab.records import FILE
 from runs import OwnProcess, fit, start_fit, start_ranks, write_config
 
 OF_THE_PROCESS = {"run_id", "seconds", "peak_memory_bytes", "peak_flops_per_second"}

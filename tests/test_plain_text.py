@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import text
 
-from embedlab.plain_text import plain_text
+from embedlab.errors import plain_text
 
 
 @given(text())

@@ -1,4 +1,4 @@
-"""What a run did, in its folder for laws and recipes to read: see ``embedlab.search.records``."""
+"""What a run did, in its folder for laws and recipes to read: see ``embedlab.records``."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from embedlab.data.tasks import HeldOutPairs
 from embedlab.errors import ConfigError, DataError, DivergenceError, RecordError, suggestion
 from embedlab.metrics import LOSS_PROTOCOL
 from embedlab.module import EmbeddingModule
+from embedlab.records import FILE, Ledger, LossDefinition, RunRecord, Status, write_record
 from embedlab.schedule import Schedule
-from embedlab.search.records import FILE, Ledger, LossDefinition, RunRecord, Status, write_record
 
 CONTINUED = "continued"
 """Folder in a run's folder for the records of runs that went on from it; each has one of its own there."""

@@ -11,14 +11,14 @@ from typing import Annotated
 
 from embedlab.errors import ConfigError, TrainingError
 from embedlab.files import write_whole
+from embedlab.records import FILE, read_record
+from embedlab.records.stored import Range, from_plain, read_json
 from embedlab.search.job_runner import JobRunner
 from embedlab.search.launchers.launcher import Job
 from embedlab.search.method_laws import MANY_PASSES, laws_of
 from embedlab.search.observations import Observation, by_method
 from embedlab.search.recipe import recipe
 from embedlab.search.recipe_config import recipe_config
-from embedlab.search.records import FILE, read_record
-from embedlab.search.stored import Range, from_plain, read_json
 from embedlab.search.uncertainty import NUM_REPLICATES, Interval
 
 _SLACK = 1.02  # a run overshoots its budget by less than a step

@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from embedlab.errors import ConfigError, RecordError, suggestion
-from embedlab.plain_text import plain_text
+from embedlab.errors import ConfigError, RecordError, plain_text, suggestion
 from embedlab.search.observations import Observation
 
 AMOUNTS = "columns"

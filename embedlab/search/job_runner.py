@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from embedlab.records import FILE, RunRecord, read_record
 from embedlab.search.launchers.launcher import INTERRUPTED, Job, Launcher
-from embedlab.search.records import FILE, RunRecord, read_record
 
 _FAILED = "failed.json"
 _NO_RECORD = "No run record is written:"  # what a run prints that leaves none

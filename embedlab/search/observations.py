@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from embedlab.errors import RecordError
-from embedlab.plain_text import plain_text
+from embedlab.errors import RecordError, plain_text
+from embedlab.records import Ledger, LossDefinition, RunRecord
 from embedlab.search.fitting import Runs
-from embedlab.search.records import Ledger, LossDefinition, RunRecord
 
 _NEAR_CHANCE = 0.95  # of the loss of a guess
 _SAME_DATA = 0.02  # amounts of data that differ by less are the same one

@@ -12,11 +12,10 @@ from typing import Any
 
 import yaml
 
-from embedlab.errors import ConfigError, RecordError
-from embedlab.plain_text import plain_text
+from embedlab.errors import ConfigError, RecordError, plain_text
+from embedlab.records.stored import read_bytes
 from embedlab.search.calibration import Calibration
 from embedlab.search.space import MethodGrid
-from embedlab.search.stored import read_bytes
 
 # What the search itself says to `embedlab fit`.
 _OF_THE_SEARCH = (

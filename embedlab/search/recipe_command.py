@@ -17,9 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from embedlab.data_sheets import DATA_SHEETS
-from embedlab.errors import ConfigError, suggestion
+from embedlab.errors import ConfigError, plain_text, suggestion
 from embedlab.files import cannot_write, write_whole
-from embedlab.plain_text import plain_text
 from embedlab.search.crossover import Crossover, crossover
 from embedlab.search.method_laws import FARTHEST, MethodLaw, laws_of
 from embedlab.search.observations import Observation, by_method, with_best_learning_rates

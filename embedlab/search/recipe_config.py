@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from embedlab.errors import ConfigError
-from embedlab.plain_text import plain_text
+from embedlab.errors import ConfigError, plain_text
 from embedlab.search.method_laws import MethodLaw
 from embedlab.search.observations import Observation
 from embedlab.search.plan import ONLY_AT_THE_END

@@ -15,9 +15,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from embedlab.errors import RecordError
-from embedlab.plain_text import plain_text
-from embedlab.search.stored import Pattern, Range, fields_of, read_bytes, without_fields, wrong_field
+from embedlab.errors import RecordError, plain_text
+from embedlab.records.stored import Pattern, Range, fields_of, read_bytes, without_fields, wrong_field
 
 _MOST_BYTES = 2**18  # of a configuration
 _MOST_ARGUMENTS = 1_000  # of a class, in lists, too

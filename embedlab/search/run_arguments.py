@@ -14,11 +14,10 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from embedlab.errors import ConfigError
-from embedlab.plain_text import plain_text
+from embedlab.errors import ConfigError, plain_text
+from embedlab.records import Ledger
 from embedlab.search.foreign_table import Columns, read_table, require_columns
 from embedlab.search.observations import Observation, of_ledger
-from embedlab.search.records import Ledger
 from embedlab.search.uncertainty import NUM_REPLICATES
 
 MOST_FLOPS = 1e36

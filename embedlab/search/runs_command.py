@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
-from embedlab.errors import RecordError, suggestion
+from embedlab.errors import RecordError, plain_text, suggestion
 from embedlab.files import cannot_write, whole_file
-from embedlab.plain_text import plain_text
-from embedlab.search.records import FILE, Ledger, RunRecord, read_record
+from embedlab.records import FILE, Ledger, RunRecord, read_record
+from embedlab.records.stored import is_folder
 from embedlab.search.run_arguments import require_new
-from embedlab.search.stored import is_folder
 from embedlab.search.terminal import Column, plain_table, say
 
 _COLUMNS = (

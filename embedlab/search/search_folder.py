@@ -13,9 +13,9 @@ import yaml
 
 from embedlab.errors import ConfigError
 from embedlab.files import cannot_write, locked_folder, remove_unfinished, write_whole
+from embedlab.records import FILE
+from embedlab.records.stored import read_json
 from embedlab.search.plan import changes
-from embedlab.search.records import FILE
-from embedlab.search.stored import read_json
 
 _MOST_CHANGES = 5  # of a plan, in one line
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from embedlab.errors import ConfigError
+from embedlab.records import Ledger
 from embedlab.search.confirmation import Confirmation, confirm, confirmations, next_budget
 from embedlab.search.job_runner import JobRunner
 from embedlab.search.observations import Observation, of_ledger, with_best_learning_rates
@@ -27,7 +28,6 @@ from embedlab.search.probing import Probe, Probed, probe
 from embedlab.search.progress import Progress
 from embedlab.search.projection import Projection, calibration_trials, print_projection
 from embedlab.search.recipe import Constraints
-from embedlab.search.records import Ledger
 from embedlab.search.report_command import write_report
 from embedlab.search.search_folder import SearchFolder
 from embedlab.search.search_loop import search

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from embedlab.plain_text import plain_text
+from embedlab.errors import plain_text
 
 _LONGEST_CELL = 80  # characters
 _LONGEST_LINE = 10_000

@@ -9,7 +9,7 @@ import torch
 
 from embedlab.callbacks.few_steps import FewSteps
 from embedlab.errors import ConfigError
-from embedlab.search.records import FILE, read_record
+from embedlab.records import FILE, read_record
 from runs import error_of, fit, scalars, write_config
 
 FEW = ["--trainer.callbacks+", "FewSteps", "--trainer.callbacks.steps", "2"]

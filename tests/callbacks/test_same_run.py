@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from embedlab.search.records import FILE, Ledger, RunRecord
+from embedlab.records import FILE, Ledger, RunRecord
 from runs import error_of, fit, trained_weights, write_config, write_pairs
 
 LORA = {"class_path": "LoRA", "init_args": {"rank": 2}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from embedlab.search.records import LossDefinition, RunRecord
+from embedlab.records import LossDefinition, RunRecord
 
 DEFINITION = LossDefinition(loss="InfoNCE", temperature=0.05, candidates=256, evaluation_set="arxiv 1a2b")
 

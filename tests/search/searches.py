@@ -19,8 +19,8 @@ import yaml
 
 from embedlab.cli import main
 from embedlab.errors import EmbedLabError
+from embedlab.records import FILE, Ledger
 from embedlab.search.launchers.launcher import Job, Launcher, Outcome
-from embedlab.search.records import FILE, Ledger
 from embedlab.testing.backbones import save_tiny_backbone
 from embedlab.training_command import train
 from runs import write_pairs

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from embedlab.errors import ConfigError, RecordError, TrainingError
+from embedlab.records import FILE, read_record
 from embedlab.search.confirmation import Confirmation, Prediction, confirm, confirmations, next_budget
 from embedlab.search.job_runner import JobRunner
 from embedlab.search.observations import Observation, of_records
-from embedlab.search.records import FILE, read_record
 from embedlab.search.uncertainty import Interval
 from run_records import record
 from searches import InThisProcess, write_search

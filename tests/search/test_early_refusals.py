@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embedlab.search.records import FILE, write_record
+from embedlab.records import FILE, write_record
 from run_records import record
 from runs import error_of
 

@@ -14,9 +14,9 @@ import yaml
 from commands import printed_by
 from hypothesis import strategies as st
 
+from embedlab.records import FILE, Ledger, RunRecord, write_record
 from embedlab.search.observations import of_records
 from embedlab.search.recipe_options import options_of_run
-from embedlab.search.records import FILE, Ledger, RunRecord, write_record
 from fuzzing import Fuzz
 from run_records import record
 

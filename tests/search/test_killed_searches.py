@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from embedlab.search.records import Ledger
+from embedlab.records import Ledger
 from searches import SearchProcess, ledger, search, until, write_search
 
 FEW_REPLICATES = ("--replicates", "5")  # so that most of the time is that of the runs

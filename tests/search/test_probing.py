@@ -12,11 +12,11 @@ import yaml
 from filelock import FileLock
 
 from embedlab.errors import TrainingError
+from embedlab.records import FILE
 from embedlab.search.job_runner import JobRunner
 from embedlab.search.plan import SearchPlan
 from embedlab.search.preparation import named_rates
 from embedlab.search.probing import probe
-from embedlab.search.records import FILE
 from embedlab.search.space import Candidate, MethodGrid
 from searches import InThisProcess, write_search
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from embedlab.cli import main
-from embedlab.search.records import FILE, write_record
+from embedlab.records import FILE, write_record
 from run_records import DEFINITION, record
 from runs import error_of
 from tables import PUBLISHED, TRUTHS, made, needs_shared

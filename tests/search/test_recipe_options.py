@@ -18,8 +18,8 @@ from embedlab.data.evaluation import RetrievalFiles, StsFile, TextFile
 from embedlab.data.sources import PairSource
 from embedlab.errors import RecordError
 from embedlab.module import OptimizerConfig
+from embedlab.records import FILE, write_record
 from embedlab.search.recipe_options import options_of_run
-from embedlab.search.records import FILE, write_record
 from run_records import record
 
 PLAIN: dict[str, Any] = {

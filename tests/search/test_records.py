@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from embedlab.errors import RecordError
+from embedlab.records import FILE, Ledger, LossDefinition, RunRecord, read_record, write_record
 from embedlab.search.observations import of_ledger
-from embedlab.search.records import FILE, Ledger, LossDefinition, RunRecord, read_record, write_record
 from run_records import record
 
 

@@ -17,9 +17,9 @@ import pytest
 from pyarrow import parquet
 
 from embedlab.cli import main
+from embedlab.records import Ledger, write_record
 from embedlab.search.foreign_table import Columns, read_table
 from embedlab.search.observations import of_records
-from embedlab.search.records import Ledger, write_record
 from run_records import record
 from runs import error_of
 

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from embedlab.errors import ConfigError
+from embedlab.records import FILE, read_record
 from embedlab.search.job_runner import JobRunner
 from embedlab.search.plan import SearchPlan
 from embedlab.search.policies.isoflop_grid import IsoFlopGrid
 from embedlab.search.policy import History
-from embedlab.search.records import FILE, read_record
 from embedlab.search.search_loop import search
 from embedlab.search.space import Cost, MethodGrid, Space, space_of
 from embedlab.search.training import Training

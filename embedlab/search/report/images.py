@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from embedlab.plain_text import plain_text
+from embedlab.errors import plain_text
 from embedlab.search.report.figure import Axis, Figure, Kind, Series
 
 _SIZE = (8.0, 5.0)  # inches

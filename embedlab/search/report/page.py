@@ -13,7 +13,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from embedlab.plain_text import plain_text
+from embedlab.errors import plain_text
 from embedlab.search.confirmation import Confirmation
 from embedlab.search.foreign_table import UNNAMED
 from embedlab.search.laws import Repeated

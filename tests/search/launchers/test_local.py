@@ -18,10 +18,10 @@ from filelock import FileLock, Timeout
 from lightning.pytorch import Callback
 
 from embedlab.errors import ConfigError
+from embedlab.records import FILE
 from embedlab.search.launchers.launcher import LOCK, Job, Outcome
 from embedlab.search.launchers.local import LocalWorkers
 from embedlab.search.launchers.processes import TrialProcesses
-from embedlab.search.records import FILE
 from runs import start_fit, write_config
 
 SLOW = ["--trainer.callbacks+", "runs.StepFile", "--trainer.max_epochs", "200"]

@@ -16,10 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from embedlab.errors import RecordError
+from embedlab.errors import RecordError, plain_text
 from embedlab.files import write_whole
-from embedlab.plain_text import plain_text
-from embedlab.search.stored import Pattern, Range, from_plain, is_folder, read_json, wrong_field
+from embedlab.records.stored import Pattern, Range, from_plain, is_folder, read_json, wrong_field
 
 FILE = "record.json"
 SCHEMA = 1

@@ -19,8 +19,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from embedlab.errors import RecordError
-from embedlab.plain_text import plain_text
+from embedlab.errors import RecordError, plain_text
 
 MOST_BYTES = 4 * 2**20
 """Size of the largest JSON file that is read: a thousand times that of a record."""

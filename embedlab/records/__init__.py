@@ -1,0 +1,27 @@
+"""Run records: the contract between training, which writes them, and planning, which fits laws to them."""
+
+from embedlab.records.run_record import (
+    FILE,
+    SCHEMA,
+    Entries,
+    Ledger,
+    LossDefinition,
+    RunId,
+    RunRecord,
+    Status,
+    read_record,
+    write_record,
+)
+
+__all__ = [
+    "FILE",
+    "SCHEMA",
+    "Entries",
+    "Ledger",
+    "LossDefinition",
+    "RunId",
+    "RunRecord",
+    "Status",
+    "read_record",
+    "write_record",
+]
