@@ -22,7 +22,7 @@ from pathlib import Path
 from embedlab.backbone import BackboneConfig
 from embedlab.flop_rows import Shape, flop_rows
 from embedlab.flops import FlopProfile
-from embedlab.registry import discover, method_class
+from embedlab.method.registry import discover, method_class
 
 RESULTS = Path(__file__).parent / "results"
 PYTHIA = Path(__file__).parents[1] / "configs" / "pythia"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from embedlab.chunking import Chunk
+from embedlab.gradcache.chunking import Chunk
 from embedlab.method import decoder_blocks
 from embedlab.pooling import PoolingMode, pool
 

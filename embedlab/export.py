@@ -24,10 +24,10 @@ from embedlab.errors import ConfigError, DataError, EmbedLabError
 from embedlab.export_proof import ExportProof, with_padding_of_its_own
 from embedlab.files import UNFINISHED, cannot_write, locked_folder, sync_folder
 from embedlab.method import FineTuningMethod
+from embedlab.method.registry import method_class
 from embedlab.module import EmbeddingModule
 from embedlab.parser import ErrorParser
 from embedlab.pooling import PoolingMode
-from embedlab.registry import method_class
 
 _POOLING_KEYS: dict[PoolingMode, str] = {
     "mean": "pooling_mode_mean_tokens",

@@ -16,7 +16,7 @@ from embedlab.errors import PluginError
 from embedlab.flop_execution import ExecutionCost
 from embedlab.flop_profile import observe
 from embedlab.flops import FlopProfile
-from embedlab.replay import EncodedBatch, Recompute
+from embedlab.gradcache.engine import EncodedBatch, Recompute
 
 _COUNTS = ("algorithmic", "executed", "tokens", "padded_tokens", "pairs")
 

@@ -10,13 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from embedlab import registry
 from embedlab.callbacks.flop_budget import number_of_flops
 from embedlab.data.datamodule import PairDataModule
 from embedlab.flop_rows import Shape, flop_rows
 from embedlab.flop_table import print_rows
 from embedlab.ladder import LADDER, default_rung_config
-from embedlab.method import FineTuningMethod
+from embedlab.method import FineTuningMethod, registry
 from embedlab.methods_command import MethodParser
 from embedlab.module import EmbeddingModule
 

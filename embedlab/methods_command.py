@@ -6,9 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from embedlab import registry
 from embedlab.errors import suggestion
-from embedlab.method import FineTuningMethod
+from embedlab.method import FineTuningMethod, registry
 from embedlab.parser import ErrorParser
 
 

@@ -17,7 +17,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from embedlab import registry
 from embedlab.callbacks.branch_points import BranchPoints
 from embedlab.callbacks.checkpoint import RunCheckpoint
 from embedlab.callbacks.closing import ClosingLines
@@ -48,6 +47,7 @@ from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError, Preparation, in_one_line
 from embedlab.files import locked_folder, remove_unfinished
 from embedlab.ladder import LADDER, ensure_rung
+from embedlab.method import registry
 from embedlab.methods_command import MethodParser
 from embedlab.module import EmbeddingModule
 from embedlab.records import FILE as RECORD

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from embedlab.errors import ConfigError
 from embedlab.flops import FlopProfile
 from embedlab.method import prepare_backbone
-from embedlab.registry import method_class
+from embedlab.method.registry import method_class
 from embedlab.testing import tiny_backbone
 
 LENGTH = 13  # at which nothing is observed

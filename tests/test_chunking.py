@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedlab.chunking import cut_chunks, pad_chunk
+from embedlab.gradcache.chunking import cut_chunks, pad_chunk
 
 LENGTHS = st.lists(st.integers(1, 80), min_size=1, max_size=200).map(np.array)
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from embedlab.errors import ConfigError
 from embedlab.method import FineTuningMethod, prepare_backbone
-from embedlab.registry import discover, method_class
+from embedlab.method.registry import discover, method_class
 from embedlab.testing import CHECKS, FAMILIES, Check, contract, tiny_backbone
 
 METHODS = sorted(discover())

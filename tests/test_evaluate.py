@@ -8,7 +8,7 @@ import bm25s
 import pytest
 import torch
 
-from embedlab.evaluate import bm25_metrics
+from embedlab.data.evaluation.bm25 import bm25_metrics
 
 
 def test_bm25_metrics_are_those_of_its_whole_ranking() -> None:

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from embedlab.backbone import BackboneConfig, load_tokenizer
-from embedlab.chunking import Chunk
 from embedlab.cli import main
 from embedlab.errors import ConfigError, DataError, EmbedLabError
 from embedlab.export import prompts, restore
-from embedlab.registry import MethodEntry, discover
+from embedlab.gradcache.chunking import Chunk
+from embedlab.method.registry import MethodEntry, discover
 from embedlab.testing.backbones import save_tiny_backbone
 from runs import OwnProcess, error_of, fit, write_config
 
@@ -363,7 +363,7 @@ def test_no_option_of_a_method_imports_what_a_checkpoint_names(
     (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\ndef function(): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     entry = MethodEntry("WithFunction", WithFunction, "test", None)
-    monkeypatch.setattr("embedlab.registry.discover", lambda: {"WithFunction": entry})
+    monkeypatch.setattr("embedlab.method.registry.discover", lambda: {"WithFunction": entry})
     saved = torch.load(checkpoint_of(run), weights_only=True)
     for value in ("planted.function", {"class_path": "planted.function"}):
         method = {"class_path": "WithFunction", "init_args": {"rank": 4, "function": value}}

@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 
 from embedlab.cli import main
-from embedlab.registry import discover
+from embedlab.method.registry import discover
 from runs import (
     assert_same_bits,
     fit,

@@ -13,7 +13,7 @@ from batches import METHODS
 from embedlab.flop_observer import ADDED_FORMULAS, ProductCounter
 from embedlab.flop_profile import fitted, observe
 from embedlab.method import prepare_backbone
-from embedlab.registry import method_class
+from embedlab.method.registry import method_class
 from embedlab.testing import FAMILIES, tiny_backbone
 
 

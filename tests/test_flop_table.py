@@ -21,7 +21,7 @@ from embedlab.data.collate import PairBatch
 from embedlab.flop_rows import FlopRow, Shape
 from embedlab.flop_table import print_rows
 from embedlab.flops import Cost, FlopProfile, Passes
-from embedlab.registry import discover
+from embedlab.method.registry import discover
 from embedlab.testing.backbones import save_tiny_backbone
 from runs import error_of, fit, write_config
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from embedlab.data.evaluation import RetrievalFiles, StsFile, TextFile
+from embedlab.data.evaluation.sets import RetrievalFiles, StsFile, TextFile
 from embedlab.data.packed import TextSource, pack_text
 from embedlab.data.sources import PairSource
 from embedlab.data.texts import TokenisedTexts

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from embedlab.backbone import BackboneConfig, attention_keeps_scores, backbone_without_weights, load_backbone
-from embedlab.chunking import Chunk
 from embedlab.encoder import Encoder
 from embedlab.errors import ConfigError
+from embedlab.gradcache.chunking import Chunk
+from embedlab.gradcache.engine import GraphBytes
 from embedlab.memory_estimate import MemoryEstimate
 from embedlab.method import prepare_backbone
-from embedlab.registry import method_class
-from embedlab.replay import GraphBytes
+from embedlab.method.registry import method_class
 from embedlab.testing.backbones import save_tiny_backbone
 
 LENGTH, TEXTS = 32, 16

@@ -21,8 +21,7 @@ from torchmetrics.functional.retrieval import (
     retrieval_reciprocal_rank,
 )
 
-from embedlab.errors import DataError
-from embedlab.metrics import (
+from embedlab.data.evaluation.metrics import (
     LOSS_PROTOCOL,
     EmbeddingTable,
     alignment,
@@ -31,6 +30,7 @@ from embedlab.metrics import (
     spearman,
     uniformity,
 )
+from embedlab.errors import DataError
 
 
 def make_table(num_rows: int, dim: int, seed: int = 0) -> Tensor:

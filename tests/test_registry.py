@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from embedlab import registry
 from embedlab.errors import ConfigError, PluginError
-from embedlab.method import FineTuningMethod
+from embedlab.method import FineTuningMethod, registry
 
 GOOD = """
 from embedlab.method import FineTuningMethod

@@ -13,8 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from embedlab.data.evaluation.bm25 import bm25_metrics
 from embedlab.errors import ConfigError, DataError, TrainingError
-from embedlab.evaluate import bm25_metrics
 from embedlab.files import cannot_write, write_whole
 from embedlab.module import EmbeddingModule
 

@@ -23,9 +23,9 @@ from embedlab.callbacks.few_steps import FewSteps
 from embedlab.callbacks.owed_evaluation import evaluate_last_step
 from embedlab.callbacks.step_clock import StepClock
 from embedlab.data.datamodule import PairDataModule
-from embedlab.data.tasks import HeldOutPairs
+from embedlab.data.evaluation.metrics import LOSS_PROTOCOL
+from embedlab.data.evaluation.tasks import HeldOutPairs
 from embedlab.errors import ConfigError, DataError, DivergenceError, RecordError, suggestion
-from embedlab.metrics import LOSS_PROTOCOL
 from embedlab.module import EmbeddingModule
 from embedlab.records import FILE, Ledger, LossDefinition, RunRecord, Status, write_record
 from embedlab.schedule import Schedule

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from embedlab.chunking import Chunk, cut_chunks, pad_chunk
 from embedlab.data.sampler import BatchPlan, rows_of_rank
 from embedlab.data.tokenised import TokenisedPairs
+from embedlab.gradcache.chunking import Chunk, cut_chunks, pad_chunk
 from embedlab.losses import PairRows
 
 

@@ -18,17 +18,17 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from embedlab.backbone import BackboneConfig, check_positions, load_tokenizer
-from embedlab.chunking import Chunk
 from embedlab.data.collate import EpochSteps, PairBatch, TrainingBatches
-from embedlab.data.evaluation import RetrievalFiles, StsFile, TextFile
+from embedlab.data.evaluation.sets import RetrievalFiles, StsFile, TextFile
+from embedlab.data.evaluation.tasks import EvaluationTask, HeldOutPairs, TextRows
 from embedlab.data.sampler import BatchPlan, require_weights
 from embedlab.data.sources import PairSource
 from embedlab.data.summary import Summary
-from embedlab.data.tasks import EvaluationTask, HeldOutPairs, TextRows
 from embedlab.data.texts import num_tokens_of_prompt
 from embedlab.data.tokenised import TokenisedPairs, tokenise_pairs
 from embedlab.errors import ConfigError
 from embedlab.files import cache_folder
+from embedlab.gradcache.chunking import Chunk
 
 _MANY_WORKERS = 64  # more are a slip of the hand unless there are the cores for them
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from embedlab.registry import discover
+from embedlab.method.registry import discover
 from runs import assert_same_bits, error_of, fit, scalars, trained_weights, write_config
 
 METHODS = sorted(discover())

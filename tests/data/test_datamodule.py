@@ -14,7 +14,7 @@ from corpora import write_rows
 from embedlab.backbone import BackboneConfig
 from embedlab.cli import main
 from embedlab.data.datamodule import PairDataModule
-from embedlab.data.evaluation import RetrievalFiles, StsFile, TextFile
+from embedlab.data.evaluation.sets import RetrievalFiles, StsFile, TextFile
 from embedlab.data.sources import PairSource
 from embedlab.errors import ConfigError
 from embedlab.testing.backbones import save_tiny_backbone

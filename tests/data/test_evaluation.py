@@ -15,8 +15,8 @@ import torch
 from tokenizers import normalizers
 
 from corpora import write_rows
-from embedlab.data.evaluation import RetrievalFiles, StsFile, TextFile
-from embedlab.data.tasks import RetrievalTask
+from embedlab.data.evaluation.sets import RetrievalFiles, StsFile, TextFile
+from embedlab.data.evaluation.tasks import RetrievalTask
 from embedlab.errors import DataError
 from embedlab.testing.backbones import tiny_tokenizer
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from corpora import write_rows
-from embedlab.data.evaluation import RetrievalFiles, StsFile
+from embedlab.data.evaluation.sets import RetrievalFiles, StsFile
 from embedlab.data.sources import PairSource, read_pairs
 from embedlab.errors import DataError, EmbedLabError
 from embedlab.testing.backbones import tiny_tokenizer

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from corpora import store_of
-from embedlab.data.tasks import HeldOutPairs, Retrieval, RetrievalTask, SimilarityTask, TextRows
+from embedlab.data.evaluation.metrics import EmbeddingTable, pair_loss
+from embedlab.data.evaluation.tasks import HeldOutPairs, Retrieval, RetrievalTask, SimilarityTask, TextRows
 from embedlab.data.texts import TextWriter, TokenisedTexts
 from embedlab.errors import DataError
-from embedlab.metrics import EmbeddingTable, pair_loss
 from embedlab.testing.backbones import tiny_tokenizer
 
 STRINGS = [f"{'x' * (number % 13)}{number}" for number in range(40)]

@@ -14,7 +14,7 @@ import yaml
 
 from embedlab.backbone import BackboneConfig
 from embedlab.cli import main
-from embedlab.data.evaluation import RetrievalFiles, StsFile, TextFile
+from embedlab.data.evaluation.sets import RetrievalFiles, StsFile, TextFile
 from embedlab.data.sources import PairSource
 from embedlab.errors import RecordError
 from embedlab.module import OptimizerConfig

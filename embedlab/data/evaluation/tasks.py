@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embedlab.chunking import Chunk, cut_chunks, pad_chunk
+from embedlab.data.evaluation.metrics import PAIR_LOSS_BLOCK, pair_loss, retrieval_metrics, spearman
 from embedlab.data.texts import TokenisedTexts
 from embedlab.data.tokenised import TokenisedPairs
 from embedlab.errors import DataError
-from embedlab.metrics import PAIR_LOSS_BLOCK, pair_loss, retrieval_metrics, spearman
+from embedlab.gradcache.chunking import Chunk, cut_chunks, pad_chunk
 
 
 class TextChunks(Dataset[Chunk]):
@@ -281,7 +281,7 @@ class HeldOutPairs(EvaluationTask):
         )
 
     def metrics(self, embeddings_UD: Tensor) -> dict[str, float]:
-        """``loss``, ``loss_standard_error`` (see ``embedlab.metrics.pair_loss``), and those of ``Retrieval``."""
+        """``loss``, ``loss_standard_error`` (see ``pair_loss``), and those of ``Retrieval``."""
         queries_P, positives_P = (rows.to(embeddings_UD.device) for rows in (self._queries_P, self._positives_P))
         loss, standard_error = pair_loss(embeddings_UD[queries_P], embeddings_UD[positives_P])
         return {"loss": loss, "loss_standard_error": standard_error, **self._retrieval.metrics(embeddings_UD)}

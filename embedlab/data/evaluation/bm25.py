@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedlab.metrics import retrieval_metrics
+from embedlab.data.evaluation.metrics import retrieval_metrics
 
 _QUERIES_PER_CHUNK = 64
 _DEPTH = 10  # of every metric
@@ -23,7 +23,7 @@ def bm25_metrics(
     Args:
         queries: texts.
         documents: texts.
-        relevance: row of the query, row of the document, and gain, as in ``embedlab.metrics.retrieval_metrics``.
+        relevance: row of the query, row of the document, and gain, as in ``retrieval_metrics``.
 
     Returns:
         The same metrics as ``retrieval_metrics``, ties broken against BM25 too.

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from embedlab.data.evaluation.tasks import Retrieval, RetrievalTask, SimilarityTask, TextRows
 from embedlab.data.readers import open_rows
 from embedlab.data.rows import (
     SKIP_REMEDY,
@@ -33,7 +34,6 @@ from embedlab.data.rows import (
     value_of,
 )
 from embedlab.data.tables import Quoting
-from embedlab.data.tasks import Retrieval, RetrievalTask, SimilarityTask, TextRows
 from embedlab.data.texts import TextWriter, TokenisedTexts, cache_key, require_tokens, shown_progress
 from embedlab.errors import DataError, suggestion
 from embedlab.files import build_once

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from embedlab.chunking import Chunk
+from embedlab.gradcache.chunking import Chunk
 
 Recompute = Literal["auto", "always", "never"]
 
