@@ -19,10 +19,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from embedlab.backbone import BackboneConfig
-from embedlab.flop_rows import Shape, flop_rows
 from embedlab.flops import FlopProfile
+from embedlab.flops.estimate import Shape, flop_rows
 from embedlab.method.registry import discover, method_class
+from embedlab.model.backbone import BackboneConfig
 
 RESULTS = Path(__file__).parent / "results"
 PYTHIA = Path(__file__).parents[1] / "configs" / "pythia"

@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "embedlab.backbone": ["BackboneConfig"],
+    "embedlab.model.backbone": ["BackboneConfig"],
     "embedlab.data.datamodule": ["PairDataModule"],
     "embedlab.data.sources": ["PairSource"],
-    "embedlab.encoder": ["Encoder"],
+    "embedlab.model.encoder": ["Encoder"],
     "embedlab.errors": [
         "ConfigError",
         "DataError",
@@ -20,7 +20,7 @@ _HOMES = {
         "RecordError",
         "TrainingError",
     ],
-    "embedlab.flop_profile": ["observe"],
+    "embedlab.flops.profile": ["observe"],
     "embedlab.flops": ["FlopProfile"],
     "embedlab.losses": ["AllPairsInfoNCE", "ContrastiveLoss", "InfoNCE", "SymmetricInfoNCE"],
     "embedlab.method": ["FineTuningMethod"],

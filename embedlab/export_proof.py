@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from embedlab.backbone import pads_with_a_word
-from embedlab.encoder import Encoder
 from embedlab.errors import DataError
 from embedlab.gradcache.chunking import Chunk
+from embedlab.model.backbone import pads_with_a_word
+from embedlab.model.encoder import Encoder
 
 # Unicode keeps U+FDD0 to U+FDEF out of all text that programs exchange, so no text holds this token by chance.
 _PADDING = "\ufdd0padding\ufdd0"

@@ -11,12 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import distributed, nn
 
 from embedlab.data.collate import PairBatch
-from embedlab.encoder import Encoder
 from embedlab.errors import PluginError
-from embedlab.flop_execution import ExecutionCost
-from embedlab.flop_profile import observe
 from embedlab.flops import FlopProfile
+from embedlab.flops.execution import ExecutionCost
+from embedlab.flops.profile import observe
 from embedlab.gradcache.engine import EncodedBatch, Recompute
+from embedlab.model.encoder import Encoder
 
 _COUNTS = ("algorithmic", "executed", "tokens", "padded_tokens", "pairs")
 

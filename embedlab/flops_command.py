@@ -12,8 +12,8 @@ from typing import Any
 
 from embedlab.callbacks.flop_budget import number_of_flops
 from embedlab.data.datamodule import PairDataModule
-from embedlab.flop_rows import Shape, flop_rows
-from embedlab.flop_table import print_rows
+from embedlab.flops.estimate import Shape, flop_rows
+from embedlab.flops.table import print_rows
 from embedlab.ladder import LADDER, default_rung_config
 from embedlab.method import FineTuningMethod, registry
 from embedlab.methods_command import MethodParser

@@ -19,19 +19,19 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from embedlab.backbone import BackboneConfig, fingerprint, is_finite, load_backbone
 from embedlab.data.collate import PairBatch
 from embedlab.data.evaluation.metrics import EmbeddingTable
 from embedlab.data.evaluation.tasks import EvaluationTask
-from embedlab.encoder import Encoder
 from embedlab.errors import ConfigError, DataError, DivergenceError
 from embedlab.flop_meter import FlopMeter
 from embedlab.gradcache.chunking import Chunk
 from embedlab.gradcache.engine import ChunkedGradient, Recompute
 from embedlab.losses import ContrastiveLoss, LossGradient, SymmetricInfoNCE
 from embedlab.method import FineTuningMethod, prepare_backbone
+from embedlab.model.backbone import BackboneConfig, fingerprint, is_finite, load_backbone
+from embedlab.model.encoder import Encoder
+from embedlab.model.pooling import PoolingMode
 from embedlab.optimizer_state import options_of, require_sound_state, take_options
-from embedlab.pooling import PoolingMode
 from embedlab.schedule import Schedule, WarmupCosine
 from embedlab.whole_data import refuse_parts_of_data, refuse_rare_evaluation, sees_a_part
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from embedlab.encoder import Encoder
 from embedlab.gradcache.chunking import Chunk, cut_chunks, pad_chunk
 from embedlab.gradcache.engine import ChunkedGradient
 from embedlab.losses import PairRows
 from embedlab.method import FineTuningMethod, prepare_backbone
 from embedlab.method.registry import discover
+from embedlab.model.encoder import Encoder
 from embedlab.testing.backbones import tiny_backbone
 
 METHODS = sorted(discover())

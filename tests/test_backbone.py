@@ -20,7 +20,8 @@ from transformers import (
     ViTConfig,
 )
 
-from embedlab.backbone import (
+from embedlab.errors import ConfigError
+from embedlab.model.backbone import (
     BackboneConfig,
     absolute_path,
     fingerprint,
@@ -30,7 +31,6 @@ from embedlab.backbone import (
     max_positions,
     pads_with_a_word,
 )
-from embedlab.errors import ConfigError
 from embedlab.testing.backbones import save_tiny_backbone, tiny_backbone
 
 Weights = dict[str, torch.Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from embedlab.device_peak import device_peak, known_peak
+from embedlab.flops.peak import device_peak, known_peak
 
 
 @pytest.mark.parametrize(

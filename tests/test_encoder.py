@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from embedlab.encoder import Encoder
 from embedlab.gradcache.chunking import Chunk
 from embedlab.method.registry import discover, method_class
-from embedlab.pooling import PoolingMode
+from embedlab.model.encoder import Encoder
+from embedlab.model.pooling import PoolingMode
 from embedlab.testing import FAMILIES, tiny_backbone
 
 # GPT-2 numbers positions from the start of the row, padding included: transformers computes it so. embedlab pads on

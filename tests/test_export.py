@@ -17,12 +17,12 @@ from embedlab_methods.lora import LoRA
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from embedlab.backbone import BackboneConfig, load_tokenizer
 from embedlab.cli import main
 from embedlab.errors import ConfigError, DataError, EmbedLabError
 from embedlab.export import prompts, restore
 from embedlab.gradcache.chunking import Chunk
 from embedlab.method.registry import MethodEntry, discover
+from embedlab.model.backbone import BackboneConfig, load_tokenizer
 from embedlab.testing.backbones import save_tiny_backbone
 from runs import OwnProcess, error_of, fit, write_config
 

@@ -10,10 +10,10 @@ from flop_counts import checkpoint_activations
 from torch.utils.flop_counter import FlopCounterMode
 
 from batches import METHODS, chunks_of, make_encoder, make_engine, make_texts, pair_rows
-from embedlab.encoder import Encoder
-from embedlab.flop_execution import ExecutionCost
-from embedlab.flop_observer import ADDED_FORMULAS
+from embedlab.flops.execution import ExecutionCost
+from embedlab.flops.observer import ADDED_FORMULAS
 from embedlab.losses import SymmetricInfoNCE
+from embedlab.model.encoder import Encoder
 
 FAMILIES = ["gpt_neox", "gpt2", "llama", "qwen3", "gemma3", "opt"]
 LONGEST = 20

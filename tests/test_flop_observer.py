@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, AutoModel, MambaConfig, MixtralConfig, PreTrainedModel
 
 from embedlab.errors import PluginError
-from embedlab.flop_profile import observe
+from embedlab.flops.profile import observe
 from embedlab.testing import tiny_backbone
 
 

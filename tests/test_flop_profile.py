@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 from batches import METHODS
-from embedlab.flop_observer import ADDED_FORMULAS, ProductCounter
-from embedlab.flop_profile import fitted, observe
+from embedlab.flops.observer import ADDED_FORMULAS, ProductCounter
+from embedlab.flops.profile import fitted, observe
 from embedlab.method import prepare_backbone
 from embedlab.method.registry import method_class
 from embedlab.testing import FAMILIES, tiny_backbone

@@ -18,12 +18,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from embedlab.backbone import BackboneConfig, load_backbone
 from embedlab.errors import ConfigError
-from embedlab.flop_profile import observe
-from embedlab.flop_rows import FlopRow, Shape, flop_rows
+from embedlab.flops.estimate import FlopRow, Shape, flop_rows
+from embedlab.flops.profile import observe
 from embedlab.method import FineTuningMethod, prepare_backbone
 from embedlab.method.registry import method_class
+from embedlab.model.backbone import BackboneConfig, load_backbone
 from embedlab.testing.backbones import save_tiny_backbone
 
 TINY = {"vocab_size": 128, "hidden_size": 32, "eos_token_id": 2, "bos_token_id": None, "pad_token_id": 0}

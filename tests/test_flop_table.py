@@ -15,13 +15,13 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from transformers import GPTNeoConfig, MambaConfig, PretrainedConfig
 
-from embedlab.backbone import BackboneConfig
 from embedlab.cli import main
 from embedlab.data.collate import PairBatch
-from embedlab.flop_rows import FlopRow, Shape
-from embedlab.flop_table import print_rows
 from embedlab.flops import Cost, FlopProfile, Passes
+from embedlab.flops.estimate import FlopRow, Shape
+from embedlab.flops.table import print_rows
 from embedlab.method.registry import discover
+from embedlab.model.backbone import BackboneConfig
 from embedlab.testing.backbones import save_tiny_backbone
 from runs import error_of, fit, write_config
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from embedlab.backbone import BackboneConfig, attention_keeps_scores, backbone_without_weights, load_backbone
-from embedlab.encoder import Encoder
 from embedlab.errors import ConfigError
+from embedlab.flops.memory import MemoryEstimate
 from embedlab.gradcache.chunking import Chunk
 from embedlab.gradcache.engine import GraphBytes
-from embedlab.memory_estimate import MemoryEstimate
 from embedlab.method import prepare_backbone
 from embedlab.method.registry import method_class
+from embedlab.model.backbone import BackboneConfig, attention_keeps_scores, backbone_without_weights, load_backbone
+from embedlab.model.encoder import Encoder
 from embedlab.testing.backbones import save_tiny_backbone
 
 LENGTH, TEXTS = 32, 16

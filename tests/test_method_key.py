@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import embedlab
+from embedlab.flops.method_key import method_key
 from embedlab.method import FineTuningMethod
-from embedlab.method_key import method_key
 
 SOURCE = """
 from embedlab.method import FineTuningMethod

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedlab.pooling import PoolingMode, pool
+from embedlab.model.pooling import PoolingMode, pool
 
 MODES = get_args(PoolingMode)
 

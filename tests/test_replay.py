@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from batches import METHODS, chunks_of, make_encoder, make_engine, make_texts, pair_rows
-from embedlab.encoder import Encoder
 from embedlab.gradcache.chunking import Chunk, pad_chunk
 from embedlab.gradcache.engine import ChunkedGradient, Recompute
 from embedlab.losses import AllPairsInfoNCE, ContrastiveLoss, InfoNCE, SymmetricInfoNCE
+from embedlab.model.encoder import Encoder
 from embedlab.testing.backbones import FAMILIES, tiny_backbone
 
 POLICIES = [*get_args(Recompute), "partly"]

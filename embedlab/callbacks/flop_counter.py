@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from embedlab.callbacks.step_clock import StepClock
-from embedlab.device_peak import Peak, device_peak
 from embedlab.errors import ConfigError
+from embedlab.flops.peak import Peak, device_peak
 from embedlab.module import EmbeddingModule
 
 

@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from embedlab.backbone import absolute_path
 from embedlab.files import cannot_write, write_whole
+from embedlab.model.backbone import absolute_path
 from embedlab.module import EmbeddingModule
 
 

@@ -17,7 +17,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from embedlab.backbone import BackboneConfig, check_positions, load_tokenizer
 from embedlab.data.collate import EpochSteps, PairBatch, TrainingBatches
 from embedlab.data.evaluation.sets import RetrievalFiles, StsFile, TextFile
 from embedlab.data.evaluation.tasks import EvaluationTask, HeldOutPairs, TextRows
@@ -29,6 +28,7 @@ from embedlab.data.tokenised import TokenisedPairs, tokenise_pairs
 from embedlab.errors import ConfigError
 from embedlab.files import cache_folder
 from embedlab.gradcache.chunking import Chunk
+from embedlab.model.backbone import BackboneConfig, check_positions, load_tokenizer
 
 _MANY_WORKERS = 64  # more are a slip of the hand unless there are the cores for them
 

@@ -16,9 +16,9 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from embedlab.data_sheets import DATA_SHEETS
 from embedlab.errors import ConfigError, plain_text, suggestion
 from embedlab.files import cannot_write, write_whole
+from embedlab.flops.data_sheets import DATA_SHEETS
 from embedlab.search.crossover import Crossover, crossover
 from embedlab.search.method_laws import FARTHEST, MethodLaw, laws_of
 from embedlab.search.observations import Observation, by_method, with_best_learning_rates

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from embedlab.callbacks.flop_counter import FlopCounter
 from embedlab.errors import ConfigError
-from embedlab.flop_observer import ADDED_FORMULAS
+from embedlab.flops.observer import ADDED_FORMULAS
 from embedlab.gradcache.engine import ChunkedGradient
 from embedlab.method.registry import discover
 from runs import error_of, fit, scalars, write_config

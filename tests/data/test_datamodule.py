@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from corpora import write_rows
-from embedlab.backbone import BackboneConfig
 from embedlab.cli import main
 from embedlab.data.datamodule import PairDataModule
 from embedlab.data.evaluation.sets import RetrievalFiles, StsFile, TextFile
 from embedlab.data.sources import PairSource
 from embedlab.errors import ConfigError
+from embedlab.model.backbone import BackboneConfig
 from embedlab.testing.backbones import save_tiny_backbone
 from runs import error_of, fit, start_ranks, write_config, write_pairs
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from embedlab.backbone import BackboneConfig
 from embedlab.cli import main
 from embedlab.data.evaluation.sets import RetrievalFiles, StsFile, TextFile
 from embedlab.data.sources import PairSource
 from embedlab.errors import RecordError
+from embedlab.model.backbone import BackboneConfig
 from embedlab.module import OptimizerConfig
 from embedlab.records import FILE, write_record
 from embedlab.search.recipe_options import options_of_run

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from embedlab.backbone import BackboneConfig
-from embedlab.flop_rows import FlopRow, Shape
+from embedlab.flops.estimate import FlopRow, Shape
+from embedlab.model.backbone import BackboneConfig
 
 _WIDTH = 150  # where there is no terminal that has one
 

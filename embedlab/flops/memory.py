@@ -13,10 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from embedlab.backbone import checkpoint_gradients, max_positions
 from embedlab.errors import ConfigError
 from embedlab.gradcache.engine import GraphBytes
 from embedlab.method import decoder_blocks
+from embedlab.model.backbone import checkpoint_gradients, max_positions
 
 # By trainer.precision: the type that all weights are converted to, and the type of autocast.
 _PRECISIONS: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from embedlab.flop_observer import Observer, Trace
 from embedlab.flops import Cost, FlopProfile, Passes
+from embedlab.flops.observer import Observer, Trace
 from embedlab.method import embedding_parameters, unembedding_parameters
 
 SHORT_LENGTHS = (3, 5, 8)

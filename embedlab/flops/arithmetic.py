@@ -2,7 +2,7 @@
 
 One multiplication and one addition are two FLOPs. Counted are matrix products and convolutions, as in
 ``torch.utils.flop_counter``; elementwise work, normalisation, softmax, lookups and the optimiser are not. How the
-numbers come about: ``embedlab.flop_observer``.
+numbers come about: ``embedlab.flops.observer``.
 """
 
 from __future__ import annotations

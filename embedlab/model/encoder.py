@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from embedlab.gradcache.chunking import Chunk
 from embedlab.method import decoder_blocks
-from embedlab.pooling import PoolingMode, pool
+from embedlab.model.pooling import PoolingMode, pool
 
 
 class Encoder(nn.Module):

@@ -12,21 +12,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from embedlab.backbone import (
+from embedlab.errors import ConfigError
+from embedlab.files import build_once, cache_folder
+from embedlab.flops import FlopProfile
+from embedlab.flops.memory import MemoryEstimate
+from embedlab.flops.meta_device import GroupedProducts
+from embedlab.flops.method_key import method_key
+from embedlab.flops.profile import observe
+from embedlab.method import FineTuningMethod, prepare_backbone
+from embedlab.model.backbone import (
     BackboneConfig,
     attention_keeps_scores,
     backbone_without_weights,
     check_positions,
     load_config,
 )
-from embedlab.errors import ConfigError
-from embedlab.files import build_once, cache_folder
-from embedlab.flop_profile import observe
-from embedlab.flops import FlopProfile
-from embedlab.memory_estimate import MemoryEstimate
-from embedlab.meta_device import GroupedProducts
-from embedlab.method import FineTuningMethod, prepare_backbone
-from embedlab.method_key import method_key
 
 
 @dataclass(frozen=True)

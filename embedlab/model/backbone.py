@@ -28,14 +28,14 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from embedlab.backbone_files import (
+from embedlab.errors import ConfigError, EmbedLabError
+from embedlab.model.backbone_files import (
     check_configuration,
     check_fit,
     check_tokenizer_files,
     no_tokenizer,
     weight_shapes,
 )
-from embedlab.errors import ConfigError, EmbedLabError
 
 HUB_TIMEOUT_SECONDS = 10
 

@@ -12,9 +12,9 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from embedlab.flop_observer import ProductCounter
-from embedlab.flop_profile import SHORT_LENGTHS, fitted, lengths_between, visible_attention
 from embedlab.flops import Cost
+from embedlab.flops.observer import ProductCounter
+from embedlab.flops.profile import SHORT_LENGTHS, fitted, lengths_between, visible_attention
 from embedlab.gradcache.chunking import Chunk
 from embedlab.gradcache.engine import ChunkedGradient, EncodedBatch, Recompute
 

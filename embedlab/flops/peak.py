@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from embedlab.data_sheets import DATA_SHEETS
+from embedlab.flops.data_sheets import DATA_SHEETS
 
 _SECONDS = 0.2
 _SECONDS_A_TRIAL = 0.03
