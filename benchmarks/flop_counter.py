@@ -26,9 +26,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from embedlab.callbacks.flop_counter import FlopCounter
 from embedlab.cli import main as embedlab
-from embedlab.flop_meter import FlopMeter
+from embedlab.training.callbacks.flop_counter import FlopCounter
+from embedlab.training.meter import FlopMeter
 
 RESULTS = Path(__file__).parent / "results"
 BLOCK = 10  # steps: the default of trainer.log_every_n_steps

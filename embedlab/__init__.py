@@ -24,8 +24,8 @@ _HOMES = {
     "embedlab.flops": ["FlopProfile"],
     "embedlab.losses": ["AllPairsInfoNCE", "ContrastiveLoss", "InfoNCE", "SymmetricInfoNCE"],
     "embedlab.method": ["FineTuningMethod"],
-    "embedlab.module": ["EmbeddingModule", "OptimizerConfig"],
-    "embedlab.schedule": ["Constant", "Schedule", "WarmupCosine", "WarmupStableDecay"],
+    "embedlab.training.module": ["EmbeddingModule", "OptimizerConfig"],
+    "embedlab.training.schedule": ["Constant", "Schedule", "WarmupCosine", "WarmupStableDecay"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

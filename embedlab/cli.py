@@ -63,11 +63,11 @@ COMMANDS: dict[str, tuple[str, Callable[[str, str], Callable[[Sequence[str]], No
     "validate": ("evaluate a checkpoint on the validation sets", *_TRAINER),
     "test": ("evaluate a checkpoint on the test split", *_TRAINER),
     "predict": ("write the embeddings of a file of texts", *_TRAINER),
-    "export": ("write a checkpoint as a Sentence-Transformers folder", _function, "embedlab.export:export"),
+    "export": ("write a checkpoint as a Sentence-Transformers folder", _function, "embedlab.training.export:export"),
     "pretrain": (
         "pre-train a ladder of small language models from raw text",
         _function,
-        "embedlab.ladder:pretrain",
+        "embedlab.pretraining.ladder:pretrain",
     ),
     "flops": ("show what training costs, without training", _itself, "embedlab.flops_command:flops"),
     "runs": ("list, show or export what has been run", _planning, "embedlab.search.runs_command:runs_command"),

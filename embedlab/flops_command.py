@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from embedlab.callbacks.flop_budget import number_of_flops
 from embedlab.data.datamodule import PairDataModule
 from embedlab.flops.estimate import Shape, flop_rows
 from embedlab.flops.table import print_rows
-from embedlab.ladder import LADDER, default_rung_config
 from embedlab.method import FineTuningMethod, registry
 from embedlab.methods_command import MethodParser
-from embedlab.module import EmbeddingModule
+from embedlab.pretraining.ladder import LADDER, default_rung_config
+from embedlab.training.callbacks.flop_budget import number_of_flops
+from embedlab.training.module import EmbeddingModule
 
 MEAN_TOKENS = {"query": 14, "document": 64}
 # What a configuration of fit holds and no cost depends on.

@@ -17,22 +17,31 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from embedlab.callbacks.branch_points import BranchPoints
-from embedlab.callbacks.checkpoint import RunCheckpoint
-from embedlab.callbacks.closing import ClosingLines
-from embedlab.callbacks.comparison import ComparisonTable  # noqa: F401  configurations name it without its module
-from embedlab.callbacks.embedding_writer import UNTRAINED, EmbeddingWriter
-from embedlab.callbacks.few_steps import FewSteps  # noqa: F401  a search's probes name it
-from embedlab.callbacks.flop_budget import FlopBudget, number_of_flops
-from embedlab.callbacks.flop_counter import FlopCounter
-from embedlab.callbacks.owed_evaluation import OwedEvaluation
-from embedlab.callbacks.progress import ProgressLines
-from embedlab.callbacks.run_config import RunConfig
-from embedlab.callbacks.run_log import RunLog, RunLogger
-from embedlab.callbacks.run_record import RunRecorder
-from embedlab.callbacks.same_run import SameRun
-from embedlab.callbacks.throughput import Throughput
-from embedlab.checkpoint_file import (
+from embedlab.config_file import Node, Scalar
+from embedlab.data.datamodule import PairDataModule
+from embedlab.errors import ConfigError, Preparation, in_one_line
+from embedlab.files import locked_folder, remove_unfinished
+from embedlab.method import registry
+from embedlab.methods_command import MethodParser
+from embedlab.pretraining.ladder import LADDER, ensure_rung
+from embedlab.records import FILE as RECORD
+from embedlab.trainer_options import refuse_trainer_option
+from embedlab.training.callbacks.branch_points import BranchPoints
+from embedlab.training.callbacks.checkpoint import RunCheckpoint
+from embedlab.training.callbacks.closing import ClosingLines
+from embedlab.training.callbacks.comparison import ComparisonTable  # noqa: F401  configurations name it without its module
+from embedlab.training.callbacks.embedding_writer import UNTRAINED, EmbeddingWriter
+from embedlab.training.callbacks.few_steps import FewSteps  # noqa: F401  a search's probes name it
+from embedlab.training.callbacks.flop_budget import FlopBudget, number_of_flops
+from embedlab.training.callbacks.flop_counter import FlopCounter
+from embedlab.training.callbacks.owed_evaluation import OwedEvaluation
+from embedlab.training.callbacks.progress import ProgressLines
+from embedlab.training.callbacks.run_config import RunConfig
+from embedlab.training.callbacks.run_log import RunLog, RunLogger
+from embedlab.training.callbacks.run_record import RunRecorder
+from embedlab.training.callbacks.same_run import SameRun
+from embedlab.training.callbacks.throughput import Throughput
+from embedlab.training.checkpoint_file import (
     CHECKPOINTS,
     LAST,
     PREVIOUS,
@@ -42,17 +51,8 @@ from embedlab.checkpoint_file import (
     read_checkpoint,
     require_whole,
 )
-from embedlab.config_file import Node, Scalar
-from embedlab.data.datamodule import PairDataModule
-from embedlab.errors import ConfigError, Preparation, in_one_line
-from embedlab.files import locked_folder, remove_unfinished
-from embedlab.ladder import LADDER, ensure_rung
-from embedlab.method import registry
-from embedlab.methods_command import MethodParser
-from embedlab.module import EmbeddingModule
-from embedlab.records import FILE as RECORD
-from embedlab.trainer_options import refuse_trainer_option
-from embedlab.whole_data import refuse_parts_of_data
+from embedlab.training.module import EmbeddingModule
+from embedlab.training.whole_data import refuse_parts_of_data
 
 
 class _TrainingParser(MethodParser, LightningArgumentParser):

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from embedlab.checkpoint_file import LAST, PREVIOUS, WholeCheckpointIO, damage, read_checkpoint, require_whole
 from embedlab.errors import DataError
+from embedlab.training.checkpoint_file import LAST, PREVIOUS, WholeCheckpointIO, damage, read_checkpoint, require_whole
 from runs import error_of, fit, write_config
 
 SAVED = {

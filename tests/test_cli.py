@@ -206,7 +206,9 @@ def test_a_run_without_an_end_is_refused(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_strategy_that_shards_the_model_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedlab.module._SHARDED", (SingleDeviceStrategy,))  # the real ones refuse to run on a CPU
+    monkeypatch.setattr(
+        "embedlab.training.module._SHARDED", (SingleDeviceStrategy,)
+    )  # the real ones refuse to run on a CPU
     printed = error_of(capsys, ["fit", "--config", str(write_config(tmp_path))])
     assert "SingleDeviceStrategy shards the model" in printed and "Use 'ddp'" in printed
 

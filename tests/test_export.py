@@ -19,11 +19,11 @@ from sentence_transformers import SentenceTransformer
 
 from embedlab.cli import main
 from embedlab.errors import ConfigError, DataError, EmbedLabError
-from embedlab.export import prompts, restore
 from embedlab.gradcache.chunking import Chunk
 from embedlab.method.registry import MethodEntry, discover
 from embedlab.model.backbone import BackboneConfig, load_tokenizer
 from embedlab.testing.backbones import save_tiny_backbone
+from embedlab.training.export import prompts, restore
 from runs import OwnProcess, error_of, fit, write_config
 
 TEXTS = ["a", "two words", "the same text with many more words in it than the others", "one, two; three"]
@@ -218,7 +218,7 @@ def test_an_export_that_differs_from_training_is_refused(
 
 
 def main_export(checkpoint: Path, folder: Path, **options: Any) -> None:
-    from embedlab.export import export as write
+    from embedlab.training.export import export as write
 
     write(checkpoint, folder, **options)
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from embedlab.flop_meter import FlopAccount, FlopMeter
 from embedlab.flops import Cost, FlopProfile, Passes
+from embedlab.training.meter import FlopAccount, FlopMeter
 
 WEIGHTS = Passes(1, 1, 1)
 PROFILE = FlopProfile(1, 0, 0, 1, WEIGHTS, WEIGHTS, WEIGHTS, WEIGHTS, WEIGHTS, attention=Cost(per_squared_token=1))

@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from embedlab.export import restore
 from embedlab.model.backbone import BackboneConfig, check_positions, load_backbone, load_config, load_tokenizer
 from embedlab.testing.backbones import save_tiny_backbone, tiny_backbone
+from embedlab.training.export import restore
 from fuzzing import Fuzz
 from runs import fit, write_config
 

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import strategies as st
 
 from embedlab.data.evaluation.sets import RetrievalFiles, StsFile, TextFile
-from embedlab.data.packed import TextSource, pack_text
 from embedlab.data.sources import PairSource
 from embedlab.data.texts import TokenisedTexts
 from embedlab.data.tokenised import tokenise_pairs
 from embedlab.errors import DataError
 from embedlab.files import build_once
+from embedlab.pretraining.corpus import TextSource, pack_text
 from embedlab.testing.backbones import tiny_tokenizer
 from fuzzing import Fuzz
 

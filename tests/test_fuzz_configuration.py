@@ -18,13 +18,13 @@ from embedlab import training_command
 from embedlab.config_file import parse_config
 from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import EmbedLabError
-from embedlab.export import export
 from embedlab.flops_command import flops_parser
-from embedlab.ladder import pretrain
 from embedlab.methods_command import methods
-from embedlab.module import EmbeddingModule
 from embedlab.parser import ErrorParser
+from embedlab.pretraining.ladder import pretrain
 from embedlab.testing.backbones import save_tiny_backbone
+from embedlab.training.export import export
+from embedlab.training.module import EmbeddingModule
 from fuzzing import Fuzz
 from runs import write_pairs
 

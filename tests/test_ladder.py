@@ -19,13 +19,13 @@ from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
-from embedlab import ladder
 from embedlab.cli import main
-from embedlab.data.packed import TextSource
 from embedlab.errors import ConfigError, DataError, TrainingError
-from embedlab.ladder import ensure_rung, pretrain
 from embedlab.method import num_nonembedding_parameters, pretraining_peak_learning_rate
-from embedlab.rungs import RUNGS, Rung, model_config
+from embedlab.pretraining import ladder
+from embedlab.pretraining.corpus import TextSource
+from embedlab.pretraining.ladder import ensure_rung, pretrain
+from embedlab.pretraining.rungs import RUNGS, Rung, model_config
 from runs import assert_same_bits, error_of
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "ladder"

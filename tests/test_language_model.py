@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from embedlab.data.packed import PackedText
-from embedlab.language_model import CausalLanguageModel, chunked_cross_entropy
+from embedlab.pretraining.corpus import PackedText
+from embedlab.pretraining.language_model import CausalLanguageModel, chunked_cross_entropy
 
 
 @pytest.mark.parametrize("rows", [1, 7, 50, 64])

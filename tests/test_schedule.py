@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedlab.errors import ConfigError
-from embedlab.schedule import Constant, Schedule, WarmupCosine, WarmupStableDecay
+from embedlab.training.schedule import Constant, Schedule, WarmupCosine, WarmupStableDecay
 
 SCHEDULES = [
     WarmupCosine(),

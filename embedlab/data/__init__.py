@@ -1,0 +1,1 @@
+"""Where texts come from, how they become tokens and batches, and what is measured on them."""

@@ -1,0 +1,1 @@
+"""From tokens to an embedding: the backbone, pooling, and both together."""

@@ -207,7 +207,7 @@ class _Fit:
 
 
 _OF_THE_RUN = ("budget", "output", "ckpt_path", "branch", "weights_only", "accept_changes")
-_SHIPPED = {"loss": ("", "embedlab", "embedlab.losses"), "schedule": ("", "embedlab", "embedlab.schedule")}
+_SHIPPED = {"loss": ("", "embedlab", "embedlab.losses"), "schedule": ("", "embedlab", "embedlab.training.schedule")}
 
 
 def options_of_run(folder: Path) -> tuple[dict[str, Any], list[str]]:

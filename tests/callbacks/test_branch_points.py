@@ -9,10 +9,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from embedlab.callbacks.branch_points import BranchPoints
 from embedlab.errors import ConfigError
 from embedlab.method.registry import discover
 from embedlab.records import FILE, Ledger, RunRecord, read_record
+from embedlab.training.callbacks.branch_points import BranchPoints
 from runs import assert_same_bits, error_of, fit, scalars, start_ranks, trained_weights, write_config
 
 EVERY_STEP = ["--trainer.log_every_n_steps", "1"]

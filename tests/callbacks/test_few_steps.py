@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from embedlab.callbacks.few_steps import FewSteps
 from embedlab.errors import ConfigError
 from embedlab.records import FILE, read_record
+from embedlab.training.callbacks.few_steps import FewSteps
 from runs import error_of, fit, scalars, write_config
 
 FEW = ["--trainer.callbacks+", "FewSteps", "--trainer.callbacks.steps", "2"]

@@ -10,11 +10,11 @@ import torch
 from lightning.pytorch import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
-from embedlab.callbacks.flop_counter import FlopCounter
 from embedlab.errors import ConfigError
 from embedlab.flops.observer import ADDED_FORMULAS
 from embedlab.gradcache.engine import ChunkedGradient
 from embedlab.method.registry import discover
+from embedlab.training.callbacks.flop_counter import FlopCounter
 from runs import error_of, fit, scalars, write_config
 
 METHODS = sorted(discover())

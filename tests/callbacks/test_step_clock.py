@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from embedlab.callbacks import step_clock
+from embedlab.training.callbacks import step_clock
 from runs import fit, write_config
 
 

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedlab.data.packed import (
+from embedlab.data.split import split_position
+from embedlab.errors import ConfigError, DataError
+from embedlab.pretraining.corpus import (
     END_OF_TEXT,
     ConsecutiveStarts,
     PackedText,
@@ -22,8 +24,6 @@ from embedlab.data.packed import (
     pack_text,
     text_fingerprint,
 )
-from embedlab.data.split import split_position
-from embedlab.errors import ConfigError, DataError
 
 WORDS = ["river", "stone", "Größe", "walk", "under", "λόγος", "the", "of", "blue", "seven", "table", "ask"]
 

@@ -17,9 +17,9 @@ from embedlab.data.evaluation.sets import RetrievalFiles, StsFile, TextFile
 from embedlab.data.sources import PairSource
 from embedlab.errors import RecordError
 from embedlab.model.backbone import BackboneConfig
-from embedlab.module import OptimizerConfig
 from embedlab.records import FILE, write_record
 from embedlab.search.recipe_options import options_of_run
+from embedlab.training.module import OptimizerConfig
 from run_records import record
 
 PLAIN: dict[str, Any] = {

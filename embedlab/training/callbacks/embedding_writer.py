@@ -15,7 +15,7 @@ from torch import Tensor
 
 from embedlab.errors import ConfigError
 from embedlab.files import UNFINISHED, cannot_write, sync_folder
-from embedlab.module import EmbeddingModule
+from embedlab.training.module import EmbeddingModule
 
 UNTRAINED = (
     "`embedlab predict` has no checkpoint, so it would encode with the backbone as it was before training. Add "

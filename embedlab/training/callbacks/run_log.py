@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from embedlab.errors import DataError
-from embedlab.module import EmbeddingModule
+from embedlab.training.module import EmbeddingModule
 
 _EVENTS = "events.out.tfevents."
 _LOGGED = "logged"  # what a checkpoint holds of its last step's values

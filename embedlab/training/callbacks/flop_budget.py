@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from embedlab.callbacks.run_record import RunRecorder
-from embedlab.callbacks.step_clock import TimeLeft
 from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError
-from embedlab.module import EmbeddingModule
+from embedlab.training.callbacks.run_record import RunRecorder
+from embedlab.training.callbacks.step_clock import TimeLeft
+from embedlab.training.module import EmbeddingModule
 
 _STEPS_LOOKED_AT = 64  # for the mean cost of a step
 _STEPS_TIMED = 5

@@ -19,16 +19,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from embedlab.callbacks.few_steps import FewSteps
-from embedlab.callbacks.owed_evaluation import evaluate_last_step
-from embedlab.callbacks.step_clock import StepClock
 from embedlab.data.datamodule import PairDataModule
 from embedlab.data.evaluation.metrics import LOSS_PROTOCOL
 from embedlab.data.evaluation.tasks import HeldOutPairs
 from embedlab.errors import ConfigError, DataError, DivergenceError, RecordError, suggestion
-from embedlab.module import EmbeddingModule
 from embedlab.records import FILE, Ledger, LossDefinition, RunRecord, Status, write_record
-from embedlab.schedule import Schedule
+from embedlab.training.callbacks.few_steps import FewSteps
+from embedlab.training.callbacks.owed_evaluation import evaluate_last_step
+from embedlab.training.callbacks.step_clock import StepClock
+from embedlab.training.module import EmbeddingModule
+from embedlab.training.schedule import Schedule
 
 CONTINUED = "continued"
 """Folder in a run's folder for the records of runs that went on from it; each has one of its own there."""

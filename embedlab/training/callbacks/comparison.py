@@ -16,7 +16,7 @@ from rich.table import Table
 from embedlab.data.evaluation.bm25 import bm25_metrics
 from embedlab.errors import ConfigError, DataError, TrainingError
 from embedlab.files import cannot_write, write_whole
-from embedlab.module import EmbeddingModule
+from embedlab.training.module import EmbeddingModule
 
 METRICS = ("mrr@10", "ndcg@10", "recall@1", "recall@10")
 BEFORE, CONTROL, AFTER, BM25 = "backbone before training", "same training from random weights", "after training", "BM25"

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from embedlab.data.datamodule import PairDataModule
-from embedlab.module import EmbeddingModule
+from embedlab.training.module import EmbeddingModule
 
 SCHEDULE = "model.schedule"
 """The one part of an identity in which a branch may differ from its trunk."""

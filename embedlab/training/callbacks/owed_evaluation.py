@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from embedlab.module import EmbeddingModule
+from embedlab.training.module import EmbeddingModule
 
 _IS_DUE = "evaluation_is_due"  # what a checkpoint says of its last step
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from embedlab.callbacks.branch_points import MARK
 from embedlab.errors import ConfigError
-from embedlab.module import EmbeddingModule
-from embedlab.run_identity import SCHEDULE, differences, identity_of
+from embedlab.training.callbacks.branch_points import MARK
+from embedlab.training.module import EmbeddingModule
+from embedlab.training.run_identity import SCHEDULE, differences, identity_of
 
 _IDENTITY = "identity"  # what a checkpoint says of its run
 _MOST_CHANGES = 50  # that are kept: each --accept_changes adds some

@@ -15,8 +15,8 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from embedlab.data.packed import PackedText
-from embedlab.schedule import WarmupCosine
+from embedlab.pretraining.corpus import PackedText
+from embedlab.training.schedule import WarmupCosine
 
 # Logits that are held at once: on a CPU they stay in its cache, on a GPU they fill it.
 _LOGITS_PER_CHUNK = {"cpu": 1 << 19}

@@ -12,11 +12,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from embedlab.callbacks.interrupt import Interrupt, keep_off
-from embedlab.checkpoint_file import CHECKPOINTS, LAST, PREVIOUS
 from embedlab.errors import ConfigError, DataError, TrainingError
 from embedlab.files import link_whole
-from embedlab.loop_state import loops_after
+from embedlab.training.callbacks.interrupt import Interrupt, keep_off
+from embedlab.training.checkpoint_file import CHECKPOINTS, LAST, PREVIOUS
+from embedlab.training.loop_state import loops_after
 
 _STEPS_BETWEEN_LOOKS = 10  # at the clock: the ranks have to agree on what it shows
 

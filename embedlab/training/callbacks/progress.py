@@ -8,8 +8,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from embedlab.callbacks.step_clock import TimeLeft
-from embedlab.module import EmbeddingModule
+from embedlab.training.callbacks.step_clock import TimeLeft
+from embedlab.training.module import EmbeddingModule
 
 
 class ProgressLines(ProgressBar):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from embedlab.callbacks.comparison import ComparisonTable
-from embedlab.module import EmbeddingModule
+from embedlab.training.callbacks.comparison import ComparisonTable
+from embedlab.training.module import EmbeddingModule
 
 _SHOWN = ("loss", "mrr@10", "recall@10", "spearman")
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from embedlab.callbacks.step_clock import StepClock
 from embedlab.data.collate import PairBatch
+from embedlab.training.callbacks.step_clock import StepClock
 
 
 class Throughput(Callback):

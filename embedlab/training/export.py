@@ -18,16 +18,16 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from embedlab.checkpoint_file import read_checkpoint
 from embedlab.errors import ConfigError, DataError, EmbedLabError
-from embedlab.export_proof import ExportProof, with_padding_of_its_own
 from embedlab.files import UNFINISHED, cannot_write, locked_folder, sync_folder
 from embedlab.method import FineTuningMethod
 from embedlab.method.registry import method_class
 from embedlab.model.backbone import BackboneConfig, load_tokenizer
 from embedlab.model.pooling import PoolingMode
-from embedlab.module import EmbeddingModule
 from embedlab.parser import ErrorParser
+from embedlab.training.checkpoint_file import read_checkpoint
+from embedlab.training.export_proof import ExportProof, with_padding_of_its_own
+from embedlab.training.module import EmbeddingModule
 
 _POOLING_KEYS: dict[PoolingMode, str] = {
     "mean": "pooling_mode_mean_tokens",

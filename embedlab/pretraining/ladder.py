@@ -30,13 +30,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from embedlab.data.packed import ConsecutiveStarts, SequenceStarts, TextSource, pack_text, text_fingerprint
 from embedlab.data.readers import STANDARD_LIBRARY
 from embedlab.errors import ConfigError, DataError, TrainingError
 from embedlab.files import UNFINISHED, build_once, cache_folder, write_whole
-from embedlab.language_model import CausalLanguageModel
 from embedlab.method import num_nonembedding_parameters
-from embedlab.rungs import Rung, model_config, rung_named
+from embedlab.pretraining.corpus import ConsecutiveStarts, SequenceStarts, TextSource, pack_text, text_fingerprint
+from embedlab.pretraining.language_model import CausalLanguageModel
+from embedlab.pretraining.rungs import Rung, model_config, rung_named
 
 LADDER = "ladder:"
 """What the path of a backbone begins with that is a rung of the default ladder."""

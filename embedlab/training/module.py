@@ -23,7 +23,6 @@ from embedlab.data.collate import PairBatch
 from embedlab.data.evaluation.metrics import EmbeddingTable
 from embedlab.data.evaluation.tasks import EvaluationTask
 from embedlab.errors import ConfigError, DataError, DivergenceError
-from embedlab.flop_meter import FlopMeter
 from embedlab.gradcache.chunking import Chunk
 from embedlab.gradcache.engine import ChunkedGradient, Recompute
 from embedlab.losses import ContrastiveLoss, LossGradient, SymmetricInfoNCE
@@ -31,9 +30,10 @@ from embedlab.method import FineTuningMethod, prepare_backbone
 from embedlab.model.backbone import BackboneConfig, fingerprint, is_finite, load_backbone
 from embedlab.model.encoder import Encoder
 from embedlab.model.pooling import PoolingMode
-from embedlab.optimizer_state import options_of, require_sound_state, take_options
-from embedlab.schedule import Schedule, WarmupCosine
-from embedlab.whole_data import refuse_parts_of_data, refuse_rare_evaluation, sees_a_part
+from embedlab.training.meter import FlopMeter
+from embedlab.training.optimizer_state import options_of, require_sound_state, take_options
+from embedlab.training.schedule import Schedule, WarmupCosine
+from embedlab.training.whole_data import refuse_parts_of_data, refuse_rare_evaluation, sees_a_part
 
 _FEW_STEPS = 10  # fewer are hardly a schedule
 _NOT_IN_FLOAT16 = (

@@ -11,12 +11,12 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from embedlab.callbacks.checkpoint import save_whole
-from embedlab.checkpoint_file import CHECKPOINTS
 from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError
-from embedlab.module import EmbeddingModule
-from embedlab.schedule import WarmupStableDecay
+from embedlab.training.callbacks.checkpoint import save_whole
+from embedlab.training.checkpoint_file import CHECKPOINTS
+from embedlab.training.module import EmbeddingModule
+from embedlab.training.schedule import WarmupStableDecay
 
 MARK = "branch_point"
 """What a checkpoint holds that another run may branch off."""

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from embedlab.files import cannot_write, write_whole
 from embedlab.model.backbone import absolute_path
-from embedlab.module import EmbeddingModule
+from embedlab.training.module import EmbeddingModule
 
 
 class RunConfig(SaveConfigCallback):

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from embedlab.callbacks.step_clock import StepClock
 from embedlab.errors import ConfigError
 from embedlab.flops.peak import Peak, device_peak
-from embedlab.module import EmbeddingModule
+from embedlab.training.callbacks.step_clock import StepClock
+from embedlab.training.module import EmbeddingModule
 
 
 class FlopCounter(Callback):

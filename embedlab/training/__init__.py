@@ -1,0 +1,1 @@
+"""The training step, what runs around it, and what it leaves: checkpoints, records and exported models."""

@@ -1,0 +1,1 @@
+"""Callbacks of the trainer: each does one thing beside the training step."""
