@@ -23,17 +23,17 @@ from pathlib import Path
 
 import yaml
 
-from embedlab.search.job_runner import Ended, JobRunner
+from embedlab.search.folder import SearchFolder
+from embedlab.search.jobs import Ended, JobRunner
 from embedlab.search.launchers.local import LocalWorkers
+from embedlab.search.loop import search
 from embedlab.search.plan import SearchPlan
 from embedlab.search.policies.isoflop_grid import IsoFlopGrid
-from embedlab.search.policy import History
+from embedlab.search.policies.policy import History
 from embedlab.search.preparation import combinations
 from embedlab.search.probing import probe
-from embedlab.search.search_folder import SearchFolder
-from embedlab.search.search_loop import search
 from embedlab.search.space import Space, Trial
-from embedlab.search.training import Training
+from embedlab.search.trials import Training
 
 RESULTS = Path(__file__).parent / "results"
 FOLDER = Path("runs/search_overhead")

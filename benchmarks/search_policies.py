@@ -22,15 +22,15 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from embedlab.search.foreign_table import Columns, read_table
+from embedlab.scaling.tables import Columns, read_table
+from embedlab.search.loop import search
 from embedlab.search.policies.extrapolated_halving import ExtrapolatedHalving
 from embedlab.search.policies.isoflop_grid import IsoFlopGrid
 from embedlab.search.policies.ladder import Ladder
+from embedlab.search.policies.policy import History, Policy
 from embedlab.search.policies.random_search import RandomSearch
 from embedlab.search.policies.successive_halving import SuccessiveHalving
-from embedlab.search.policy import History, Policy
-from embedlab.search.replay import Replay, RunTable, run_table
-from embedlab.search.search_loop import search
+from embedlab.search.simulation import Replay, RunTable, run_table
 
 RESULTS = Path(__file__).parent / "results"
 TABLES = ("flan", "gigaword", "wmt19")

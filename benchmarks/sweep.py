@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from embedlab.records import Ledger
+from embedlab.scaling.method_laws import MethodLaw, laws_of
+from embedlab.scaling.observations import Observation, by_method, of_records, with_best_learning_rates
 from embedlab.search.confirmation import confirmations
-from embedlab.search.method_laws import MethodLaw, laws_of
-from embedlab.search.observations import Observation, by_method, of_records, with_best_learning_rates
 
 RUNS = Path("runs/sweep")
 RESULTS = Path(__file__).parent / "results"

@@ -13,13 +13,13 @@ from embedlab.errors import ConfigError, TrainingError
 from embedlab.files import write_whole
 from embedlab.records import FILE, read_record
 from embedlab.records.stored import Range, from_plain, read_json
-from embedlab.search.job_runner import JobRunner
+from embedlab.scaling.bootstrap import NUM_REPLICATES, Interval
+from embedlab.scaling.method_laws import MANY_PASSES, laws_of
+from embedlab.scaling.observations import Observation, by_method
+from embedlab.scaling.recipe import recipe
+from embedlab.scaling.recipe_config import recipe_config
+from embedlab.search.jobs import JobRunner
 from embedlab.search.launchers.launcher import Job
-from embedlab.search.method_laws import MANY_PASSES, laws_of
-from embedlab.search.observations import Observation, by_method
-from embedlab.search.recipe import recipe
-from embedlab.search.recipe_config import recipe_config
-from embedlab.search.uncertainty import NUM_REPLICATES, Interval
 
 _SLACK = 1.02  # a run overshoots its budget by less than a step
 _Positive = Annotated[float, Range(1e-36)]

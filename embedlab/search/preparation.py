@@ -10,11 +10,11 @@ from pathlib import Path
 
 from embedlab.errors import ConfigError, TrainingError
 from embedlab.search.calibration import Losses, best_step, next_steps, rate_at, smoothed
-from embedlab.search.job_runner import Ended, JobRunner
+from embedlab.search.jobs import Ended, JobRunner
 from embedlab.search.plan import SearchPlan
 from embedlab.search.probing import Probe, Probed
 from embedlab.search.space import Candidate, Space, Trial
-from embedlab.search.training import CHECKPOINTS, job
+from embedlab.search.trials import CHECKPOINTS, job
 
 Rates = Mapping[Candidate, Sequence[float]]
 """Learning rates to train with; a candidate that is not in it has its method's own."""

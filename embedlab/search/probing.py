@@ -20,10 +20,10 @@ from embedlab.errors import TrainingError
 from embedlab.files import write_whole
 from embedlab.records import FILE
 from embedlab.records.stored import Range, from_plain, read_json
-from embedlab.search.job_runner import Ended, JobRunner
+from embedlab.search.jobs import Ended, JobRunner
 from embedlab.search.launchers.launcher import LOCK, Job
 from embedlab.search.space import Candidate
-from embedlab.search.training import CHECKPOINTS, job
+from embedlab.search.trials import CHECKPOINTS, job
 
 STEPS = 3
 _MEASURED = "probe.json"

@@ -13,7 +13,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from embedlab.search.job_runner import Ended
+from embedlab.search.jobs import Ended
 from embedlab.search.probing import Probe
 from embedlab.search.projection import Projection
 from embedlab.search.space import Candidate, Space, Trial

@@ -19,12 +19,14 @@ from rich.table import Table
 from embedlab.errors import ConfigError, plain_text, suggestion
 from embedlab.files import cannot_write, write_whole
 from embedlab.flops.data_sheets import DATA_SHEETS
-from embedlab.search.crossover import Crossover, crossover
-from embedlab.search.method_laws import FARTHEST, MethodLaw, laws_of
-from embedlab.search.observations import Observation, by_method, with_best_learning_rates
-from embedlab.search.optimum import Optimum, optimum
-from embedlab.search.recipe import Constraints, Recipe, recipe, suite_of
-from embedlab.search.recipe_config import recipe_config
+from embedlab.scaling.bootstrap import Interval
+from embedlab.scaling.crossover import Crossover, crossover
+from embedlab.scaling.method_laws import FARTHEST, MethodLaw, laws_of
+from embedlab.scaling.observations import Observation, by_method, with_best_learning_rates
+from embedlab.scaling.optimum import Optimum, optimum
+from embedlab.scaling.recipe import Constraints, Recipe, recipe, suite_of
+from embedlab.scaling.recipe_config import recipe_config
+from embedlab.scaling.shared_constant import share_irreducible_loss
 from embedlab.search.run_arguments import (
     MOST_FLOPS,
     add_fitting,
@@ -35,9 +37,7 @@ from embedlab.search.run_arguments import (
     require_replicates,
     require_source,
 )
-from embedlab.search.shared_constant import share_irreducible_loss
 from embedlab.search.terminal import add_row, console, line, say
-from embedlab.search.uncertainty import Interval
 
 _WIDTH = 150  # where there is no terminal that has one
 _MOST_ROWS = 10

@@ -10,10 +10,12 @@ from jsonargparse import ArgumentParser
 
 from embedlab.errors import ConfigError, RecordError
 from embedlab.files import cannot_write, whole_file, write_whole
+from embedlab.scaling.bootstrap import NUM_REPLICATES
+from embedlab.scaling.method_laws import MethodLaw, laws_of
+from embedlab.scaling.observations import Observation, by_method, with_best_learning_rates
+from embedlab.scaling.recipe import Constraints
+from embedlab.scaling.shared_constant import share_irreducible_loss
 from embedlab.search.confirmation import Confirmation
-from embedlab.search.method_laws import MethodLaw, laws_of
-from embedlab.search.observations import Observation, by_method, with_best_learning_rates
-from embedlab.search.recipe import Constraints
 from embedlab.search.run_arguments import (
     add_fitting,
     add_runs,
@@ -22,9 +24,7 @@ from embedlab.search.run_arguments import (
     require_replicates,
     require_source,
 )
-from embedlab.search.shared_constant import share_irreducible_loss
 from embedlab.search.terminal import say
-from embedlab.search.uncertainty import NUM_REPLICATES
 
 PAGE, PICTURES, EVENTS = "report.html", "figures", "tensorboard"
 
@@ -77,11 +77,11 @@ def write_report(
         ConfigError: if the folder holds a report, is none, or cannot be written to.
     """
     # These take a second to import, which no other command should wait for.
-    from embedlab.search.report.events import event_file
-    from embedlab.search.report.figure import colours
-    from embedlab.search.report.figures import figures
-    from embedlab.search.report.images import png
-    from embedlab.search.report.page import page
+    from embedlab.report.events import event_file
+    from embedlab.report.figure import colours
+    from embedlab.report.figures import figures
+    from embedlab.report.images import png
+    from embedlab.report.page import page
 
     _require_room(folder)
     try:

@@ -16,9 +16,9 @@ from jsonargparse import ArgumentParser
 
 from embedlab.errors import ConfigError, plain_text
 from embedlab.records import Ledger
-from embedlab.search.foreign_table import Columns, read_table, require_columns
-from embedlab.search.observations import Observation, of_ledger
-from embedlab.search.uncertainty import NUM_REPLICATES
+from embedlab.scaling.bootstrap import NUM_REPLICATES
+from embedlab.scaling.observations import Observation, of_ledger
+from embedlab.scaling.tables import Columns, read_table, require_columns
 
 MOST_FLOPS = 1e36
 """Largest budget that is understood: a trillion times that of the largest run there has been."""

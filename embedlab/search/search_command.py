@@ -13,18 +13,18 @@ from jsonargparse import ArgumentParser
 
 from embedlab.errors import ConfigError
 from embedlab.files import cannot_write
-from embedlab.search.job_runner import JobRunner
+from embedlab.scaling.bootstrap import NUM_REPLICATES
+from embedlab.search.folder import SearchFolder
+from embedlab.search.jobs import JobRunner
 from embedlab.search.launchers.launcher import Launcher
 from embedlab.search.launchers.local import LocalWorkers
 from embedlab.search.launchers.processes import TrialProcesses  # noqa: F401  a configuration names it
 from embedlab.search.plan import SearchPlan
 from embedlab.search.policies.isoflop_grid import IsoFlopGrid
-from embedlab.search.policy import Policy
+from embedlab.search.policies.policy import Policy
+from embedlab.search.run import SearchRun, write_search_report
 from embedlab.search.run_arguments import require_budgets, require_folder, require_replicates
-from embedlab.search.search_folder import SearchFolder
-from embedlab.search.search_run import SearchRun, write_search_report
 from embedlab.search.terminal import console, say
-from embedlab.search.uncertainty import NUM_REPLICATES
 
 _WIDTH = 120  # where there is no terminal that has one
 _NEXT = math.inf  # the budget that follows those of the search

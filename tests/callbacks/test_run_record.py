@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from embedlab.records import FILE, Ledger, RunRecord, read_record
-from embedlab.search.observations import of_records
+from embedlab.scaling.observations import of_records
 from embedlab.training.callbacks import step_clock
 from embedlab.training.module import EmbeddingModule
 from runs import error_of, fit, scalars, start_fit, start_ranks, write_config, write_pairs

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from embedlab.search.foreign_table import Columns, read_table
-from embedlab.search.observations import Observation, by_method
+from embedlab.scaling.observations import Observation, by_method
+from embedlab.scaling.tables import Columns, read_table
 from tables import PUBLISHED
 
 _FINE_TUNING = Columns(parameters="size", tokens="columns", backbone="config name", family="config name")

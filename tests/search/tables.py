@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedlab.search.fitting import Runs
-from embedlab.search.laws import Chinchilla, Law, Multiplicative, Rectified, Repeated
+from embedlab.scaling.fitting import Runs
+from embedlab.scaling.laws import Chinchilla, Law, Multiplicative, Rectified, Repeated
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "runs"
 needs_shared = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="../shared is not here")

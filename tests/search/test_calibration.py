@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from embedlab.errors import ConfigError, TrainingError
 from embedlab.search.calibration import Calibration, Losses, best_step, next_steps, rate_at, smoothed
-from embedlab.search.job_runner import JobRunner
+from embedlab.search.jobs import JobRunner
 from embedlab.search.launchers.launcher import Job, Launcher, Outcome
 from embedlab.search.plan import SearchPlan
 from embedlab.search.preparation import _wanted, calibrate

@@ -13,10 +13,10 @@ import yaml
 
 from embedlab.errors import ConfigError, RecordError, TrainingError
 from embedlab.records import FILE, read_record
+from embedlab.scaling.bootstrap import Interval
+from embedlab.scaling.observations import Observation, of_records
 from embedlab.search.confirmation import Confirmation, Prediction, confirm, confirmations, next_budget
-from embedlab.search.job_runner import JobRunner
-from embedlab.search.observations import Observation, of_records
-from embedlab.search.uncertainty import Interval
+from embedlab.search.jobs import JobRunner
 from run_records import record
 from searches import InThisProcess, write_search
 

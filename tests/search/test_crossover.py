@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embedlab.search.crossover import crossover
-from embedlab.search.fitting import fit
-from embedlab.search.laws import Chinchilla
-from embedlab.search.method_laws import MethodLaw
-from embedlab.search.observations import Observation, runs_of
-from embedlab.search.uncertainty import bootstrap
+from embedlab.scaling.bootstrap import bootstrap
+from embedlab.scaling.crossover import crossover
+from embedlab.scaling.fitting import fit
+from embedlab.scaling.laws import Chinchilla
+from embedlab.scaling.method_laws import MethodLaw
+from embedlab.scaling.observations import Observation, runs_of
 
 SIZES = [1e6, 4e6, 1.6e7, 6.4e7, 2.56e8]
 QUICK = {"E": 0.40, "A": 60.0, "B": 400.0, "alpha": 0.35, "beta": 0.35}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from embedlab.errors import ConfigError
-from embedlab.search.fitting import Runs, fit
-from embedlab.search.laws import Chinchilla, Law, Multiplicative, Rectified
+from embedlab.scaling.fitting import Runs, fit
+from embedlab.scaling.laws import Chinchilla, Law, Multiplicative, Rectified
 from tables import TRUTHS, chinchilla_runs, column, made, needs_shared, table
 
 

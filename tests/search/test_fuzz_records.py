@@ -15,8 +15,8 @@ from commands import printed_by
 from hypothesis import strategies as st
 
 from embedlab.records import FILE, Ledger, RunRecord, write_record
-from embedlab.search.observations import of_records
-from embedlab.search.recipe_options import options_of_run
+from embedlab.scaling.observations import of_records
+from embedlab.scaling.recipe_options import options_of_run
 from fuzzing import Fuzz
 from run_records import record
 

@@ -11,8 +11,8 @@ import numpy as np
 from commands import printed_by
 from hypothesis import strategies as st
 
-from embedlab.search.foreign_table import Columns, read_table
-from embedlab.search.observations import by_method, runs_of, with_best_learning_rates
+from embedlab.scaling.observations import by_method, runs_of, with_best_learning_rates
+from embedlab.scaling.tables import Columns, read_table
 from fuzzing import Fuzz
 
 HEADER = ["model", "N", "D", "C", "loss", "set"]

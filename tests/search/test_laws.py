@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embedlab.search.laws import Chinchilla, Law, Multiplicative, Points, Rectified, Repeated
+from embedlab.scaling.laws import Chinchilla, Law, Multiplicative, Points, Rectified, Repeated
 
 LAWS = [
     Chinchilla(),

@@ -7,10 +7,10 @@ from functools import cache
 import numpy as np
 import pytest
 
-from embedlab.search.method_laws import law_of
-from embedlab.search.observations import runs_of
-from embedlab.search.uncertainty import quantiles
-from embedlab.search.validation import HELD_OUT
+from embedlab.scaling.bootstrap import quantiles
+from embedlab.scaling.method_laws import law_of
+from embedlab.scaling.observations import runs_of
+from embedlab.scaling.validation import HELD_OUT
 from published import COLUMNS, published
 from tables import needs_shared
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from embedlab.errors import RecordError
-from embedlab.search.foreign_table import Columns, read_table
-from embedlab.search.observations import by_method, of_records, runs_of, with_best_learning_rates
+from embedlab.scaling.observations import by_method, of_records, runs_of, with_best_learning_rates
+from embedlab.scaling.tables import Columns, read_table
 from run_records import DEFINITION, record
 
 

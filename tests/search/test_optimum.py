@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embedlab.search.fitting import Runs
-from embedlab.search.method_laws import law_of
-from embedlab.search.observations import Observation
-from embedlab.search.optimum import optimum
+from embedlab.scaling.fitting import Runs
+from embedlab.scaling.method_laws import law_of
+from embedlab.scaling.observations import Observation
+from embedlab.scaling.optimum import optimum
 from tables import TRUTHS, chinchilla_runs, made, needs_shared
 
 

@@ -10,12 +10,12 @@ import pytest
 
 import embedlab.search.policies  # noqa: F401  imports them all
 from embedlab.errors import ConfigError, PluginError, RecordError
-from embedlab.search.foreign_table import read_table
+from embedlab.scaling.tables import read_table
+from embedlab.search.loop import World, search
 from embedlab.search.policies.extrapolated_halving import ExtrapolatedHalving
+from embedlab.search.policies.policy import History, Outcome, Policy, RoundPolicy
 from embedlab.search.policies.successive_halving import SuccessiveHalving
-from embedlab.search.policy import History, Outcome, Policy, RoundPolicy
-from embedlab.search.replay import Replay, RunTable, run_table
-from embedlab.search.search_loop import World, search
+from embedlab.search.simulation import Replay, RunTable, run_table
 from embedlab.search.space import Candidate, Cost, MethodGrid, Space, Trial, space_of
 from published import COLUMNS
 from tables import PUBLISHED, needs_shared

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from embedlab.errors import TrainingError
 from embedlab.records import FILE
-from embedlab.search.job_runner import JobRunner
+from embedlab.search.jobs import JobRunner
 from embedlab.search.plan import SearchPlan
 from embedlab.search.preparation import named_rates
 from embedlab.search.probing import probe

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from embedlab.errors import ConfigError
-from embedlab.search.method_laws import MethodLaw, laws_of
-from embedlab.search.observations import by_method
-from embedlab.search.recipe import Constraints, recipe
+from embedlab.scaling.method_laws import MethodLaw, laws_of
+from embedlab.scaling.observations import by_method
+from embedlab.scaling.recipe import Constraints, recipe
 from two_methods import PRICES, SIZES, runs, true_loss
 
 LOW, MIDDLE, HIGH = 3e13, 1e16, 3e18

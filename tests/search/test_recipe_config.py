@@ -12,8 +12,8 @@ import yaml
 
 from embedlab.cli import main
 from embedlab.records import write_record
+from embedlab.scaling.recipe_options import options_of_run
 from embedlab.search.plan import ONLY_AT_THE_END
-from embedlab.search.recipe_options import options_of_run
 from run_records import record
 from runs import error_of, fit, write_config
 

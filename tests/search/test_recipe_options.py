@@ -18,7 +18,7 @@ from embedlab.data.sources import PairSource
 from embedlab.errors import RecordError
 from embedlab.model.backbone import BackboneConfig
 from embedlab.records import FILE, write_record
-from embedlab.search.recipe_options import options_of_run
+from embedlab.scaling.recipe_options import options_of_run
 from embedlab.training.module import OptimizerConfig
 from run_records import record
 

@@ -18,7 +18,7 @@ import pytest
 
 from embedlab.errors import RecordError
 from embedlab.records import FILE, Ledger, LossDefinition, RunRecord, read_record, write_record
-from embedlab.search.observations import of_ledger
+from embedlab.scaling.observations import of_ledger
 from run_records import record
 
 

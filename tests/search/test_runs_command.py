@@ -18,8 +18,8 @@ from pyarrow import parquet
 
 from embedlab.cli import main
 from embedlab.records import Ledger, write_record
-from embedlab.search.foreign_table import Columns, read_table
-from embedlab.search.observations import of_records
+from embedlab.scaling.observations import of_records
+from embedlab.scaling.tables import Columns, read_table
 from run_records import record
 from runs import error_of
 

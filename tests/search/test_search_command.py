@@ -14,7 +14,7 @@ import pytest
 
 from embedlab.cli import main
 from embedlab.records import FILE, Ledger, read_record
-from embedlab.search.search_folder import SearchFolder
+from embedlab.search.folder import SearchFolder
 from runs import error_of
 from searches import IN_THIS_PROCESS, SearchProcess, ledger, own_signals, search, until, write_search, written
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from embedlab.errors import ConfigError, RecordError
-from embedlab.search.search_folder import SearchFolder
+from embedlab.search.folder import SearchFolder
 
 FIXED = {"budgets": [1e9], "fit.data.batch_size": 4}
 FIT = {"data": {"batch_size": 4}}

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from embedlab.search.method_laws import MethodLaw, laws_of
-from embedlab.search.observations import Observation, by_method
-from embedlab.search.shared_constant import share_irreducible_loss
+from embedlab.scaling.method_laws import MethodLaw, laws_of
+from embedlab.scaling.observations import Observation, by_method
+from embedlab.scaling.shared_constant import share_irreducible_loss
 from two_methods import runs
 
 TRUTH = {

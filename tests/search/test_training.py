@@ -12,14 +12,14 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 
 from embedlab.records import FILE, read_record
-from embedlab.search.job_runner import JobRunner
+from embedlab.search.jobs import JobRunner
 from embedlab.search.launchers.launcher import INTERRUPTED, Job, Outcome
+from embedlab.search.loop import search
 from embedlab.search.plan import SearchPlan
 from embedlab.search.policies.isoflop_grid import IsoFlopGrid
-from embedlab.search.policy import History
-from embedlab.search.search_loop import search
+from embedlab.search.policies.policy import History
 from embedlab.search.space import Candidate, Cost, MethodGrid, Space, Trial, space_of
-from embedlab.search.training import Training, job
+from embedlab.search.trials import Training, job
 from embedlab.testing.backbones import save_tiny_backbone
 from run_records import record
 from runs import write_config

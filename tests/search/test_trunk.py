@@ -9,13 +9,13 @@ import yaml
 
 from embedlab.errors import ConfigError
 from embedlab.records import FILE, read_record
-from embedlab.search.job_runner import JobRunner
+from embedlab.search.jobs import JobRunner
+from embedlab.search.loop import search
 from embedlab.search.plan import SearchPlan
 from embedlab.search.policies.isoflop_grid import IsoFlopGrid
-from embedlab.search.policy import History
-from embedlab.search.search_loop import search
+from embedlab.search.policies.policy import History
 from embedlab.search.space import Cost, MethodGrid, Space, space_of
-from embedlab.search.training import Training
+from embedlab.search.trials import Training
 from embedlab.testing.backbones import save_tiny_backbone
 from runs import write_config
 from searches import InThisProcess

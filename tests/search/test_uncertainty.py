@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from embedlab.errors import ConfigError
-from embedlab.search.fitting import Fit, Runs, fit
-from embedlab.search.laws import Chinchilla
-from embedlab.search.uncertainty import bootstrap, drawn_weights, profile_interval
+from embedlab.scaling.bootstrap import bootstrap, drawn_weights, profile_interval
+from embedlab.scaling.fitting import Fit, Runs, fit
+from embedlab.scaling.laws import Chinchilla
 from tables import TRUTHS, chinchilla_runs, made, needs_shared
 
 LAW, TRUTH = TRUTHS[0]

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from embedlab.search.fitting import Runs
-from embedlab.search.laws import Chinchilla, Law, Multiplicative, Rectified
-from embedlab.search.validation import Choice, HoldOut, choices, hold_out, preferred
+from embedlab.scaling.fitting import Runs
+from embedlab.scaling.laws import Chinchilla, Law, Multiplicative, Rectified
+from embedlab.scaling.validation import Choice, HoldOut, choices, hold_out, preferred
 from tables import TRUTHS, chinchilla_runs, made, needs_shared
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from embedlab.search.observations import Observation
+from embedlab.scaling.observations import Observation
 
 SIZES = {"tiny": 1e6, "small": 4e6, "medium": 1.6e7, "large": 6.4e7, "huge": 2.56e8}
 # Full fine-tuning learns quickly to an end, LoRA slowly to a lower one and for less a token.

@@ -8,8 +8,8 @@ from collections.abc import Generator
 import numpy as np
 
 from embedlab.errors import ConfigError, RecordError
-from embedlab.search.extrapolation import NOISE, extrapolated
-from embedlab.search.policy import History, RoundPolicy
+from embedlab.scaling.learning_curve import NOISE, extrapolated
+from embedlab.search.policies.policy import History, RoundPolicy
 from embedlab.search.space import Candidate, Trial
 
 

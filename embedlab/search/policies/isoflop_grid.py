@@ -8,9 +8,9 @@ from collections.abc import Generator
 import numpy as np
 
 from embedlab.errors import ConfigError
-from embedlab.search.fitting import Fit, Runs, fit
-from embedlab.search.laws import Chinchilla
-from embedlab.search.policy import History, Outcome, RoundPolicy
+from embedlab.scaling.fitting import Fit, Runs, fit
+from embedlab.scaling.laws import Chinchilla
+from embedlab.search.policies.policy import History, Outcome, RoundPolicy
 from embedlab.search.space import Candidate, Trial
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 from embedlab.errors import ConfigError
-from embedlab.search.policy import History, RoundPolicy
+from embedlab.search.policies.policy import History, RoundPolicy
 from embedlab.search.space import Candidate, Space, Trial
 
 

@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import numpy as np
 
-from embedlab.search.policy import History, RoundPolicy
+from embedlab.search.policies.policy import History, RoundPolicy
 from embedlab.search.space import Candidate, Trial
 
 

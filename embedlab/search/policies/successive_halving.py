@@ -8,7 +8,7 @@ from collections.abc import Generator
 import numpy as np
 
 from embedlab.errors import ConfigError
-from embedlab.search.policy import History, RoundPolicy
+from embedlab.search.policies.policy import History, RoundPolicy
 from embedlab.search.space import Candidate, Trial
 
 

@@ -8,15 +8,15 @@ from functools import partial
 
 import numpy as np
 
-from embedlab.search.crossover import Crossover
-from embedlab.search.isoflop import isoflop_profiles
-from embedlab.search.method_laws import MethodLaw
-from embedlab.search.observations import Observation, runs_of
-from embedlab.search.optimum import best_sizes, has_best_size
-from embedlab.search.recipe import suite_of
-from embedlab.search.report.curves import budgets_of, crossovers, frontier
-from embedlab.search.report.figure import Axis, Figure, Kind, Series
-from embedlab.search.uncertainty import quantiles
+from embedlab.report.curves import budgets_of, crossovers, frontier
+from embedlab.report.figure import Axis, Figure, Kind, Series
+from embedlab.scaling.bootstrap import quantiles
+from embedlab.scaling.crossover import Crossover
+from embedlab.scaling.isoflop import isoflop_profiles
+from embedlab.scaling.method_laws import MethodLaw
+from embedlab.scaling.observations import Observation, runs_of
+from embedlab.scaling.optimum import best_sizes, has_best_size
+from embedlab.scaling.recipe import suite_of
 
 BUDGET = Axis("training budget, FLOPs")
 SIZE = Axis("parameters N")

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from embedlab.search.fitting import Fit
-from embedlab.search.laws import Law, Multiplicative, Repeated
-from embedlab.search.method_laws import FARTHEST, MethodLaw
-from embedlab.search.observations import Observation
-from embedlab.search.recipe import (
+from embedlab.scaling.fitting import Fit
+from embedlab.scaling.laws import Law, Multiplicative, Repeated
+from embedlab.scaling.method_laws import FARTHEST, MethodLaw
+from embedlab.scaling.observations import Observation
+from embedlab.scaling.recipe import (
     INDISTINGUISHABLE,
     MOST_EPOCHS,
     by_size,

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from embedlab.search.crossover import Crossover, crossover
-from embedlab.search.method_laws import FARTHEST, MethodLaw
-from embedlab.search.recipe import suite_of
+from embedlab.scaling.crossover import Crossover, crossover
+from embedlab.scaling.method_laws import FARTHEST, MethodLaw
+from embedlab.scaling.recipe import suite_of
 
 _BUDGETS = 49
 _NO_BETTER = 1e-3  # of the loss: a crossover is found between budgets of a grid

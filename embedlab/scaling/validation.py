@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from embedlab.errors import ConfigError
-from embedlab.search.fitting import HUBER_DELTA, Fit, Runs, fit
-from embedlab.search.laws import Law
+from embedlab.scaling.fitting import HUBER_DELTA, Fit, Runs, fit
+from embedlab.scaling.laws import Law
 
 HELD_OUT = (1, 2, 3)
 """Budgets that are held out, the largest first."""

@@ -19,8 +19,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 from embedlab.errors import ConfigError
-from embedlab.search.descent import least_huber, least_squares
-from embedlab.search.laws import Law, Points
+from embedlab.scaling.descent import least_huber, least_squares
+from embedlab.scaling.laws import Law, Points
 
 HUBER_DELTA = 1e-3
 """In log loss. Residuals above it count by their size, not by its square; of runs without noise, all are below it."""

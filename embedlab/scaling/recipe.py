@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from embedlab.errors import ConfigError
-from embedlab.search.method_laws import FARTHEST, MethodLaw
-from embedlab.search.observations import Observation
-from embedlab.search.uncertainty import Interval, quantiles
+from embedlab.scaling.bootstrap import Interval, quantiles
+from embedlab.scaling.method_laws import FARTHEST, MethodLaw
+from embedlab.scaling.observations import Observation
 
 MOST_EPOCHS = 4.0
 """Repetitions that cost next to nothing (Muennighoff et al. 2023, arXiv:2305.16264): the limit where no law says."""

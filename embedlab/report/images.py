@@ -14,7 +14,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from embedlab.errors import plain_text
-from embedlab.search.report.figure import Axis, Figure, Kind, Series
+from embedlab.report.figure import Axis, Figure, Kind, Series
 
 _SIZE = (8.0, 5.0)  # inches
 _DOTS_PER_INCH = 150

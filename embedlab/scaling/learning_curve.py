@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from embedlab.search.laws import Points, Rectified
+from embedlab.scaling.laws import Points, Rectified
 
 NOISE = 0.01
 """By which losses differ from any law, as a share of them."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from embedlab.errors import RecordError, plain_text
 from embedlab.records import Ledger, LossDefinition, RunRecord
-from embedlab.search.fitting import Runs
+from embedlab.scaling.fitting import Runs
 
 _NEAR_CHANCE = 0.95  # of the loss of a guess
 _SAME_DATA = 0.02  # amounts of data that differ by less are the same one

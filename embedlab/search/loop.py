@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 from embedlab.errors import PluginError
-from embedlab.search.policy import History, Outcome, Policy
+from embedlab.search.policies.policy import History, Outcome, Policy
 from embedlab.search.space import Trial
 
 

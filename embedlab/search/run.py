@@ -10,11 +10,15 @@ from rich.console import Console
 
 from embedlab.errors import ConfigError
 from embedlab.records import Ledger
+from embedlab.scaling.bootstrap import NUM_REPLICATES
+from embedlab.scaling.observations import Observation, of_ledger, with_best_learning_rates
+from embedlab.scaling.recipe import Constraints
 from embedlab.search.confirmation import Confirmation, confirm, confirmations, next_budget
-from embedlab.search.job_runner import JobRunner
-from embedlab.search.observations import Observation, of_ledger, with_best_learning_rates
+from embedlab.search.folder import SearchFolder
+from embedlab.search.jobs import JobRunner
+from embedlab.search.loop import search
 from embedlab.search.plan import SearchPlan
-from embedlab.search.policy import History, Policy
+from embedlab.search.policies.policy import History, Policy
 from embedlab.search.preparation import (
     budgets_of,
     calibrate,
@@ -27,14 +31,10 @@ from embedlab.search.preparation import (
 from embedlab.search.probing import Probe, Probed, probe
 from embedlab.search.progress import Progress
 from embedlab.search.projection import Projection, calibration_trials, print_projection
-from embedlab.search.recipe import Constraints
 from embedlab.search.report_command import write_report
-from embedlab.search.search_folder import SearchFolder
-from embedlab.search.search_loop import search
 from embedlab.search.space import Candidate, Space
 from embedlab.search.terminal import say
-from embedlab.search.training import Training
-from embedlab.search.uncertainty import NUM_REPLICATES
+from embedlab.search.trials import Training
 
 _DISK_OF_A_RUN = 2**20  # log, record, configuration and events, roughly
 

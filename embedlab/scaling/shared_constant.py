@@ -13,11 +13,11 @@ from dataclasses import replace
 import numpy as np
 
 from embedlab.errors import ConfigError
-from embedlab.search.descent import least_huber
-from embedlab.search.fitting import NO_NOISE, SAME_BASIN, Fit, LogResiduals, Runs, fit
-from embedlab.search.method_laws import MethodLaw
-from embedlab.search.uncertainty import REPLICATE_TOLERANCE, Replicates, drawn_weights, spread_of
-from embedlab.search.validation import HELD_OUT, NUM_STARTS, Choice, HoldOut, errors_of, without_largest
+from embedlab.scaling.bootstrap import REPLICATE_TOLERANCE, Replicates, drawn_weights, spread_of
+from embedlab.scaling.descent import least_huber
+from embedlab.scaling.fitting import NO_NOISE, SAME_BASIN, Fit, LogResiduals, Runs, fit
+from embedlab.scaling.method_laws import MethodLaw
+from embedlab.scaling.validation import HELD_OUT, NUM_STARTS, Choice, HoldOut, errors_of, without_largest
 
 _EXACT = 1e-15
 

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from embedlab.errors import ConfigError, RecordError
-from embedlab.search.observations import Observation
-from embedlab.search.policy import Outcome
-from embedlab.search.search_loop import World
+from embedlab.scaling.observations import Observation
+from embedlab.search.loop import World
+from embedlab.search.policies.policy import Outcome
 from embedlab.search.space import Candidate, Space, Trial
 
 _ROUNDING = 1e-9  # of the budget

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedlab.search.fitting import Fit
-from embedlab.search.method_laws import FARTHEST, MethodLaw
-from embedlab.search.uncertainty import Interval, quantiles
+from embedlab.scaling.bootstrap import Interval, quantiles
+from embedlab.scaling.fitting import Fit
+from embedlab.scaling.method_laws import FARTHEST, MethodLaw
 
 _SIZES_TO_TRY = 97
 

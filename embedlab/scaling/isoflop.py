@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedlab.search.fitting import Runs
+from embedlab.scaling.fitting import Runs
 
 _FEWEST_SIZES = 4  # one more than a parabola has parameters
 

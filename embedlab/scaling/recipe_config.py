@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from embedlab.errors import ConfigError, plain_text
-from embedlab.search.method_laws import MethodLaw
-from embedlab.search.observations import Observation
+from embedlab.scaling.method_laws import MethodLaw
+from embedlab.scaling.observations import Observation
+from embedlab.scaling.recipe import Recipe
+from embedlab.scaling.recipe_options import options_of_run
 from embedlab.search.plan import ONLY_AT_THE_END
-from embedlab.search.recipe import Recipe
-from embedlab.search.recipe_options import options_of_run
 
 _SPARE = 1.1  # epochs that may be seen, by those that are expected
 _MOST_NAMES = 20  # of what is left out

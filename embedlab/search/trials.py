@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from embedlab.search.job_runner import Ended, JobRunner
+from embedlab.search.jobs import Ended, JobRunner
 from embedlab.search.launchers.launcher import Job
-from embedlab.search.policy import Outcome
-from embedlab.search.search_loop import World
+from embedlab.search.loop import World
+from embedlab.search.policies.policy import Outcome
 from embedlab.search.space import Candidate, Space, Trial
 
 CHECKPOINTS, _LAST = "checkpoints", "last.ckpt"

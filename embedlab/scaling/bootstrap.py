@@ -18,7 +18,7 @@ from scipy.optimize import brentq
 from scipy.stats import chi2
 
 from embedlab.errors import ConfigError
-from embedlab.search.fitting import Fit, Runs, fit
+from embedlab.scaling.fitting import Fit, Runs, fit
 
 NUM_REPLICATES = 1000
 REPLICATE_TOLERANCE = 1e-10

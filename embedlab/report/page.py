@@ -14,14 +14,14 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from embedlab.errors import plain_text
+from embedlab.report.figure import Figure, as_dict, colours, compact
+from embedlab.report.page_laws import is_product, page_laws
+from embedlab.scaling.laws import Repeated
+from embedlab.scaling.method_laws import MethodLaw
+from embedlab.scaling.observations import Observation
+from embedlab.scaling.recipe import Constraints
+from embedlab.scaling.tables import UNNAMED
 from embedlab.search.confirmation import Confirmation
-from embedlab.search.foreign_table import UNNAMED
-from embedlab.search.laws import Repeated
-from embedlab.search.method_laws import MethodLaw
-from embedlab.search.observations import Observation
-from embedlab.search.recipe import Constraints
-from embedlab.search.report.figure import Figure, as_dict, colours, compact
-from embedlab.search.report.page_laws import is_product, page_laws
 
 _LONGEST_TEXT = 1_000_000  # characters; the numbers of replicates are one text
 _SCRIPTS = ("format.js", "recipe.js", "plots.js", "records.js", "page.js")
@@ -64,7 +64,7 @@ def page(
         "constraints": vars(constraints),
         "confirmations": [_confirmation(one) for one in confirmations],
     }
-    assets = files("embedlab.search.report") / "assets"
+    assets = files("embedlab.report") / "assets"
     plotly = get_plotlyjs().replace("</script", "<\\/script")
     script = "\n".join((assets / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     return Template((assets / "page.html").read_text(encoding="utf-8")).substitute(

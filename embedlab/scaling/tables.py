@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from embedlab.errors import ConfigError, RecordError, plain_text, suggestion
-from embedlab.search.observations import Observation
+from embedlab.scaling.observations import Observation
 
 AMOUNTS = "columns"
 """For ``Columns.tokens``: the columns whose names are numbers, whose cells are losses."""

@@ -15,12 +15,12 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from embedlab.errors import ConfigError
-from embedlab.search.fitting import HUBER_DELTA, Fit, Runs, fit
-from embedlab.search.isoflop import has_interior_optimum
-from embedlab.search.laws import Chinchilla, Law, Multiplicative, Rectified, Repeated
-from embedlab.search.observations import Observation, runs_of
-from embedlab.search.uncertainty import NUM_REPLICATES, Interval, Replicates, bootstrap, weakly_identified
-from embedlab.search.validation import Choice, choices, preferred
+from embedlab.scaling.bootstrap import NUM_REPLICATES, Interval, Replicates, bootstrap, weakly_identified
+from embedlab.scaling.fitting import HUBER_DELTA, Fit, Runs, fit
+from embedlab.scaling.isoflop import has_interior_optimum
+from embedlab.scaling.laws import Chinchilla, Law, Multiplicative, Rectified, Repeated
+from embedlab.scaling.observations import Observation, runs_of
+from embedlab.scaling.validation import Choice, choices, preferred
 
 FARTHEST = 10.0
 """Times beyond its runs, in FLOPs and in tokens a parameter, up to which a law is trusted."""

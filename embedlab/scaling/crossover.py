@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedlab.search.method_laws import MethodLaw
-from embedlab.search.uncertainty import Interval
+from embedlab.scaling.bootstrap import Interval
+from embedlab.scaling.method_laws import MethodLaw
 
 _GRID = 81
 
