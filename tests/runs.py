@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from embedlab.cli import main
+from embedlab.cli.main import main
 from embedlab.testing.backbones import save_tiny_backbone
 
 WORDS = [a + b for a in ("ba", "co", "di", "fu", "ge") for b in ("la", "mi", "no", "ru", "ta", "ve")]
@@ -131,7 +131,7 @@ class OwnProcess(multiprocessing.context.ForkServerProcess):
         return self._log.read_text()
 
 
-multiprocessing.set_forkserver_preload(["embedlab.training_command", "peft"])
+multiprocessing.set_forkserver_preload(["embedlab.cli.training", "peft"])
 
 
 def start_fit(config: Path, *options: str, **settings: Any) -> OwnProcess:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from embedlab.config_file import parse_config, parse_value, plain, read_config, resolved
+from embedlab.cli.config_file import parse_config, parse_value, plain, read_config, resolved
 from embedlab.errors import ConfigError
 
 

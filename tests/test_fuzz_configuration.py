@@ -14,13 +14,13 @@ import torch
 import yaml
 from hypothesis import strategies as st
 
-from embedlab import training_command
-from embedlab.config_file import parse_config
+from embedlab.cli import training as training_command
+from embedlab.cli.config_file import parse_config
+from embedlab.cli.flops import flops_parser
+from embedlab.cli.methods import methods
+from embedlab.cli.parser import ErrorParser
 from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import EmbedLabError
-from embedlab.flops_command import flops_parser
-from embedlab.methods_command import methods
-from embedlab.parser import ErrorParser
 from embedlab.pretraining.ladder import pretrain
 from embedlab.testing.backbones import save_tiny_backbone
 from embedlab.training.export import export

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping
 
+from embedlab.cli.parser import ErrorParser
 from embedlab.errors import ConfigError, EmbedLabError, Preparation, in_one_line
-from embedlab.parser import ErrorParser
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from embedlab.config_file import Scalar, resolved
+from embedlab.cli.config_file import Scalar, resolved
+from embedlab.cli.trainer_options import refuse_trainer_option
 from embedlab.errors import ConfigError
-from embedlab.trainer_options import refuse_trainer_option
 
 
 def scalar(text: str) -> Scalar:

@@ -13,11 +13,11 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from embedlab.cli.console import say
 from embedlab.search.jobs import Ended
 from embedlab.search.probing import Probe
 from embedlab.search.projection import Projection
 from embedlab.search.space import Candidate, Space, Trial
-from embedlab.search.terminal import say
 
 
 class Progress:

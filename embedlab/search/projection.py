@@ -8,11 +8,11 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
+from embedlab.cli.console import line
 from embedlab.search.plan import SearchPlan
 from embedlab.search.preparation import calibration_budget
 from embedlab.search.probing import Probe
 from embedlab.search.space import Candidate, Space, Trial
-from embedlab.search.terminal import line
 
 FEWEST_RATES = 3  # of a calibration
 

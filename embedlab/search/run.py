@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
+from embedlab.cli.console import say
+from embedlab.cli.report import write_report
 from embedlab.errors import ConfigError
 from embedlab.records import Ledger
 from embedlab.scaling.bootstrap import NUM_REPLICATES
@@ -31,9 +33,7 @@ from embedlab.search.preparation import (
 from embedlab.search.probing import Probe, Probed, probe
 from embedlab.search.progress import Progress
 from embedlab.search.projection import Projection, calibration_trials, print_projection
-from embedlab.search.report_command import write_report
 from embedlab.search.space import Candidate, Space
-from embedlab.search.terminal import say
 from embedlab.search.trials import Training
 
 _DISK_OF_A_RUN = 2**20  # log, record, configuration and events, roughly

@@ -18,13 +18,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from embedlab.cli.parser import ErrorParser
 from embedlab.errors import ConfigError, DataError, EmbedLabError
 from embedlab.files import UNFINISHED, cannot_write, locked_folder, sync_folder
 from embedlab.method import FineTuningMethod
 from embedlab.method.registry import method_class
 from embedlab.model.backbone import BackboneConfig, load_tokenizer
 from embedlab.model.pooling import PoolingMode
-from embedlab.parser import ErrorParser
 from embedlab.training.checkpoint_file import read_checkpoint
 from embedlab.training.export_proof import ExportProof, with_padding_of_its_own
 from embedlab.training.module import EmbeddingModule

@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 import psutil
 import yaml
 
-from embedlab.cli import main
+from embedlab.cli.main import main
+from embedlab.cli.training import train
 from embedlab.errors import EmbedLabError
 from embedlab.records import FILE, Ledger
 from embedlab.search.launchers.launcher import Job, Launcher, Outcome
 from embedlab.testing.backbones import save_tiny_backbone
-from embedlab.training_command import train
 from runs import write_pairs
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}

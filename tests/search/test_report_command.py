@@ -15,14 +15,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from browser import DESKTOP, PHONE, Browser, chromium, needs_chromium
-from embedlab.cli import main
+from embedlab.cli.main import main
+from embedlab.cli.report import write_report
 from embedlab.errors import ConfigError
 from embedlab.scaling.bootstrap import Interval
 from embedlab.scaling.method_laws import MethodLaw, laws_of
 from embedlab.scaling.observations import Observation, by_method
 from embedlab.scaling.recipe import Constraints, recipe
 from embedlab.search.confirmation import Confirmation, Prediction
-from embedlab.search.report_command import write_report
 from published import COLUMNS
 from runs import error_of
 from tables import PUBLISHED, needs_shared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from embedlab.config_file import Scalar, resolved
+from embedlab.cli.config_file import Scalar, resolved
 from embedlab.errors import ConfigError
 
 _LARGEST_SEED = 2**32 - 1  # that numpy takes

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from embedlab.cli.console import console, say
+from embedlab.cli.run_arguments import require_budgets, require_folder, require_replicates
 from embedlab.errors import ConfigError
 from embedlab.files import cannot_write
 from embedlab.scaling.bootstrap import NUM_REPLICATES
@@ -23,8 +25,6 @@ from embedlab.search.plan import SearchPlan
 from embedlab.search.policies.isoflop_grid import IsoFlopGrid
 from embedlab.search.policies.policy import Policy
 from embedlab.search.run import SearchRun, write_search_report
-from embedlab.search.run_arguments import require_budgets, require_folder, require_replicates
-from embedlab.search.terminal import console, say
 
 _WIDTH = 120  # where there is no terminal that has one
 _NEXT = math.inf  # the budget that follows those of the search

@@ -8,6 +8,15 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from embedlab.cli.console import say
+from embedlab.cli.run_arguments import (
+    add_fitting,
+    add_runs,
+    observations_of,
+    require_new,
+    require_replicates,
+    require_source,
+)
 from embedlab.errors import ConfigError, RecordError
 from embedlab.files import cannot_write, whole_file, write_whole
 from embedlab.scaling.bootstrap import NUM_REPLICATES
@@ -16,15 +25,6 @@ from embedlab.scaling.observations import Observation, by_method, with_best_lear
 from embedlab.scaling.recipe import Constraints
 from embedlab.scaling.shared_constant import share_irreducible_loss
 from embedlab.search.confirmation import Confirmation
-from embedlab.search.run_arguments import (
-    add_fitting,
-    add_runs,
-    observations_of,
-    require_new,
-    require_replicates,
-    require_source,
-)
-from embedlab.search.terminal import say
 
 PAGE, PICTURES, EVENTS = "report.html", "figures", "tensorboard"
 

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union
 
-from embedlab.config_file import Items, Node, Scalar, Section, plain, resolved
+from embedlab.cli.config_file import Items, Node, Scalar, Section, plain, resolved
 from embedlab.errors import ConfigError, suggestion
 
 _LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, set, frozenset)

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from embedlab.cli.methods import MethodParser
 from embedlab.data.datamodule import PairDataModule
 from embedlab.flops.estimate import Shape, flop_rows
 from embedlab.flops.table import print_rows
 from embedlab.method import FineTuningMethod, registry
-from embedlab.methods_command import MethodParser
 from embedlab.pretraining.ladder import LADDER, default_rung_config
 from embedlab.training.callbacks.flop_budget import number_of_flops
 from embedlab.training.module import EmbeddingModule

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from embedlab.cli.parser import ErrorParser
 from embedlab.errors import suggestion
 from embedlab.method import FineTuningMethod, registry
-from embedlab.parser import ErrorParser
 
 
 class MethodParser(ErrorParser):

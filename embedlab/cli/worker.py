@@ -22,8 +22,8 @@ from typing import Any, TextIO
 
 import torch
 
+from embedlab.cli.training import train
 from embedlab.errors import EmbedLabError
-from embedlab.training_command import train
 
 _SECONDS_TO_END = 300.0  # that a run whose search was killed has to finish its step and save it
 

@@ -17,15 +17,15 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from embedlab.config_file import Node, Scalar
+from embedlab.cli.config_file import Node, Scalar
+from embedlab.cli.methods import MethodParser
+from embedlab.cli.trainer_options import refuse_trainer_option
 from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError, Preparation, in_one_line
 from embedlab.files import locked_folder, remove_unfinished
 from embedlab.method import registry
-from embedlab.methods_command import MethodParser
 from embedlab.pretraining.ladder import LADDER, ensure_rung
 from embedlab.records import FILE as RECORD
-from embedlab.trainer_options import refuse_trainer_option
 from embedlab.training.callbacks.branch_points import BranchPoints
 from embedlab.training.callbacks.checkpoint import RunCheckpoint
 from embedlab.training.callbacks.closing import ClosingLines

@@ -16,6 +16,17 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from embedlab.cli.console import add_row, console, line, say
+from embedlab.cli.run_arguments import (
+    MOST_FLOPS,
+    add_fitting,
+    add_runs,
+    observations_of,
+    require_budgets,
+    require_new,
+    require_replicates,
+    require_source,
+)
 from embedlab.errors import ConfigError, plain_text, suggestion
 from embedlab.files import cannot_write, write_whole
 from embedlab.flops.data_sheets import DATA_SHEETS
@@ -27,17 +38,6 @@ from embedlab.scaling.optimum import Optimum, optimum
 from embedlab.scaling.recipe import Constraints, Recipe, recipe, suite_of
 from embedlab.scaling.recipe_config import recipe_config
 from embedlab.scaling.shared_constant import share_irreducible_loss
-from embedlab.search.run_arguments import (
-    MOST_FLOPS,
-    add_fitting,
-    add_runs,
-    observations_of,
-    require_budgets,
-    require_new,
-    require_replicates,
-    require_source,
-)
-from embedlab.search.terminal import add_row, console, line, say
 
 _WIDTH = 150  # where there is no terminal that has one
 _MOST_ROWS = 10

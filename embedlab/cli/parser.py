@@ -1,6 +1,6 @@
 """The parser of every command: what is unmistakable is understood, and what is wrong is one line, not a page of usage.
 
-Words and configurations are understood by the type of their option (``embedlab.option_values``) before jsonargparse
+Words and configurations are understood by the type of their option (``embedlab.cli.option_values``) before jsonargparse
 sees them, so there is one place where a path, a number or a flag is read, whether it was written in YAML or not.
 """
 
@@ -16,9 +16,8 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace, get_loader
 from yaml import YAMLError
 
-from embedlab.config_file import Items, Node, Scalar, Section, parse_config, parse_value, read_config
-from embedlab.errors import ConfigError, EmbedLabError, in_one_line, known_cause, suggestion
-from embedlab.option_values import (
+from embedlab.cli.config_file import Items, Node, Scalar, Section, parse_config, parse_value, read_config
+from embedlab.cli.option_values import (
     Values,
     class_named,
     either,
@@ -33,6 +32,7 @@ from embedlab.option_values import (
     subclasses,
     unknown_option,
 )
+from embedlab.errors import ConfigError, EmbedLabError, in_one_line, known_cause, suggestion
 
 _LONGEST = 300  # characters of what a library says
 

@@ -16,9 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from embedlab.config_file import read_config
+from embedlab.cli.config_file import read_config
+from embedlab.cli.parser import ErrorParser
 from embedlab.errors import ConfigError, EmbedLabError, plain_text, suggestion
-from embedlab.parser import ErrorParser
 
 
 def _function(name: str, home: str) -> Callable[[Sequence[str]], None]:
@@ -57,7 +57,7 @@ def _imported(home: str) -> Callable[..., Any]:
 
 
 _LONGEST_MESSAGE = 1_900  # characters: more is no message but a dump
-_TRAINER = (_itself, "embedlab.training_command:train")
+_TRAINER = (_itself, "embedlab.cli.training:train")
 COMMANDS: dict[str, tuple[str, Callable[[str, str], Callable[[Sequence[str]], None]], str]] = {
     "fit": ("train an embedding model", *_TRAINER),
     "validate": ("evaluate a checkpoint on the validation sets", *_TRAINER),
@@ -69,25 +69,25 @@ COMMANDS: dict[str, tuple[str, Callable[[str, str], Callable[[Sequence[str]], No
         _function,
         "embedlab.pretraining.ladder:pretrain",
     ),
-    "flops": ("show what training costs, without training", _itself, "embedlab.flops_command:flops"),
-    "runs": ("list, show or export what has been run", _planning, "embedlab.search.runs_command:runs_command"),
+    "flops": ("show what training costs, without training", _itself, "embedlab.cli.flops:flops"),
+    "runs": ("list, show or export what has been run", _planning, "embedlab.cli.runs:runs_command"),
     "search": (
         "train a suite by several methods at rising budgets",
         _planning,
-        "embedlab.search.search_command:search_command",
+        "embedlab.cli.search:search_command",
     ),
     "recipe": (
         "say what to train with a budget, from finished runs",
         _planning,
-        "embedlab.search.recipe_command:recipe_command",
+        "embedlab.cli.recipe:recipe_command",
     ),
     "report": (
         "show what finished runs say, as a page to look at",
         _planning,
-        "embedlab.search.report_command:report_command",
+        "embedlab.cli.report:report_command",
     ),
-    "worker": ("train what a search writes to its input", _itself, "embedlab.worker_command:worker"),
-    "methods": ("list the registered fine-tuning methods", _function, "embedlab.methods_command:methods"),
+    "worker": ("train what a search writes to its input", _itself, "embedlab.cli.worker:worker"),
+    "methods": ("list the registered fine-tuning methods", _function, "embedlab.cli.methods:methods"),
 }
 
 
