@@ -23,12 +23,11 @@ from embedlab.cli.run_arguments import (
     add_runs,
     observations_of,
     require_budgets,
-    require_new,
     require_replicates,
     require_source,
 )
 from embedlab.errors import ConfigError, plain_text, suggestion
-from embedlab.files import cannot_write, write_whole
+from embedlab.files import cannot_write, require_new, write_whole
 from embedlab.flops.data_sheets import DATA_SHEETS
 from embedlab.scaling.bootstrap import Interval
 from embedlab.scaling.crossover import Crossover, crossover

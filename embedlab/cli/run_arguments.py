@@ -6,9 +6,7 @@ Every command that plans takes the same options for it.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,47 +70,6 @@ def require_budgets(option: str, budgets: Iterable[float]) -> None:
         if f"{budget:g}" in written:
             raise ConfigError(f"{option} has {budget:g} twice. Name each budget once.")
         written.add(f"{budget:g}")
-
-
-def require_new(path: Path) -> None:
-    """Refuse an output that is there already or cannot be made, before anything is read.
-
-    Raises:
-        ConfigError: If it is there, or the folder that it is to be in is none, or may not be written to.
-    """
-    if os.path.lexists(path):
-        raise ConfigError(
-            f"{plain_text(path, longest=None)} is there already. Choose another place with --output, or move it away."
-        )
-    require_folder(path.parent)
-
-
-def require_folder(folder: Path) -> None:
-    """Refuse a folder that is a file, cannot be made, or may not be written to.
-
-    Raises:
-        ConfigError: If it is one of these.
-    """
-    there = folder.absolute()
-    try:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            folder.stat()  # refuses a name that is too long
-        while not os.path.lexists(there) and there != there.parent:
-            there = there.parent
-        is_folder = there.is_dir()
-    except OSError as error:
-        raise ConfigError(
-            f"{plain_text(folder)} cannot be a folder: {error.strerror}. Choose another place."
-        ) from error
-    if not is_folder:
-        raise ConfigError(
-            f"{plain_text(there, longest=None)} is no folder, so nothing can be written below it. Choose another place "
-            "with --output."
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"{plain_text(there, longest=None)} may not be written to. Choose another place with --output."
-        )
 
 
 def observations_of(options: Any) -> list[Observation]:

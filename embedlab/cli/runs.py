@@ -14,9 +14,8 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from embedlab.cli.console import Column, plain_table, say
-from embedlab.cli.run_arguments import require_new
 from embedlab.errors import RecordError, plain_text, suggestion
-from embedlab.files import cannot_write, whole_file
+from embedlab.files import cannot_write, require_new, whole_file
 from embedlab.records import FILE, Ledger, RunRecord, read_record
 from embedlab.records.stored import is_folder
 

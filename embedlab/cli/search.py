@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,12 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
 
-from embedlab.cli.console import console, say
-from embedlab.cli.run_arguments import require_budgets, require_folder, require_replicates
+from embedlab.cli.console import console, line, say
+from embedlab.cli.run_arguments import require_budgets, require_replicates
 from embedlab.errors import ConfigError
-from embedlab.files import cannot_write
+from embedlab.files import cannot_write, require_folder
+from embedlab.report.write import write_report
 from embedlab.scaling.bootstrap import NUM_REPLICATES
+from embedlab.scaling.recipe import Constraints
+from embedlab.search.confirmation import confirmations
 from embedlab.search.folder import SearchFolder
 from embedlab.search.jobs import JobRunner
 from embedlab.search.launchers.launcher import Launcher
@@ -24,7 +30,9 @@ from embedlab.search.launchers.processes import TrialProcesses  # noqa: F401  a 
 from embedlab.search.plan import SearchPlan
 from embedlab.search.policies.isoflop_grid import IsoFlopGrid
 from embedlab.search.policies.policy import Policy
-from embedlab.search.run import SearchRun, write_search_report
+from embedlab.search.projection import Forecast, Projection
+from embedlab.search.run import SearchRun, observations_of_search
+from embedlab.search.space import Trial
 
 _WIDTH = 120  # where there is no terminal that has one
 _NEXT = math.inf  # the budget that follows those of the search
@@ -72,16 +80,18 @@ def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
             say(f"The laws count {folder.num_trained} trials of the configuration before with those of the new one.")
         try:
             with instances.launcher() as launcher:
-                run = SearchRun(plan, instances.policy, folder, JobRunner(launcher), console(_WIDTH))
+                run = SearchRun(plan, instances.policy, folder, JobRunner(launcher), say)
                 if options.dry_run:
-                    run.dry_run()
+                    forecast = run.forecast()
+                    _print_forecast(console(_WIDTH), forecast)
+                    run.require_room(forecast.space, forecast.probes)
                     return
                 run.run()
-                write_search_report(folder, num_replicates=options.replicates)
+                _write_report(folder, num_replicates=options.replicates)
                 if options.confirm is not None:
                     budget = None if options.confirm == _NEXT else options.confirm
                     say(run.confirm(budget, num_replicates=options.replicates))
-                    write_search_report(folder, num_replicates=options.replicates)
+                    _write_report(folder, num_replicates=options.replicates)
                 if run.num_failed:
                     sys.exit(1)
         except KeyboardInterrupt:
@@ -104,3 +114,48 @@ def _require_whole_fit(arguments: Sequence[str]) -> None:
         if word.startswith("--fit."):
             name = word.partition("=")[0]
             raise ConfigError(f"{name} cannot be given on the command line. Change fit in the configuration file.")
+
+
+def _write_report(folder: SearchFolder, *, num_replicates: int = NUM_REPLICATES) -> None:
+    """The report of all trials, in place of the one before."""
+    observations = observations_of_search(folder)
+    if not observations:
+        raise ConfigError(f"No trial in {folder.trials} has left a record, so there is nothing to report.")
+    shutil.rmtree(folder.report, ignore_errors=True)
+    made = confirmations(folder.confirmation)
+    source = str(folder.trials)
+    path = write_report(
+        folder.report, source, observations, Constraints(), num_replicates=num_replicates, confirmations=made
+    )
+    say(path)
+
+
+def _print_forecast(screen: Console, forecast: Forecast) -> None:
+    """Print what a search will take."""
+    plan, space, probes, total = forecast.plan, forecast.space, forecast.probes, forecast.total_flops
+    calibrations = forecast.calibrations
+    projection = Projection(probes, forecast.num_slots, space)
+    table = Table("budget", title="What the search takes, projected from a few steps of each combination")
+    for name in ("runs", "FLOPs", "hours"):
+        table.add_column(name, justify="right")
+
+    def row(name: str, trials: Sequence[Trial]) -> None:
+        flops = sum(map(projection.flops, trials))
+        table.add_row(name, str(len(trials)), f"{flops:.3g}", f"{projection.seconds(trials) / 3600:.3g}")
+
+    if calibrations:
+        row("calibration, at least", calibrations)
+    for budget in sorted({trial.budget for trial in space.trials}):
+        row(f"{budget:g}", [trial for trial in space.trials if trial.budget == budget])
+    table.add_section()
+    row("all", [*calibrations, *space.trials])
+    screen.print(table)
+    price = space.price(space.trials)
+    if total < price:
+        line(screen, f"The policy may spend {total:.3g} FLOPs, {total / price:.0%} of all trials.")
+    known = {one: found.memory_bytes for one, found in probes.items() if found.memory_bytes is not None}
+    if known:
+        most = max(known, key=lambda one: known[one])
+        line(screen, f"Peak memory: {known[most] / 2**30:.2f} GiB, of {most}.")
+    disk = projection.disk(space.trials, keep_checkpoints=plan.keep_checkpoints)
+    line(screen, f"Disk: {disk / 2**30:.2f} GiB of checkpoints.")

@@ -6,6 +6,7 @@ the types and ranges of the fields are those that the dataclass states in its an
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -166,6 +167,46 @@ def from_plain(kind: type[_Stored], values: Mapping[str, Any], path: Path, *, pr
     return kind(**arguments)
 
 
+def arguments_of(kind: type, values: Mapping[str, Any], path: Path, *, prefix: str = "") -> dict[str, Any]:
+    """Return the arguments of a class's constructor, when each has been checked against its annotation.
+
+    Only parameters whose annotation states plain data are taken: no class, function or path is looked up by a name.
+
+    Args:
+        kind: Class whose constructor takes the arguments.
+        values: Arguments by name, as they were stored.
+        path: File that the values are from, for the message.
+        prefix: Name of the field that the values are in, with a point at its end.
+
+    Raises:
+        RecordError: If a value is for no such parameter or of another type, or one is missing.
+    """
+    hints = {name: hint for name, hint in get_type_hints(kind.__init__).items() if name != "return" and _is_data(hint)}  # type: ignore[misc]
+    for name, value in values.items():
+        if name not in hints:
+            known = ", ".join(hints) or "none"
+            raise wrong_field(path, f"{prefix}{name}", value, f"no such option; options of {kind.__name__}: {known}")
+        check, expected = _check(hints[name])
+        if not check(value):
+            raise wrong_field(path, f"{prefix}{name}", value, expected)
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if parameter.default is parameter.empty and name in hints and name not in values:
+            raise RecordError(f"{_named(path)} is without {prefix}{name}. Write it anew, or remove it.")
+    return dict(values)
+
+
+def _is_data(hint: Any) -> bool:
+    """Whether all values of an annotation are plain data."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return all(isinstance(one, str) for one in get_args(hint))
+    if origin is tuple:
+        return all(one is ... or _is_data(one) for one in get_args(hint))
+    if origin in (list, dict, Sequence, Mapping, Union, UnionType):
+        return all(map(_is_data, get_args(hint)))
+    return hint in (str, int, float, bool, NoneType, Any)
+
+
 def without_fields(kind: type, values: Mapping[str, Any], path: Path, prefix: str) -> RecordError:
     """Return the error of data that lack fields which have no default."""
     missing = sorted(name for name, field in fields_of(kind).items() if field.is_needed and name not in values)
@@ -257,6 +298,8 @@ def _check(hint: Any) -> tuple[_Check, str]:
         return _is_small, f"plain data of at most {_MOST_ENTRIES} entries"
     if origin in (list, Sequence):
         return _list(arguments[0])
+    if origin is tuple:
+        return _tuple(arguments)
     if isinstance(hint, type) and issubclass(hint, tuple):  # named, of numbers: JSON has a list in its place
         count, (is_number, _) = len(hint._fields), _annotated(float, Range(-_LARGEST, may_be_unknown=True))  # type: ignore[attr-defined]
         return (
@@ -273,6 +316,20 @@ def _list(of: Any) -> tuple[_Check, str]:
         return isinstance(value, list) and len(value) <= _MOST_ENTRIES and all(map(check, value))
 
     return is_list, f"a list of at most {_MOST_ENTRIES} entries, each {expected}"
+
+
+def _tuple(of: Sequence[Any]) -> tuple[_Check, str]:
+    if of[-1] is ...:
+        check, expected = _list(of[0])
+        return (lambda value: check(list(value)) if isinstance(value, list | tuple) else False), expected
+    checks = [_check(one)[0] for one in of]
+
+    def is_tuple(value: Any) -> bool:
+        if not isinstance(value, list | tuple) or len(value) != len(checks):
+            return False
+        return all(check(one) for check, one in zip(checks, value, strict=True))
+
+    return is_tuple, f"a list of {len(checks)}"
 
 
 def _annotated(kind: type, limits: Range | Pattern) -> tuple[_Check, str]:

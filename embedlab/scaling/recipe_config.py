@@ -15,7 +15,9 @@ from embedlab.scaling.method_laws import MethodLaw
 from embedlab.scaling.observations import Observation
 from embedlab.scaling.recipe import Recipe
 from embedlab.scaling.recipe_options import options_of_run
-from embedlab.search.plan import ONLY_AT_THE_END
+
+ONLY_AT_THE_END = 10**9
+"""``trainer.val_check_interval`` of runs that are evaluated only when they stop."""
 
 _SPARE = 1.1  # epochs that may be seen, by those that are expected
 _MOST_NAMES = 20  # of what is left out

@@ -14,6 +14,7 @@ import yaml
 
 from embedlab.errors import ConfigError, RecordError, plain_text
 from embedlab.records.stored import read_bytes
+from embedlab.scaling.recipe_config import ONLY_AT_THE_END
 from embedlab.search.calibration import Calibration
 from embedlab.search.space import MethodGrid
 
@@ -29,9 +30,6 @@ _OF_THE_SEARCH = (
     "trainer.max_steps",
 )
 
-
-ONLY_AT_THE_END = 10**9
-"""``trainer.val_check_interval`` of runs that are evaluated only when they stop."""
 
 _HOW_OFTEN = {"check_val_every_n_epoch": None, "val_check_interval": ONLY_AT_THE_END}
 _DECAY, _WARMUP = 0.2, 0.1  # of WarmupStableDecay, where none is given

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from embedlab.cli.console import say
 from embedlab.search.jobs import Ended
 from embedlab.search.probing import Probe
 from embedlab.search.projection import Projection
@@ -27,11 +26,14 @@ class Progress:
         events: folder for TensorBoard.
         probes: of the combinations, for the time that is left.
         num_slots: trials that are trained at a time.
+        say: Function that tells the user a line.
     """
 
-    def __init__(self, events: Path, probes: Mapping[Candidate, Probe], num_slots: int) -> None:
+    def __init__(
+        self, events: Path, probes: Mapping[Candidate, Probe], num_slots: int, say: Callable[[str], object]
+    ) -> None:
         self._writer = EventFileWriter(str(events))
-        self._probes, self._num_slots = probes, num_slots
+        self._probes, self._num_slots, self._say = probes, num_slots, say
         self._space: Space | None = None
         self._total = 0.0
         self._done: set[Trial] = set()
@@ -51,7 +53,7 @@ class Progress:
         self._calibrated += 1
         if ended.seconds is not None:
             rate = trial.candidate.learning_rate
-            say(f"calibration {self._calibrated}: {_told(trial, ended)}, learning rate {rate:g}")
+            self._say(f"calibration {self._calibrated}: {_told(trial, ended)}, learning rate {rate:g}")
 
     def trained(self, trial: Trial, ended: Ended) -> None:
         """A trial has ended."""
@@ -66,7 +68,7 @@ class Progress:
             self._took += ended.seconds
             self._projected += Projection(self._probes, 1, self._space).seconds([trial])
         spent = self._space.price(self._paid)
-        say(
+        self._say(
             f"{len(self._done)} of {len(self._space.trials)}: {_told(trial, ended)}. Spent {spent:.3g} FLOPs "
             f"({spent / self._total:.0%}), about {timedelta(seconds=round(self._seconds_left(spent)))} left.",
         )

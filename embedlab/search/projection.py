@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from rich.console import Console
-from rich.table import Table
-
-from embedlab.cli.console import line
 from embedlab.search.plan import SearchPlan
 from embedlab.search.preparation import calibration_budget
 from embedlab.search.probing import Probe
@@ -64,48 +60,22 @@ def calibration_trials(plan: SearchPlan, probes: Mapping[Candidate, Probe]) -> l
     return [Trial(one, budget) for one, budget in budgets.items() if budget is not None for _ in range(FEWEST_RATES)]
 
 
-def print_projection(
-    console: Console,
-    plan: SearchPlan,
-    space: Space,
-    probes: Mapping[Candidate, Probe],
-    calibrations: Sequence[Trial],
-    total: float,
-    num_slots: int,
-) -> None:
-    """Prints what a search will take.
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a search will take, before it is begun.
 
-    Args:
-        console: to print on.
-        plan: of the search.
-        space: of its trials.
-        probes: of its combinations.
-        calibrations: runs of the calibration.
-        total: FLOPs that the trials may cost.
-        num_slots: trials that are trained at a time.
+    Attributes:
+        plan: Plan of the search.
+        space: Space of its trials.
+        probes: Measurements of each combination of backbone and method.
+        calibrations: Runs of the calibration of learning rates, at least.
+        total_flops: Number of FLOPs that the trials may cost together.
+        num_slots: Number of trials that are trained at a time.
     """
-    projection = Projection(probes, num_slots, space)
-    table = Table("budget", title="What the search takes, projected from a few steps of each combination")
-    for name in ("runs", "FLOPs", "hours"):
-        table.add_column(name, justify="right")
 
-    def row(name: str, trials: Sequence[Trial]) -> None:
-        flops = sum(map(projection.flops, trials))
-        table.add_row(name, str(len(trials)), f"{flops:.3g}", f"{projection.seconds(trials) / 3600:.3g}")
-
-    if calibrations:
-        row("calibration, at least", calibrations)
-    for budget in sorted({trial.budget for trial in space.trials}):
-        row(f"{budget:g}", [trial for trial in space.trials if trial.budget == budget])
-    table.add_section()
-    row("all", [*calibrations, *space.trials])
-    console.print(table)
-    price = space.price(space.trials)
-    if total < price:
-        line(console, f"The policy may spend {total:.3g} FLOPs, {total / price:.0%} of all trials.")
-    known = {one: found.memory_bytes for one, found in probes.items() if found.memory_bytes is not None}
-    if known:
-        most = max(known, key=lambda one: known[one])
-        line(console, f"Peak memory: {known[most] / 2**30:.2f} GiB, of {most}.")
-    disk = projection.disk(space.trials, keep_checkpoints=plan.keep_checkpoints)
-    line(console, f"Disk: {disk / 2**30:.2f} GiB of checkpoints.")
+    plan: SearchPlan
+    space: Space
+    probes: Mapping[Candidate, Probe]
+    calibrations: Sequence[Trial]
+    total_flops: float
+    num_slots: int

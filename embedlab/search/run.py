@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from rich.console import Console
-
-from embedlab.cli.console import say
-from embedlab.cli.report import write_report
-from embedlab.errors import ConfigError
 from embedlab.records import Ledger
 from embedlab.scaling.bootstrap import NUM_REPLICATES
 from embedlab.scaling.observations import Observation, of_ledger, with_best_learning_rates
-from embedlab.scaling.recipe import Constraints
-from embedlab.search.confirmation import Confirmation, confirm, confirmations, next_budget
+from embedlab.search.confirmation import Confirmation, confirm, next_budget
 from embedlab.search.folder import SearchFolder
 from embedlab.search.jobs import JobRunner
 from embedlab.search.loop import search
@@ -32,7 +25,7 @@ from embedlab.search.preparation import (
 )
 from embedlab.search.probing import Probe, Probed, probe
 from embedlab.search.progress import Progress
-from embedlab.search.projection import Projection, calibration_trials, print_projection
+from embedlab.search.projection import Forecast, Projection, calibration_trials
 from embedlab.search.space import Candidate, Space
 from embedlab.search.trials import Training
 
@@ -47,35 +40,39 @@ class SearchRun:
         policy: which of it.
         folder: for all of it.
         runner: that trains it.
-        console: to print tables on.
+        say: Function that tells the user a line.
 
     Attributes:
         num_failed: trials that were tried and failed.
     """
 
     def __init__(
-        self, plan: SearchPlan, policy: Policy, folder: SearchFolder, runner: JobRunner, console: Console
+        self, plan: SearchPlan, policy: Policy, folder: SearchFolder, runner: JobRunner, say: Callable[[str], object]
     ) -> None:
         self._plan = plan
         self._policy = policy
         self._folder = folder
         self._runner = runner
-        self._console = console
+        self._say = say
         self.num_failed = 0
 
-    def dry_run(self) -> None:
-        """Says what the search will take.
+    def forecast(self) -> Forecast:
+        """Return what the search will take.
 
         Raises:
-            ConfigError: if it cannot be run.
+            ConfigError: If the search cannot be run.
         """
         probed = self._probed()
         rates = named_rates(self._plan, probed.probes)
         space = space_for(self._plan, probed.probes, rates)
-        calibrations = calibration_trials(self._plan, _without(probed.probes, rates))
-        slots = self._runner.num_slots
-        print_projection(self._console, self._plan, space, probed.probes, calibrations, self._total(space), slots)
-        self._require_room(space, probed.probes)
+        return Forecast(
+            plan=self._plan,
+            space=space,
+            probes=probed.probes,
+            calibrations=calibration_trials(self._plan, _without(probed.probes, rates)),
+            total_flops=self._total(space),
+            num_slots=self._runner.num_slots,
+        )
 
     def run(self) -> None:
         """Trains all that the policy proposes, and writes the report.
@@ -89,7 +86,7 @@ class SearchRun:
         named = named_rates(self._plan, probes)
         space_for(self._plan, probes, named)  # refuses what is none
         self._folder.bind()
-        progress = Progress(self._folder.events, probes, self._runner.num_slots)
+        progress = Progress(self._folder.events, probes, self._runner.num_slots, self._say)
         try:
             rates = calibrate(
                 self._plan,
@@ -101,7 +98,7 @@ class SearchRun:
             )
             self._say_rates(rates)
             space = space_for(self._plan, probes, named | rates)
-            self._require_room(space, probes)
+            self.require_room(space, probes)
             total = self._total(space)
             progress.begin(space, total)
             world = Training(
@@ -123,9 +120,9 @@ class SearchRun:
         Raises:
             ConfigError: if the runs give no law that reaches that far.
         """
-        observations = _observations(self._folder)
+        observations = observations_of_search(self._folder)
         budget = budget or next_budget(self._plan.budgets)
-        say(f"Training the recipe for {budget:g} FLOPs, from runs of smaller budgets alone.")
+        self._say(f"Training the recipe for {budget:g} FLOPs, from runs of smaller budgets alone.")
         return confirm(
             budget,
             observations,
@@ -137,7 +134,7 @@ class SearchRun:
 
     def _probed(self) -> Probed:
         found = combinations(self._plan)
-        say(
+        self._say(
             f"Probing {len(found)} combinations of backbone and method by a few steps each. What is not here yet is "
             "fetched or pre-trained first.",
         )
@@ -145,18 +142,25 @@ class SearchRun:
         require_each_backbone(self._plan, probed)
         require_each_variant(probed)
         for one, reason in probed.refused.items():
-            say(f"Left out, {one}: {reason}")
+            self._say(f"Left out, {one}: {reason}")
         for one, measured in probed.probes.items():
             paid = budgets_of(self._plan, measured)
             short = [f"{budget:g}" for budget in self._plan.budgets if budget not in paid]
             if short:
-                say(f"Left out, {one}: {', '.join(short)} FLOPs, less than min_steps ({self._plan.min_steps}) steps.")
+                self._say(
+                    f"Left out, {one}: {', '.join(short)} FLOPs, less than min_steps ({self._plan.min_steps}) steps."
+                )
         return probed
 
     def _total(self, space: Space) -> float:
         return self._plan.total_flops or space.price(space.trials)
 
-    def _require_room(self, space: Space, probes: Mapping[Candidate, Probe]) -> None:
+    def require_room(self, space: Space, probes: Mapping[Candidate, Probe]) -> None:
+        """Refuse a search whose checkpoints and logs find no room on the disk.
+
+        Raises:
+            ConfigError: If there is too little room.
+        """
         projection = Projection(probes, self._runner.num_slots, space)
         missing = [trial for trial in space.trials if not (self._folder.trials / trial.id).exists()]
         if missing:
@@ -166,39 +170,26 @@ class SearchRun:
 
     def _say_rates(self, rates: Mapping[Candidate, Any]) -> None:
         if rates:
-            say("Learning rates: " + ", ".join(f"{one} {rate:g}" for one, (rate,) in rates.items()) + ".")
+            self._say("Learning rates: " + ", ".join(f"{one} {rate:g}" for one, (rate,) in rates.items()) + ".")
 
     def _say_outcome(self, history: History, world: Training) -> None:
         self.num_failed = len(world.errors)
-        say(f"{len(history)} of {len(history.space.trials)} trials have ended, for {history.spent:.3g} FLOPs.")
+        self._say(f"{len(history)} of {len(history.space.trials)} trials have ended, for {history.spent:.3g} FLOPs.")
         if world.errors:
             one, error = next(iter(world.errors.items()))
-            say(
+            self._say(
                 f"{len(world.errors)} of them failed; the same command tries them again. {one.id}: {error}",
             )
         chosen = self._policy.choose(history)
         rate = "" if chosen.learning_rate is None else f", learning rate {chosen.learning_rate:g}"
         target = history.space.target(chosen)
-        say(f"{type(self._policy).__name__} chooses {chosen} for {target.budget:g} FLOPs{rate}.")
+        self._say(f"{type(self._policy).__name__} chooses {chosen} for {target.budget:g} FLOPs{rate}.")
 
 
 def _without(probes: Mapping[Candidate, Probe], rates: Mapping[Candidate, Any]) -> dict[Candidate, Probe]:
     return {one: found for one, found in probes.items() if one not in rates}
 
 
-def _observations(folder: SearchFolder) -> list[Observation]:
+def observations_of_search(folder: SearchFolder) -> list[Observation]:
+    """Return the finished trials of a search, each with the best of its learning rates."""
     return with_best_learning_rates(of_ledger(Ledger([folder.trials])))
-
-
-def write_search_report(folder: SearchFolder, *, num_replicates: int = NUM_REPLICATES) -> None:
-    """The report of all trials, in place of the one before."""
-    observations = _observations(folder)
-    if not observations:
-        raise ConfigError(f"No trial in {folder.trials} has left a record, so there is nothing to report.")
-    shutil.rmtree(folder.report, ignore_errors=True)
-    made = confirmations(folder.confirmation)
-    source = str(folder.trials)
-    path = write_report(
-        folder.report, source, observations, Constraints(), num_replicates=num_replicates, confirmations=made
-    )
-    say(path)

@@ -13,18 +13,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args
 
 import yaml
 
-from embedlab.cli.parser import ErrorParser
-from embedlab.errors import ConfigError, DataError, EmbedLabError
+from embedlab.errors import ConfigError, DataError, EmbedLabError, RecordError
 from embedlab.files import UNFINISHED, cannot_write, locked_folder, sync_folder
 from embedlab.method import FineTuningMethod
 from embedlab.method.registry import method_class
 from embedlab.model.backbone import BackboneConfig, load_tokenizer
 from embedlab.model.pooling import PoolingMode
+from embedlab.records.stored import arguments_of
 from embedlab.training.checkpoint_file import read_checkpoint
 from embedlab.training.export_proof import ExportProof, with_padding_of_its_own
 from embedlab.training.module import EmbeddingModule
@@ -174,13 +173,13 @@ def restore(
     saved = read_checkpoint(checkpoint)
     model = saved["run_config"]["model"]
     with _reading(checkpoint):
-        config = _backbone_config(model.get("backbone"))
+        config = BackboneConfig(**_options(BackboneConfig, model.get("backbone"), checkpoint, "backbone"))
         pooling, seed = model.get("pooling"), model.get("seed")
         if pooling not in get_args(PoolingMode):
             raise DataError(f"its pooling is {pooling!r:.100}")
         if type(seed) is not int:
             raise DataError(f"its seed is {seed!r:.100}")
-        method = _method(model.get("method"))
+        method = _method(model.get("method"), checkpoint)
     if backbone is not None:
         config = replace(config, path=backbone)
     elif Path(config.path).is_absolute() and not Path(config.path).is_dir():
@@ -212,54 +211,22 @@ def _reading(checkpoint: Path) -> Iterator[None]:
         raise DataError(f"{checkpoint} is no checkpoint as `embedlab fit` writes it: {error}.") from error
 
 
-def _checked(parser: ErrorParser, key: str, values: object) -> dict[str, Any]:
-    """Values that have the types that the parser's group ``key`` asks for, and no others."""
-    if not isinstance(values, dict) or not _is_plain(values):
-        raise DataError(f"its {key} is {values!r:.100}")
+def _options(kind: type, values: object, checkpoint: Path, name: str) -> dict[str, Any]:
+    """Arguments of a class as a checkpoint holds them, when each has the type that the class asks for."""
+    if not isinstance(values, dict):
+        raise DataError(f"its {name} is {values!r:.100}")
     try:
-        options: dict[str, Any] = parser.parse_object({key: values}, defaults=False)[key].as_dict()
-    except Exception as error:  # of what no parser has written, a parser raises anything
-        raise DataError(f"its {key}: {' '.join(str(error).split()):.300}") from error
-    return options
+        return arguments_of(kind, values, checkpoint, prefix=f"{name}.")
+    except RecordError as error:
+        raise DataError("its " + str(error).removeprefix(f"{checkpoint}: ").removesuffix(".")) from error
 
 
-def _is_plain(value: object) -> bool:
-    """Whether a value consists of numbers, texts, lists and mappings, and names no class."""
-    if isinstance(value, dict):
-        return "class_path" not in value and all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, str | int | float)
-
-
-def _is_data(kind: Any) -> bool:
-    """Whether all values of a type are data."""
-    if get_origin(kind) is Literal:
-        return True
-    return kind in (str, int, float, bool, list, tuple, dict, type(None), ...) or (
-        get_origin(kind) in (list, tuple, dict, Union, UnionType) and all(map(_is_data, get_args(kind)))
-    )
-
-
-def _backbone_config(values: object) -> BackboneConfig:
-    parser = ErrorParser()
-    parser.add_class_arguments(BackboneConfig, "backbone")
-    return BackboneConfig(**_checked(parser, "backbone", values))
-
-
-def _method(config: object) -> FineTuningMethod:
+def _method(config: object, checkpoint: Path) -> FineTuningMethod:
     """The registered method of this name with options of its own signature; no module is imported for it."""
     if not isinstance(config, dict) or not isinstance(config.get("class_path"), str):
         raise DataError(f"its method is {config!r:.100}")
     cls = method_class(config["class_path"].rpartition(".")[2])
-    options: dict[str, Any] = {}
-    if config.get("init_args"):
-        # For a class or a function a parser takes the name of one, and imports it.
-        kinds = get_type_hints(cls.__init__)
-        kinds.pop("return", None)
-        parser = ErrorParser()
-        parser.add_class_arguments(cls, "method", skip={name for name, kind in kinds.items() if not _is_data(kind)})
-        options = _checked(parser, "method", config["init_args"])
+    options = _options(cls, config.get("init_args") or {}, checkpoint, "method")
     try:
         return cls(**options)
     except EmbedLabError:

@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from browser import DESKTOP, PHONE, Browser, chromium, needs_chromium
 from embedlab.cli.main import main
-from embedlab.cli.report import write_report
 from embedlab.errors import ConfigError
+from embedlab.report.write import write_report
 from embedlab.scaling.bootstrap import Interval
 from embedlab.scaling.method_laws import MethodLaw, laws_of
 from embedlab.scaling.observations import Observation, by_method
