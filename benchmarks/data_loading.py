@@ -22,7 +22,7 @@ from typing import Any
 from lightning.pytorch.profilers import SimpleProfiler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from embedlab.cli.main import main as embedlab
+from embedlab.cli.commands import main as embedlab
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = 15

@@ -26,7 +26,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from embedlab.cli.main import main as embedlab
+from embedlab.cli.commands import main as embedlab
 from embedlab.training.callbacks.flop_counter import FlopCounter
 from embedlab.training.meter import FlopMeter
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from embedlab.cli.main import main as embedlab
+from embedlab.cli.commands import main as embedlab
 from embedlab.records import FILE, RunRecord, read_record
 
 RESULTS = Path(__file__).parent / "results"

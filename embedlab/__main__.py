@@ -9,7 +9,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # By default the threads of torch's OpenMP spin while they wait, and on a machine that has anything else to do
     # (a data worker, another run) spin the cores away from those who work: up to five times slower on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from embedlab.cli.main import main as run
+    from embedlab.cli.commands import main as run
 
     run(arguments)
 

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from embedlab.cli.main import main
+from embedlab.cli.commands import main
 from embedlab.testing.backbones import save_tiny_backbone
 
 WORDS = [a + b for a in ("ba", "co", "di", "fu", "ge") for b in ("la", "mi", "no", "ru", "ta", "ve")]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from embedlab.cli.main import COMMANDS, main
+from embedlab.cli.commands import COMMANDS, main
 from embedlab.method.registry import discover
 from embedlab.testing.backbones import save_tiny_backbone
 from runs import error_of, fit, start_fit, trained_weights, write_config, write_pairs

@@ -17,7 +17,7 @@ from embedlab_methods.lora import LoRA
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from embedlab.cli.main import main
+from embedlab.cli.commands import main
 from embedlab.errors import ConfigError, DataError, EmbedLabError
 from embedlab.gradcache.chunking import Chunk
 from embedlab.method.registry import MethodEntry, discover

@@ -14,7 +14,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
 
-from embedlab.cli.main import main
+from embedlab.cli.commands import main
 from embedlab.method.registry import discover
 from runs import (
     assert_same_bits,

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from transformers import GPTNeoConfig, MambaConfig, PretrainedConfig
 
-from embedlab.cli.main import main
+from embedlab.cli.commands import main
 from embedlab.data.collate import PairBatch
 from embedlab.flops import Cost, FlopProfile, Passes
 from embedlab.flops.estimate import FlopRow, Shape

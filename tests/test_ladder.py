@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
-from embedlab.cli.main import main
+from embedlab.cli.commands import main
 from embedlab.errors import ConfigError, DataError, TrainingError
 from embedlab.method import num_nonembedding_parameters, pretraining_peak_learning_rate
 from embedlab.pretraining import ladder

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from embedlab.cli.main import main
+from embedlab.cli.commands import main
 from embedlab.testing.backbones import save_tiny_backbone
 from runs import error_of, fit, trained_weights, write_config
 

@@ -176,7 +176,7 @@ def test_a_budget_larger_than_the_data_says_how_many_epochs_it_means(
 
 
 def test_measuring_a_run_that_had_a_budget_needs_no_data_for_it(tmp_path: Path) -> None:
-    from embedlab.cli.main import main
+    from embedlab.cli.commands import main
 
     config = write_config(tmp_path, validation_fraction=0.3)
     fit(config, "--budget", str(2 * cost_of_a_step(config, tmp_path / "one")))

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from corpora import write_rows
-from embedlab.cli.main import main
+from embedlab.cli.commands import main
 from embedlab.data.datamodule import PairDataModule
 from embedlab.data.evaluation.sets import RetrievalFiles, StsFile, TextFile
 from embedlab.data.sources import PairSource

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 
-from embedlab.cli.main import main
+from embedlab.cli.commands import main
 from embedlab.errors import EmbedLabError
 
 

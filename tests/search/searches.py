@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import psutil
 import yaml
 
-from embedlab.cli.main import main
+from embedlab.cli.commands import main
 from embedlab.cli.training import train
 from embedlab.errors import EmbedLabError
 from embedlab.records import FILE, Ledger

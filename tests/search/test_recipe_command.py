@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedlab.cli.main import main
+from embedlab.cli.commands import main
 from embedlab.records import FILE, write_record
 from run_records import DEFINITION, record
 from runs import error_of

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from embedlab.cli.main import main
+from embedlab.cli.commands import main
 from embedlab.records import write_record
 from embedlab.scaling.recipe_options import options_of_run
 from embedlab.search.plan import ONLY_AT_THE_END

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from embedlab.cli.main import main
+from embedlab.cli.commands import main
 from embedlab.data.evaluation.sets import RetrievalFiles, StsFile, TextFile
 from embedlab.data.sources import PairSource
 from embedlab.errors import RecordError

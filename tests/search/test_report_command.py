@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from browser import DESKTOP, PHONE, Browser, chromium, needs_chromium
-from embedlab.cli.main import main
+from embedlab.cli.commands import main
 from embedlab.errors import ConfigError
 from embedlab.report.write import write_report
 from embedlab.scaling.bootstrap import Interval

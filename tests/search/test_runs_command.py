@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from embedlab.cli.main import main
+from embedlab.cli.commands import main
 from embedlab.records import Ledger, write_record
 from embedlab.scaling.observations import of_records
 from embedlab.scaling.tables import Columns, read_table

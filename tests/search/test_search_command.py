@@ -12,7 +12,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from embedlab.cli.main import main
+from embedlab.cli.commands import main
 from embedlab.records import FILE, Ledger, read_record
 from embedlab.search.folder import SearchFolder
 from runs import error_of
