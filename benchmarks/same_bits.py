@@ -83,7 +83,7 @@ def results(revision: str, folder: Path, epochs: int) -> dict[str, Any]:
         embedlab("report", "--runs", run, "--output", folder / "report_of_run")
         table = folder / "runs.csv"
         subprocess.run([sys.executable, "-c", CSV, TABLE, table], check=True)
-        columns = ["--columns.parameters", "parameters"]
+        columns = [word for name in ("tokens", "method", "backbone") for word in (f"--columns.{name}", name)]
         embedlab("report", "--table", table, "--output", folder / "report_of_table", "--replicates", 20, *columns)
     finally:
         subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", code], check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process for each core runs tests; read when torch is imported
@@ -48,8 +49,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
-def fuzz(request: pytest.FixtureRequest) -> Fuzz:
-    """Runs a boundary over generated inputs; see ``Fuzz``."""
+def fuzz(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fuzz:
+    """Runs a boundary over generated inputs, in a folder of its own; see ``Fuzz``."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # an input may name a relative path
     return Fuzz(request, request.config.getoption("--fuzz-minutes"))
 
 
