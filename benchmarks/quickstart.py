@@ -37,10 +37,10 @@ def main() -> None:
     rows = json.loads((run / "results.json").read_text())
 
     figure, (loss, retrieval) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for folder, label, colour in ((run, "pre-trained", "C0"), (run / "random-weights", "random weights", "C1")):
+    for folder, label, color in ((run, "pre-trained", "C0"), (run / "random-weights", "random weights", "C1")):
         if folder.is_dir():
-            loss.plot(*curve(folder, "train/loss"), color=colour, label=label)
-            retrieval.plot(*curve(folder, METRIC), color=colour, marker="o", label=label)
+            loss.plot(*curve(folder, "train/loss"), color=color, label=label)
+            retrieval.plot(*curve(folder, METRIC), color=color, marker="o", label=label)
     retrieval.axhline(rows[BM25][METRIC], color="grey", linestyle="--", label="BM25")
     loss.set(xlabel="step", ylabel="training loss", ylim=(0, None))
     retrieval.set(xlabel="step", ylabel="MRR@10, held-out modules", ylim=(0, None))

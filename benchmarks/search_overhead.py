@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/search_overhead.py
 
 Trains trials of about a minute, one after another in one worker: a rung of the ladder by two methods from several
-seeds, on the pairs of configs/search/quickstart.yaml. Counts as training what the records do: optimiser steps. All
+seeds, on the pairs of configs/search/quickstart.yaml. Counts as training what the records do: optimizer steps. All
 else is overhead: loading the model and the data, watching what a step costs, evaluation, checkpoints, and what passes
 between two trials.
 """

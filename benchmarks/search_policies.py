@@ -26,17 +26,17 @@ from embedlab.scaling.tables import Columns, read_table
 from embedlab.search.loop import search
 from embedlab.search.policies.extrapolated_halving import ExtrapolatedHalving
 from embedlab.search.policies.isoflop_grid import IsoFlopGrid
-from embedlab.search.policies.ladder import Ladder
 from embedlab.search.policies.policy import History, Policy
 from embedlab.search.policies.random_search import RandomSearch
+from embedlab.search.policies.rising_budgets import RisingBudgets
 from embedlab.search.policies.successive_halving import SuccessiveHalving
-from embedlab.search.simulation import Replay, RunTable, run_table
+from embedlab.search.simulation import RunTable, TrialSimulator, run_table
 
 RESULTS = Path(__file__).parent / "results"
 TABLES = ("flan", "gigaword", "wmt19")
 SHARES = (0.01, 0.02, 0.04, 0.05, 0.1, 0.2, 1.0)
 SEEDS = 20
-POLICIES: list[type[Policy]] = [ExtrapolatedHalving, SuccessiveHalving, Ladder, RandomSearch, IsoFlopGrid]
+POLICIES: list[type[Policy]] = [ExtrapolatedHalving, SuccessiveHalving, RisingBudgets, RandomSearch, IsoFlopGrid]
 
 
 def made(policy: type[Policy], seed: int) -> Policy:
@@ -46,7 +46,7 @@ def made(policy: type[Policy], seed: int) -> Policy:
 
 def regret(policy: Policy, table: RunTable, share: float) -> float:
     budget = share * table.space.price(table.space.trials)
-    found = search(policy, Replay(table, budget), History(table.space), budget)
+    found = search(policy, TrialSimulator(table, budget), History(table.space), budget)
     return table.regret(policy.choose(found))
 
 

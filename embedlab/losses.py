@@ -1,7 +1,7 @@
 """Contrastive losses with their gradient in closed form, so that no graph over similarities bounds the batch.
 
 A loss declares which blocks of scores share a softmax (see ``SymmetricInfoNCE``). How scores are computed,
-masked, normalised and differentiated, in chunks of rows and over ranks, stands here once for all of them.
+masked, normalized and differentiated, in chunks of rows and over ranks, stands here once for all of them.
 
 Axes in names: U unique texts of a rank's batch, P pairs of a rank, N hard negatives of a rank, X the pool
 (queries, positives and hard negatives of all ranks), R anchors of a chunk, M candidates, D dimensions.

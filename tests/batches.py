@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from embedlab.gradcache.chunking import Chunk, cut_chunks, pad_chunk
-from embedlab.gradcache.engine import ChunkedGradient
+from embedlab.gradcache.engine import GradCache
 from embedlab.losses import PairRows
 from embedlab.method import FineTuningMethod, prepare_backbone
 from embedlab.method.registry import discover
@@ -46,13 +46,13 @@ def chunks_of(texts: list[np.ndarray], max_tokens: int, max_padding: float = 0.0
     ]
 
 
-def make_engine(encoder: Encoder, policy: str) -> ChunkedGradient:
+def make_engine(encoder: Encoder, policy: str) -> GradCache:
     frozen = encoder.frozen_blocks()
     parameters = list(encoder.parameters())
     if policy == "partly":
         # The first chunk's graph is kept whatever the memory; no other fits into this.
-        return ChunkedGradient(encoder, parameters, frozen_blocks=frozen, memory_bytes=1)
-    return ChunkedGradient(encoder, parameters, recompute=policy, frozen_blocks=frozen)  # type: ignore[arg-type]
+        return GradCache(encoder, parameters, frozen_blocks=frozen, memory_bytes=1)
+    return GradCache(encoder, parameters, recompute=policy, frozen_blocks=frozen)  # type: ignore[arg-type]
 
 
 def pair_rows(num_texts: int) -> PairRows:

@@ -171,7 +171,7 @@ class CountsInABuffer(TrainsTheLastBlock):
         return super().prepare(backbone)
 
 
-class NormalisesOverTheBatch(TrainsTheLastBlock):
+class NormalizesOverTheBatch(TrainsTheLastBlock):
     def prepare(self, backbone: PreTrainedModel) -> nn.Module:
         backbone.layers[-1].register_forward_hook(lambda *args: args[-1] - args[-1].mean((0, 1)))
         return super().prepare(backbone)
@@ -245,7 +245,7 @@ FAULTS: list[tuple[Callable[[], FineTuningMethod], Check, str]] = [
     (MultipliesByZero, contract.check_everything_trained_takes_part, "Every gradient is zero"),
     (CountsInABuffer, contract.check_only_what_is_trained_changes, r"training changed \['calls'\]"),
     (HasNoEffect, contract.check_only_what_is_trained_changes, "changed nothing"),
-    (NormalisesOverTheBatch, contract.check_embedding_does_not_depend_on_the_batch, "depends on its batch"),
+    (NormalizesOverTheBatch, contract.check_embedding_does_not_depend_on_the_batch, "depends on its batch"),
     (ForgetsAGroup, contract.check_parameter_groups_hold_what_trains, "exactly the parameters"),
     (GroupsEverythingTwice, contract.check_parameter_groups_hold_what_trains, "more than once"),
     (SetsARateTheScheduleOverwrites, contract.check_parameter_groups_hold_what_trains, "Set 'lr_scale'"),

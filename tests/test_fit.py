@@ -143,7 +143,7 @@ def on_one_and_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     loss = {"class_path": "SymmetricInfoNCE", "init_args": {"learnable_temperature": True}}
     options = ["--trainer.precision", "64-true", "--trainer.max_steps", "10", "--trainer.log_every_n_steps", "1"]
-    options += ["--data.tokens_per_chunk", "32"]  # several chunks a rank, of which the last alone synchronises
+    options += ["--data.tokens_per_chunk", "32"]  # several chunks a rank, of which the last alone synchronizes
     options += ["--data.max_padding", "0"]  # so that both execute the same
     commands = []
     for method in METHODS:
@@ -259,7 +259,7 @@ def test_options_of_the_optimizer_are_the_configurations_after_a_resume(tmp_path
     assert all(tuple(group["betas"]) == (0.8, 0.9) for group in groups)
 
 
-def test_eight_bit_optimiser_states_train(tmp_path: Path) -> None:
+def test_eight_bit_optimizer_states_train(tmp_path: Path) -> None:
     fit(write_config(tmp_path), "--model.optimizer.states", "8bit", "--trainer.max_steps", "2")
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 

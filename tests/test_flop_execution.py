@@ -10,7 +10,7 @@ from flop_counts import checkpoint_activations
 from torch.utils.flop_counter import FlopCounterMode
 
 from batches import METHODS, chunks_of, make_encoder, make_engine, make_texts, pair_rows
-from embedlab.flops.execution import ExecutionCost
+from embedlab.flops.execution import ExecutedFlops
 from embedlab.flops.observer import ADDED_FORMULAS
 from embedlab.losses import SymmetricInfoNCE
 from embedlab.model.encoder import Encoder
@@ -20,13 +20,13 @@ LONGEST = 20
 
 
 def counted_step(
-    encoder: Encoder, policy: str, max_tokens: int, cost: ExecutionCost, counter: FlopCounterMode
+    encoder: Encoder, policy: str, max_tokens: int, cost: ExecutedFlops, counter: FlopCounterMode
 ) -> tuple[int, int]:
     """What a step of contrastive training was said to execute, and what the counter saw."""
     texts = make_texts(10)
     assert max(map(len, texts)) < LONGEST, "no length at which the cost was measured"
     chunks, engine = chunks_of(texts, max_tokens, max_padding=1.0), make_engine(encoder, policy)
-    cost.kept, cost.replayed  # noqa: B018  measured here, where nobody counts
+    cost.kept, cost.recomputed  # noqa: B018  measured here, where nobody counts
     with counter:
         encoded = engine.encode(chunks)
         executed = cost.of(encoded)
@@ -43,7 +43,7 @@ def test_executed_flops_are_those_that_torch_counts(family: str, method: str, ch
     encoder = make_encoder(family, method, dtype=torch.float32, attn_implementation="eager", num_hidden_layers=2)
     if checkpointing:
         checkpoint_activations(encoder)
-    cost = ExecutionCost(encoder, encoder.frozen_blocks(), max_length=LONGEST)
+    cost = ExecutedFlops(encoder, encoder.frozen_blocks(), max_length=LONGEST)
     for policy, max_tokens in product(("never", "always", "partly"), (40, 200)):
         said, seen = counted_step(encoder, policy, max_tokens, cost, FlopCounterMode(display=False))
         assert said == pytest.approx(seen, rel=0.005), f"recompute {policy}, {max_tokens} tokens a chunk"
@@ -53,7 +53,7 @@ def test_executed_flops_are_those_that_torch_counts(family: str, method: str, ch
 @pytest.mark.parametrize("method", METHODS)
 def test_fused_attention_computes_its_scores_again(method: str, policy: str) -> None:
     encoder = make_encoder("gpt_neox", method, dtype=torch.float32, attn_implementation="sdpa", num_hidden_layers=2)
-    cost = ExecutionCost(encoder, encoder.frozen_blocks(), max_length=LONGEST)
+    cost = ExecutedFlops(encoder, encoder.frozen_blocks(), max_length=LONGEST)
     counter = FlopCounterMode(display=False, custom_mapping=ADDED_FORMULAS)  # on its own it knows no CPU's
     said, seen = counted_step(encoder, policy, 40, cost, counter)
     assert said == pytest.approx(seen, rel=0.005)

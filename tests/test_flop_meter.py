@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from embedlab.flops import Cost, FlopProfile, Passes
+from embedlab.flops import FlopProfile, FlopsByLength, WeightsByPass
 from embedlab.training.meter import FlopAccount, FlopMeter
 
-WEIGHTS = Passes(1, 1, 1)
-PROFILE = FlopProfile(1, 0, 0, 1, WEIGHTS, WEIGHTS, WEIGHTS, WEIGHTS, WEIGHTS, attention=Cost(per_squared_token=1))
+WEIGHTS = WeightsByPass(1, 1, 1)
+PROFILE = FlopProfile(
+    1, 0, 0, 1, WEIGHTS, WEIGHTS, WEIGHTS, WEIGHTS, WEIGHTS, attention=FlopsByLength(per_squared_token=1)
+)
 
 
 def meter(account: FlopAccount) -> FlopMeter:

@@ -56,7 +56,7 @@ class FoldsItsWeights(Scaled):
 
 
 class _HiddenLinear(torch.autograd.Function):
-    """As quantised layers do it: no flag of autograd is seen inside, and the backward pass is its own."""
+    """As quantized layers do it: no flag of autograd is seen inside, and the backward pass is its own."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, packed: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class _HiddenLinear(torch.autograd.Function):
         return gradient @ packed.to(gradient.dtype), None
 
 
-class Dequantises(Scaled):
+class Dequantizes(Scaled):
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__(backbone)
         self.gain = nn.Parameter(torch.ones(32))
@@ -95,7 +95,7 @@ class PrependsTokens(Scaled):
         return output
 
 
-@pytest.mark.parametrize("kind", [Einsum, FoldsItsWeights, Dequantises, PrependsTokens])
+@pytest.mark.parametrize("kind", [Einsum, FoldsItsWeights, Dequantizes, PrependsTokens])
 def test_a_strangers_method_is_counted_without_declaring_anything(kind: type[Scaled]) -> None:
     backbone = tiny_backbone("gpt_neox", attn_implementation="eager")
     parameters = list(backbone.parameters())
@@ -118,7 +118,7 @@ def test_a_prompt_of_virtual_tokens_costs_something_for_each_text() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_quantised_layer_counts_as_the_matrix_it_stands_for(bits: int) -> None:
+def test_a_quantized_layer_counts_as_the_matrix_it_stands_for(bits: int) -> None:
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     plain, parameters = prepared("gpt_neox", "BiasTuning", attn_implementation="eager")
@@ -133,9 +133,9 @@ def test_a_quantised_layer_counts_as_the_matrix_it_stands_for(bits: int) -> None
         new.load_state_dict(old.state_dict())
         block.mlp.dense_h_to_4h = new.to("cpu").train()  # type: ignore[union-attr]
         new.bias.requires_grad_(True)  # type: ignore[union-attr, operator]
-        quantised = new.weight.data  # type: ignore[union-attr]
+        quantized = new.weight.data  # type: ignore[union-attr]
         if bits == 4:
-            assert quantised.dtype == torch.uint8, "it is quantised"
+            assert quantized.dtype == torch.uint8, "it is quantized"
     for parameter in plain.parameters():
         parameter.requires_grad_(parameter.ndim == 1 and parameter.is_floating_point() and parameter.requires_grad)
     received = observe(plain, list(plain.parameters()), max_length=32)

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from embedlab.errors import ConfigError
-from embedlab.flops.estimate import FlopRow, Shape, flop_rows
+from embedlab.flops.estimate import FlopRow, StepShape, flop_rows
 from embedlab.flops.profile import observe
 from embedlab.method import FineTuningMethod, prepare_backbone
 from embedlab.method.registry import method_class
@@ -60,7 +60,7 @@ def save(folder: Path, config: PretrainedConfig) -> BackboneConfig:
 
 
 def row_of(backbone: BackboneConfig, method: FineTuningMethod, **shape: Any) -> FlopRow:
-    (row,) = flop_rows(backbone, [method], Shape(**{"max_length": 64, **shape}))
+    (row,) = flop_rows(backbone, [method], StepShape(**{"max_length": 64, **shape}))
     return row
 
 
@@ -130,7 +130,7 @@ def test_the_precision_and_checkpointing_of_a_run_are_in_its_memory(tmp_path: Pa
 @pytest.mark.parametrize("tokens", [{"query_tokens": 0}, {"document_tokens": -1}, {"document_tokens": 129}])
 def test_a_mean_that_no_texts_can_have_is_refused(tokens: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"mean over texts of 1 to 128 tokens \(data.max_length\), got"):
-        Shape(**tokens)
+        StepShape(**tokens)
 
 
 def test_a_row_is_kept_under_its_key_and_not_where_there_is_none(tmp_path: Path) -> None:

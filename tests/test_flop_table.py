@@ -17,8 +17,8 @@ from transformers import GPTNeoConfig, MambaConfig, PretrainedConfig
 
 from embedlab.cli.commands import main
 from embedlab.data.collate import PairBatch
-from embedlab.flops import Cost, FlopProfile, Passes
-from embedlab.flops.estimate import FlopRow, Shape
+from embedlab.flops import FlopProfile, FlopsByLength, WeightsByPass
+from embedlab.flops.estimate import FlopRow, StepShape
 from embedlab.flops.table import print_rows
 from embedlab.method.registry import discover
 from embedlab.model.backbone import BackboneConfig
@@ -153,9 +153,9 @@ def test_a_count_by_measurement_says_so(
 
 
 def test_a_count_measured_at_lengths_names_them_and_not_state_spaces(capsys: pytest.CaptureFixture[str]) -> None:
-    profile = FlopProfile(1, 0, 0, 1, *[Passes()] * 5, attention=Cost(measured=((2, 8.0), (64, 900.0))))
+    profile = FlopProfile(1, 0, 0, 1, *[WeightsByPass()] * 5, attention=FlopsByLength(measured=((2, 8.0), (64, 900.0))))
     row = FlopRow("windowed", "FullFineTuning", profile, None)
-    print_rows([row], BackboneConfig(path="windowed"), Shape(), None)
+    print_rows([row], BackboneConfig(path="windowed"), StepShape(), None)
     printed = " ".join(capsys.readouterr().out.split())
     assert "no polynomial" in printed and "at lengths from 2 to 64" in printed
     assert "no softmax attention" not in printed

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedlab.flops import Cost, FlopProfile, Passes
+from embedlab.flops import FlopProfile, FlopsByLength, WeightsByPass
 
-COST = Cost(per_token=7, per_squared_token=3, per_text=11, per_call=13)
+COST = FlopsByLength(per_token=7, per_squared_token=3, per_text=11, per_call=13)
 
 
 @given(lengths=st.lists(st.integers(1, 5000), max_size=20), calls=st.integers(0, 9))
@@ -29,26 +29,26 @@ def test_a_chunk_costs_what_its_texts_cost_at_its_width(num_texts: int, length: 
 
 
 def test_large_batches_of_large_models_are_counted_without_rounding() -> None:
-    cost = Cost(per_token=6 * 70_000_000_000 + 1)
+    cost = FlopsByLength(per_token=6 * 70_000_000_000 + 1)
     assert cost.of(np.full(1_000_000, 512)) == (6 * 70_000_000_000 + 1) * 512_000_000
 
 
 def test_a_measured_cost_is_interpolated_and_goes_on_in_proportion() -> None:
-    cost = Cost(measured=((2, 10.0), (4, 30.0)))
+    cost = FlopsByLength(measured=((2, 10.0), (4, 30.0)))
     assert [cost.of(np.array([length])) for length in (2, 3, 4, 8)] == [10, 20, 30, 60]
     assert cost.of_chunk(3, 3) == 60
 
 
 def profile(**changes: object) -> FlopProfile:
     passes = {
-        "backbone": Passes(100, 90, 80),
-        "added": Passes(10, 9, 10),
-        "embeddings": Passes(),
-        "head": Passes(),
-        "elementwise": Passes(5, 4, 3),
+        "backbone": WeightsByPass(100, 90, 80),
+        "added": WeightsByPass(10, 9, 10),
+        "embeddings": WeightsByPass(),
+        "head": WeightsByPass(),
+        "elementwise": WeightsByPass(5, 4, 3),
     }
     sizes = {"parameters": 200, "embedding_parameters": 60, "added_parameters": 30, "trainable_parameters": 40}
-    return FlopProfile(**{**sizes, **passes, "attention": Cost(per_squared_token=2), **changes})  # type: ignore[arg-type]
+    return FlopProfile(**{**sizes, **passes, "attention": FlopsByLength(per_squared_token=2), **changes})  # type: ignore[arg-type]
 
 
 def test_the_algorithmic_count_is_two_for_each_weight_and_pass_and_attention() -> None:
@@ -59,15 +59,17 @@ def test_the_algorithmic_count_is_two_for_each_weight_and_pass_and_attention() -
 
 
 def test_the_papers_convention_leaves_out_tables_and_attention_and_counts_norms_and_biases() -> None:
-    assert profile(head=Passes(7, 7, 7)).paper_flops_per_token() == 2 * (115 + 103 + 93)
+    assert profile(head=WeightsByPass(7, 7, 7)).paper_flops_per_token() == 2 * (115 + 103 + 93)
 
 
 def test_the_backbones_parameters_are_without_tables_and_adapters() -> None:
     assert profile().nonembedding_parameters == 200 - 60 - 30
 
 
-@pytest.mark.parametrize("attention", [Cost(per_squared_token=2), Cost(measured=((3, 10.0), (8, 30.5)))])
-def test_a_profile_goes_through_json_as_it_is(attention: Cost) -> None:
+@pytest.mark.parametrize(
+    "attention", [FlopsByLength(per_squared_token=2), FlopsByLength(measured=((3, 10.0), (8, 30.5)))]
+)
+def test_a_profile_goes_through_json_as_it_is(attention: FlopsByLength) -> None:
     written = profile(attention=attention)
     assert FlopProfile.from_dict(json.loads(json.dumps(asdict(written)))) == written
     assert FlopProfile.from_dict(asdict(written)) == written

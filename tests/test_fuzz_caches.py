@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from embedlab.data.evaluation.sets import RetrievalFiles, StsFile, TextFile
 from embedlab.data.sources import PairSource
-from embedlab.data.texts import TokenisedTexts
-from embedlab.data.tokenised import tokenise_pairs
+from embedlab.data.texts import TokenizedTexts
+from embedlab.data.tokenized import tokenize_pairs
 from embedlab.errors import DataError
 from embedlab.files import build_once
 from embedlab.pretraining.corpus import TextSource, pack_text
@@ -109,7 +109,7 @@ def damage_file(damage: Damage, path: Path, other: Path) -> None:
             os.mkfifo(path)
 
 
-def all_of(texts: TokenisedTexts) -> list[object]:
+def all_of(texts: TokenizedTexts) -> list[object]:
     rows = range(len(texts))
     return [
         [(texts.tokens(row).tolist(), texts.string(row)) for row in rows],
@@ -164,7 +164,7 @@ class Cache:
 
     def _pairs(self) -> object:
         source = PairSource(path=str(self._sources / "pairs.jsonl"), negatives="hard", on_error="skip")
-        store = tokenise_pairs(source, tiny_tokenizer(), max_length=8, cache_dir=self.folder)
+        store = tokenize_pairs(source, tiny_tokenizer(), max_length=8, cache_dir=self.folder)
         arrays = (store.queries_N, store.positives_N, store.negatives_K, store.negative_offsets)
         return [array.tolist() for array in (*arrays, store.split_positions_N)], store.skipped, all_of(store.texts)
 

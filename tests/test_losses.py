@@ -221,7 +221,7 @@ def test_sentence_transformers_computes_the_same(cls: type[ContrastiveLoss]) -> 
         expected = theirs.compute_loss_from_embeddings(list(leaf.split(9)), None)
         expected.backward()
         torch.testing.assert_close(ours.loss, expected.detach(), rtol=1e-12, atol=0)
-        # Theirs normalises, so its gradient lies in the tangent space of the sphere.
+        # Theirs normalizes, so its gradient lies in the tangent space of the sphere.
         radial = (ours.embeddings_UD * embeddings).sum(dim=1, keepdim=True) * embeddings
         torch.testing.assert_close(ours.embeddings_UD - radial, leaf.grad, rtol=1e-9, atol=1e-14)
 

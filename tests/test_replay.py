@@ -12,7 +12,7 @@ from torch import Tensor
 
 from batches import METHODS, chunks_of, make_encoder, make_engine, make_texts, pair_rows
 from embedlab.gradcache.chunking import Chunk, pad_chunk
-from embedlab.gradcache.engine import ChunkedGradient, Recompute
+from embedlab.gradcache.engine import GradCache, Recompute
 from embedlab.losses import AllPairsInfoNCE, ContrastiveLoss, InfoNCE, SymmetricInfoNCE
 from embedlab.model.encoder import Encoder
 from embedlab.testing.backbones import FAMILIES, tiny_backbone
@@ -56,14 +56,14 @@ def reference(
 def chunked(
     encoder: Encoder,
     chunks: list[Chunk],
-    engine: ChunkedGradient,
+    engine: GradCache,
     loss_gradient: LossGradientOf = simple_gradient,
 ) -> tuple[dict[str, Tensor], int]:
     batch = engine.encode(chunks)
-    replayed = batch.num_replayed_tokens
+    recomputed = batch.num_recomputed_tokens
     for surrogate in engine.surrogates(batch, loss_gradient(batch.embeddings_UD)):
         surrogate.backward()
-    return gradients(encoder), replayed
+    return gradients(encoder), recomputed
 
 
 def assert_same_gradients(
@@ -155,13 +155,13 @@ def test_memory_decides_how_many_chunks_are_replayed() -> None:
     encoder = make_encoder("gpt_neox", "FullFineTuning")
     chunks = chunks_of(make_texts(60), max_tokens=40)
     parameters = list(encoder.parameters())
-    replayed = [
-        chunked(encoder, chunks, ChunkedGradient(encoder, parameters, memory_bytes=memory))[1]
+    recomputed = [
+        chunked(encoder, chunks, GradCache(encoder, parameters, memory_bytes=memory))[1]
         for memory in (1, 2_000_000, 4_000_000, 10**12)
     ]
-    assert replayed[0] > replayed[1] > replayed[2] > replayed[3] == 0
+    assert recomputed[0] > recomputed[1] > recomputed[2] > recomputed[3] == 0
     longest = chunks[0].num_padded_tokens  # has a graph whatever the memory
-    assert replayed[0] == sum(chunk.num_padded_tokens for chunk in chunks) - longest
+    assert recomputed[0] == sum(chunk.num_padded_tokens for chunk in chunks) - longest
 
 
 def test_the_frozen_prefix_is_what_no_gradient_flows_through() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from embedlab.cli.methods import MethodParser
 from embedlab.data.datamodule import PairDataModule
-from embedlab.flops.estimate import Shape, flop_rows
+from embedlab.flops.estimate import StepShape, flop_rows
 from embedlab.flops.table import print_rows
 from embedlab.method import FineTuningMethod, registry
 from embedlab.pretraining.ladder import LADDER, default_rung_config
@@ -44,7 +44,7 @@ def flops(arguments: Sequence[str]) -> None:
     data: PairDataModule = instances.data
     means = {f"{text}_tokens": min(mean, data.max_length) for text, mean in MEAN_TOKENS.items()}
     stated = {name: options[name] for name in means if options[name] is not None}
-    shape = Shape(
+    shape = StepShape(
         max_length=data.max_length,
         tokens_per_chunk=data.tokens_per_chunk,
         optimizer_states=module.optimizer_config.states,

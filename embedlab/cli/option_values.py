@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import inspect
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,7 @@ from typing import Any, Literal, NamedTuple, Union
 
 from embedlab.cli.config_file import Items, Node, Scalar, Section, plain, resolved
 from embedlab.errors import ConfigError, suggestion
+from embedlab.records.renamed import current_class, current_option
 
 _LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, set, frozenset)
 _MAPPINGS = (dict, collections.abc.Mapping)
@@ -137,6 +139,7 @@ class Values:
         values: dict[str, Any] = {}
         for key, one in node.items():
             option = key if known is None or key in known else key.replace("-", "_")
+            option = _current(option, known, f"{node.places.get(key, '')}{name}")
             if known is not None and option not in known:
                 if takes_more(cls):
                     values[key] = _anything(one, f"{name}.{key}")
@@ -163,7 +166,7 @@ class Values:
                     f"{node.place}{name}.class_path is {shown(plain(path))}. Expected the name of a class."
                 )
             spec["class_path"] = self._class_name(path, bases, f"{name}.class_path")
-            chosen = class_named(path.text, bases)
+            chosen = class_named(spec["class_path"], bases)
         options = Section(node.place)
         if isinstance(arguments, Section):
             options.update(arguments)
@@ -186,6 +189,9 @@ class Values:
         for key, one in node.items():
             option = key.replace("-", "_")
             kinds = _kinds_below(bases, [option])
+            if kinds is None and current_option(option) != option:
+                option = _current(option, {}, f"{node.places.get(key, '')}{name}")
+                kinds = _kinds_below(bases, [option])
             if kinds is None:
                 known = sorted({other for base in bases for cls in subclasses(base) for other in options_of(cls) or {}})
                 raise unknown_option(f"{name}.{key}", [f"{name}.{other}" for other in known], node.places.get(key, ""))
@@ -195,10 +201,31 @@ class Values:
     def _class_name(self, node: Scalar, bases: list[type], name: str) -> str:
         if class_named(node.text, bases) is not None:
             return node.text
+        current = current_class(node.text)
+        if current != node.text and class_named(current, bases) is not None:
+            _say_once(f"{node.place}{name}: '{node.text}' is now called '{current}'.")
+            return current
         added = self._refused_class(bases[0], node.text)
         raise ConfigError(
             f"{node.place}{name} is {shown(node.text)}. Expected the name of a {bases[0].__name__}.{added}"
         )
+
+
+# Names of earlier versions
+
+
+def _current(option: str, known: Mapping[str, Parameter] | None, place: str) -> str:
+    """What an option is called now, unless the class knows it by the name that was written."""
+    current = current_option(option)
+    if known is None or option in known or current == option:
+        return option
+    _say_once(f"{place}.{option} is now called {current}.")
+    return current
+
+
+@cache
+def _say_once(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 # Kinds

@@ -61,7 +61,7 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     constraints = Constraints(**{name: options[name] for name in Constraints.__dataclass_fields__})
     peak = _require_answerable(options)
     observations = with_best_learning_rates(observations_of(options))
-    if options.device is not None and not any(row.utilisation for row in observations):
+    if options.device is not None and not any(row.utilization for row in observations):
         raise ConfigError(
             f"--device {plain_text(options.device)}: no run says how much of its device's peak it used, so the hours "
             "on another are not known. Leave --device out."

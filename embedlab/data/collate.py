@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from embedlab.data.sampler import BatchPlan, rows_of_rank
-from embedlab.data.tokenised import TokenisedPairs
+from embedlab.data.tokenized import TokenizedPairs
 from embedlab.gradcache.chunking import Chunk, cut_chunks, pad_chunk
 from embedlab.losses import PairRows
 
@@ -60,7 +60,7 @@ class TrainingBatches(Dataset[PairBatch]):
 
     Args:
         plan: which pairs each step takes.
-        stores: the tokenised sources, in the plan's order.
+        stores: the tokenized sources, in the plan's order.
         rank: which part of the batch is this process's.
         world_size: parts of the batch.
         max_tokens_per_chunk: padded tokens a forward pass, at most.
@@ -74,7 +74,7 @@ class TrainingBatches(Dataset[PairBatch]):
     def __init__(
         self,
         plan: BatchPlan,
-        stores: Sequence[TokenisedPairs],
+        stores: Sequence[TokenizedPairs],
         *,
         rank: int = 0,
         world_size: int = 1,

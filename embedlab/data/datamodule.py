@@ -1,4 +1,4 @@
-"""Turns sources into batches: tokenise once, split by key, sample, collate in workers, and evaluate beside it."""
+"""Turns sources into batches: tokenize once, split by key, sample, collate in workers, and evaluate beside it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from embedlab.data.sampler import BatchPlan, require_weights
 from embedlab.data.sources import PairSource
 from embedlab.data.summary import Summary
 from embedlab.data.texts import num_tokens_of_prompt
-from embedlab.data.tokenised import TokenisedPairs, tokenise_pairs
+from embedlab.data.tokenized import TokenizedPairs, tokenize_pairs
 from embedlab.errors import ConfigError
 from embedlab.files import cache_folder
 from embedlab.gradcache.chunking import Chunk
@@ -60,7 +60,7 @@ class PairDataModule(LightningDataModule):
         tokens_per_chunk: padded tokens a forward pass, at most; lower it if a single chunk does not fit.
         max_padding: padding tokens a real token, at most.
         num_workers: processes that prepare batches; 0 prepares them in the main process.
-        cache: folder of the tokenised cache; by default the user's cache folder.
+        cache: folder of the tokenized cache; by default the user's cache folder.
         seed: of the batches.
     """
 
@@ -94,10 +94,10 @@ class PairDataModule(LightningDataModule):
         self.tokens_per_chunk = tokens_per_chunk
         self.max_padding = max_padding
         self.num_workers = num_workers
-        self.cache = Path(cache) if cache else cache_folder() / "tokenised"
+        self.cache = Path(cache) if cache else cache_folder() / "tokenized"
         self.seed = seed
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._tokenised: list[TokenisedPairs] | None = None
+        self._tokenized: list[TokenizedPairs] | None = None
         self._tasks: dict[str, list[EvaluationTask]] = {}
         self._predicted: TextRows | None = None
         self._plan: BatchPlan | None = None
@@ -178,7 +178,7 @@ class PairDataModule(LightningDataModule):
     # Lightning's hooks
 
     def prepare_data(self) -> None:
-        """Reads and tokenises once, in one process a machine, what the command needs."""
+        """Reads and tokenizes once, in one process a machine, what the command needs."""
         assert self.trainer is not None
         command = self.trainer.state.fn
         if command == "predict":
@@ -252,7 +252,7 @@ class PairDataModule(LightningDataModule):
         return self._plan.num_unique_pairs(steps)
 
     def training_fingerprint(self) -> str:
-        """Hexadecimal digits of what is trained on: the tokenised pairs, their weights and what is held out."""
+        """Hexadecimal digits of what is trained on: the tokenized pairs, their weights and what is held out."""
         stores = [(store.folder.name, store.source.weight) for store in self._stores()]
         words = json.dumps([stores, self.validation_fraction, self.test_fraction])
         return hashlib.sha256(words.encode()).hexdigest()[:16]
@@ -302,13 +302,13 @@ class PairDataModule(LightningDataModule):
             self._predicted = self.predict.task(self.tokenizer, max_length=self.max_length, cache_dir=self.cache)
         return self._predicted
 
-    def _stores(self) -> list[TokenisedPairs]:
-        if self._tokenised is None:
-            self._tokenised = [
-                tokenise_pairs(source, self.tokenizer, max_length=self.max_length, cache_dir=self.cache)
+    def _stores(self) -> list[TokenizedPairs]:
+        if self._tokenized is None:
+            self._tokenized = [
+                tokenize_pairs(source, self.tokenizer, max_length=self.max_length, cache_dir=self.cache)
                 for source in self.sources
             ]
-        return self._tokenised
+        return self._tokenized
 
     def _plan_training(self) -> None:
         if not self.sources:
@@ -375,5 +375,5 @@ class PairDataModule(LightningDataModule):
         assert isinstance(pad_token_id, int)
         return pad_token_id
 
-    def _split(self, store: TokenisedPairs, split: Literal["train", "validation", "test"]) -> np.ndarray:
+    def _split(self, store: TokenizedPairs, split: Literal["train", "validation", "test"]) -> np.ndarray:
         return store.subset(split, validation_fraction=self.validation_fraction, test_fraction=self.test_fraction)

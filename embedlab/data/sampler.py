@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from embedlab.data.sources import PairSource
-from embedlab.data.tokenised import TokenisedPairs
+from embedlab.data.tokenized import TokenizedPairs
 from embedlab.errors import ConfigError, DataError
 
 _EPOCHS_KEPT = 2
@@ -52,7 +52,7 @@ class BatchPlan:
     """
 
     def __init__(
-        self, stores: Sequence[TokenisedPairs], pairs: Sequence[np.ndarray], *, batch_size: int, seed: int
+        self, stores: Sequence[TokenizedPairs], pairs: Sequence[np.ndarray], *, batch_size: int, seed: int
     ) -> None:
         if batch_size == 1:
             _require_negatives(stores, pairs)
@@ -123,7 +123,7 @@ def rows_of_rank(rows: np.ndarray, rank: int, world_size: int) -> np.ndarray:
 class _SourceOrder:
     """The batches of one source, epoch after epoch of its own."""
 
-    def __init__(self, store: TokenisedPairs, pairs: np.ndarray, *, batch_size: int, seed: int, number: int) -> None:
+    def __init__(self, store: TokenizedPairs, pairs: np.ndarray, *, batch_size: int, seed: int, number: int) -> None:
         self._pairs = pairs
         self._batch_size = batch_size
         self._seed = seed
@@ -210,7 +210,7 @@ class _SourceOrder:
                     first = past_full[first]
         return np.array(batch_of)
 
-    def _why_no_batch(self, store: TokenisedPairs) -> str:
+    def _why_no_batch(self, store: TokenizedPairs) -> str:
         name = store.name
         num_pairs = len(self._pairs)
         if num_pairs == 0:
@@ -239,7 +239,7 @@ class _SourceOrder:
         )
 
 
-def _texts_of_several_pairs(store: TokenisedPairs, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _texts_of_several_pairs(store: TokenizedPairs, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The texts that are in more than one of the pairs, by pair.
 
     Returns:
@@ -260,7 +260,7 @@ def _texts_of_several_pairs(store: TokenisedPairs, pairs: np.ndarray) -> tuple[n
     return np.searchsorted(pair[recurs], np.arange(len(pairs) + 1)), text[recurs]
 
 
-def _shares(stores: Sequence[TokenisedPairs], batches_S: np.ndarray) -> np.ndarray:
+def _shares(stores: Sequence[TokenizedPairs], batches_S: np.ndarray) -> np.ndarray:
     """Steps of an epoch that each source gets."""
     weights = [store.source.weight for store in stores]
     if all(weight is None for weight in weights):
@@ -300,11 +300,11 @@ def require_weights(sources: Sequence[PairSource]) -> None:
         raise ConfigError(f"The weights {weights} of data.train add up to no number. Expected smaller ones, such as 1.")
 
 
-def _all_have_negatives(store: TokenisedPairs, pairs: np.ndarray) -> bool:
+def _all_have_negatives(store: TokenizedPairs, pairs: np.ndarray) -> bool:
     return bool((store.negative_offsets[pairs + 1] > store.negative_offsets[pairs]).all())
 
 
-def _require_negatives(stores: Sequence[TokenisedPairs], pairs: Sequence[np.ndarray]) -> None:
+def _require_negatives(stores: Sequence[TokenizedPairs], pairs: Sequence[np.ndarray]) -> None:
     for store, rows in zip(stores, pairs, strict=True):
         counts = store.negative_offsets[rows + 1] - store.negative_offsets[rows]
         if not counts.all():

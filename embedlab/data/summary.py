@@ -5,8 +5,8 @@ from __future__ import annotations
 from lightning.pytorch.utilities import rank_zero_warn
 
 from embedlab.data.rows import counts_of
-from embedlab.data.texts import TokenisedTexts
-from embedlab.data.tokenised import TokenisedPairs
+from embedlab.data.texts import TokenizedTexts
+from embedlab.data.tokenized import TokenizedPairs
 
 # Shares above which a warning says what to do.
 _MUCH_SKIPPED = 0.01
@@ -44,7 +44,7 @@ class Summary:
             if of and count > much * of:
                 self._warnings.append(f"{self.name}: {count:,} {what}, of {of:,}. {remedy}")
 
-    def add_skipped(self, store: TokenisedPairs) -> None:
+    def add_skipped(self, store: TokenizedPairs) -> None:
         """Add the rows of a source that cannot be used."""
         skipped = sum(store.skipped.values())
         self.add(
@@ -65,7 +65,7 @@ class Summary:
             remedy="Every epoch leaves out as many: a batch is full and holds no text twice. Lower data.batch_size.",
         )
 
-    def add_cut(self, texts: TokenisedTexts) -> None:
+    def add_cut(self, texts: TokenizedTexts) -> None:
         """Add the texts that are longer than the model is to see."""
         self.add(
             texts.num_truncated,

@@ -1,4 +1,4 @@
-"""Unique texts as tokens in memory-mapped files, so that neither epochs, ranks nor workers tokenise again.
+"""Unique texts as tokens in memory-mapped files, so that neither epochs, ranks nor workers tokenize again.
 
 Axes in names: U unique texts.
 """
@@ -27,7 +27,7 @@ from embedlab.errors import ConfigError, DataError
 _FORMAT = 1  # raised whenever the files change, so that an older cache is not taken for a new one
 _CHARACTERS_PER_CALL = 1 << 20  # enough to keep the tokenizer's threads busy, little enough to forget
 
-# A text of more characters than these for each token that is kept is not tokenized to its end: see _tokenise.
+# A text of more characters than these for each token that is kept is not tokenized to its end: see _tokenize.
 _LONG_CHARACTERS_PER_TOKEN = 512
 _TRIED_CHARACTERS_PER_TOKEN = 16
 _ENDS_IN_A_ROW = 32  # of beginnings: more than the characters of the longest token of a unigram model, which are 16
@@ -37,7 +37,7 @@ _NEAR_CHARACTERS = 1 << 20  # what stands further away is taken to make no diffe
 _Item = TypeVar("_Item")
 
 
-class TokenisedTexts:
+class TokenizedTexts:
     """The unique texts of one corpus: what ``TextWriter`` wrote.
 
     Files are opened when first used, and a pickled copy opens them again, so that data workers share the pages.
@@ -49,7 +49,7 @@ class TokenisedTexts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __reduce__(self) -> tuple[type[TokenisedTexts], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[TokenizedTexts], tuple[Path]]:
         return type(self), (self.folder,)
 
     def __len__(self) -> int:
@@ -109,7 +109,7 @@ class TokenisedTexts:
 
 
 class TextWriter:
-    """Tokenises texts, each different one once, into a folder; a context manager.
+    """Tokenizes texts, each different one once, into a folder; a context manager.
 
     Args:
         folder: must be there.
@@ -167,7 +167,7 @@ class TextWriter:
     def _flush(self) -> None:
         if not self._waiting:
             return
-        texts, num_truncated = _tokenise(self._tokenizer, self._waiting, self._max_length)
+        texts, num_truncated = _tokenize(self._tokenizer, self._waiting, self._max_length)
         for tokens in texts:
             self._tokens.write(np.array(tokens, dtype=self._dtype).tobytes())
             self._token_offsets.append(self._token_offsets[-1] + len(tokens))
@@ -182,12 +182,12 @@ def mapped_array(file: Path) -> np.ndarray:
     return np.asarray(loaded)
 
 
-def rows_without_tokens(texts: TokenisedTexts) -> np.ndarray:
+def rows_without_tokens(texts: TokenizedTexts) -> np.ndarray:
     """Rows of texts that the tokenizer makes nothing of (only characters that it drops, say)."""
     return np.flatnonzero(texts.lengths_U == 0)
 
 
-def require_tokens(texts: TokenisedTexts, place: str) -> None:
+def require_tokens(texts: TokenizedTexts, place: str) -> None:
     """Checks that every text has at least one token.
 
     Raises:
@@ -202,12 +202,12 @@ def require_tokens(texts: TokenisedTexts, place: str) -> None:
 
 
 def cache_key(kind: str, content: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
-    """A name for tokenised texts that says all that they depend on.
+    """A name for tokenized texts that says all that they depend on.
 
     Args:
         kind: what is built of them.
         content: fingerprints and options, as JSON has them.
-        tokenizer: whose behaviour counts, not its name.
+        tokenizer: whose behavior counts, not its name.
         max_length: tokens of a text.
     """
     parts = {
@@ -256,7 +256,7 @@ def shown_progress(items: Iterable[_Item], description: str) -> Iterator[_Item]:
     yield from track(items, description, total=None, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[list[list[int]], int]:
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[list[list[int]], int]:
     """Return the token ids of each text, and how many texts were cut.
 
     A tokenizer reads a text to its end, whatever is kept of it: ten megabytes cost half a minute and two gigabytes. So
@@ -266,7 +266,7 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: 
     later ends are tried, up to that of the text. Only tokens that depend on what stands a million characters later can
     differ from those of the whole text.
     """
-    # Data workers are forked after this and never tokenise. Without an explicit setting, tokenizers before 0.23
+    # Data workers are forked after this and never tokenize. Without an explicit setting, tokenizers before 0.23
     # warns in each of them that it may not run in parallel there.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     ids: dict[int, list[int]] = {}

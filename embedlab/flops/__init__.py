@@ -3,6 +3,6 @@
 The names here are those of the arithmetic, which needs no torch.
 """
 
-from embedlab.flops.arithmetic import Cost, FlopProfile, Passes
+from embedlab.flops.arithmetic import FlopProfile, FlopsByLength, WeightsByPass
 
-__all__ = ["Cost", "FlopProfile", "Passes"]
+__all__ = ["FlopProfile", "FlopsByLength", "WeightsByPass"]

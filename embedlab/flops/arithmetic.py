@@ -1,7 +1,7 @@
 """What training costs, as arithmetic over texts' lengths; without torch, so that a search can plan with it.
 
 One multiplication and one addition are two FLOPs. Counted are matrix products and convolutions, as in
-``torch.utils.flop_counter``; elementwise work, normalisation, softmax, lookups and the optimiser are not. How the
+``torch.utils.flop_counter``; elementwise work, normalization, softmax, lookups and the optimizer are not. How the
 numbers come about: ``embedlab.flops.observer``.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Cost:
+class FlopsByLength:
     """FLOPs of one pass over texts, as a function of their lengths.
 
     Attributes:
@@ -36,7 +36,7 @@ class Cost:
     def of(self, lengths_U: np.ndarray, *, calls: int = 1) -> int:
         """FLOPs of texts with these lengths in so many calls.
 
-        >>> Cost(per_token=10, per_squared_token=1).of(np.array([2, 3]))
+        >>> FlopsByLength(per_token=10, per_squared_token=1).of(np.array([2, 3]))
         63
         """
         per_call = calls * self.per_call
@@ -59,7 +59,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Passes:
+class WeightsByPass:
     """Weights by the passes in which a token meets them.
 
     Attributes:
@@ -77,8 +77,8 @@ class Passes:
         """Two for each weight and pass."""
         return 2 * (self.forward + self.backward + self.update)
 
-    def __add__(self, other: Passes) -> Passes:
-        return Passes(self.forward + other.forward, self.backward + other.backward, self.update + other.update)
+    def __add__(self, other: WeightsByPass) -> WeightsByPass:
+        return WeightsByPass(self.forward + other.forward, self.backward + other.backward, self.update + other.update)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class FlopProfile:
     """What a backbone prepared by a method costs, apart from how it is run: the algorithmic count.
 
     Attributes:
-        parameters: all weights, those the method adds included; a quantised matrix counts its entries.
+        parameters: all weights, those the method adds included; a quantized matrix counts its entries.
         embedding_parameters: of token and position tables and the unembedding.
         added_parameters: of what the method adds.
         trainable_parameters: that a step changes.
@@ -104,13 +104,13 @@ class FlopProfile:
     embedding_parameters: int
     added_parameters: int
     trainable_parameters: int
-    backbone: Passes
-    added: Passes
-    embeddings: Passes
-    head: Passes
-    elementwise: Passes
-    attention: Cost
-    overhead: Cost = field(default_factory=Cost)
+    backbone: WeightsByPass
+    added: WeightsByPass
+    embeddings: WeightsByPass
+    head: WeightsByPass
+    elementwise: WeightsByPass
+    attention: FlopsByLength
+    overhead: FlopsByLength = field(default_factory=FlopsByLength)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FlopProfile:
@@ -121,9 +121,9 @@ class FlopProfile:
                 made[name] = value
             elif "measured" in value:
                 measured = tuple((int(length), flops) for length, flops in value["measured"])
-                made[name] = Cost(**{**value, "measured": measured})
+                made[name] = FlopsByLength(**{**value, "measured": measured})
             else:
-                made[name] = Passes(**value)
+                made[name] = WeightsByPass(**value)
         return cls(**made)
 
     @property
@@ -132,7 +132,7 @@ class FlopProfile:
         return self.parameters - self.embedding_parameters - self.added_parameters
 
     @property
-    def matrices(self) -> Passes:
+    def matrices(self) -> WeightsByPass:
         """N_F, N_B and N_U of all matrix products with weights."""
         return self.backbone + self.added + self.embeddings + self.head
 

@@ -30,7 +30,7 @@ from embedlab.model.backbone import (
 
 
 @dataclass(frozen=True)
-class Shape:
+class StepShape:
     """What of a run decides its cost, besides backbone and method.
 
     Attributes:
@@ -84,7 +84,7 @@ class FlopRow:
     memory_bytes: int | None
     refusal: str = ""
 
-    def as_dict(self, shape: Shape, budget: float | None) -> dict[str, Any]:
+    def as_dict(self, shape: StepShape, budget: float | None) -> dict[str, Any]:
         """The row's numbers for JSON.
 
         ``flops_per_token`` and ``flops_per_token_by_the_paper`` leave attention out, ``flops_per_pair`` and what a
@@ -110,7 +110,7 @@ class FlopRow:
         return row | {"profile": asdict(self.profile)}
 
 
-def flop_rows(backbone: BackboneConfig, methods: Sequence[FineTuningMethod], shape: Shape) -> Iterator[FlopRow]:
+def flop_rows(backbone: BackboneConfig, methods: Sequence[FineTuningMethod], shape: StepShape) -> Iterator[FlopRow]:
     """A row for each method, from the backbone's configuration alone, kept in the cache.
 
     Raises:
@@ -135,7 +135,7 @@ def flop_rows(backbone: BackboneConfig, methods: Sequence[FineTuningMethod], sha
         yield replace(FlopRow(**stored), backbone=backbone.path)
 
 
-def _key(backbone: BackboneConfig, method: FineTuningMethod, shape: Shape) -> str | None:
+def _key(backbone: BackboneConfig, method: FineTuningMethod, shape: StepShape) -> str | None:
     """All that a row depends on; None where that cannot be told."""
     if backbone.trust_remote_code:
         return None
@@ -149,7 +149,7 @@ def _key(backbone: BackboneConfig, method: FineTuningMethod, shape: Shape) -> st
     )
 
 
-def _row(backbone: BackboneConfig, method: FineTuningMethod, shape: Shape) -> FlopRow:
+def _row(backbone: BackboneConfig, method: FineTuningMethod, shape: StepShape) -> FlopRow:
     name = type(method).__name__
     with torch.device("meta"):
         model = backbone_without_weights(backbone)

@@ -12,14 +12,14 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from embedlab.flops import Cost
+from embedlab.flops import FlopsByLength
 from embedlab.flops.observer import ProductCounter
 from embedlab.flops.profile import SHORT_LENGTHS, fitted, lengths_between, visible_attention
 from embedlab.gradcache.chunking import Chunk
-from embedlab.gradcache.engine import ChunkedGradient, EncodedBatch, Recompute
+from embedlab.gradcache.engine import EncodedBatch, GradCache, Recompute
 
 
-class ExecutionCost:
+class ExecutedFlops:
     """The cost of chunks as a model runs them, here and now: device, precision, attention, checkpointing.
 
     Measured when it is first asked for, which leaves gradients and random numbers as they are.
@@ -36,30 +36,30 @@ class ExecutionCost:
         self._max_length = max_length
 
     @cached_property
-    def kept(self) -> Cost:
+    def kept(self) -> FlopsByLength:
         """Forward and backward of a chunk whose graph is kept."""
         return self._measure("never")
 
     @cached_property
-    def replayed(self) -> Cost:
+    def recomputed(self) -> FlopsByLength:
         """The same of a chunk that is encoded twice."""
         return self._measure("always")
 
     def of(self, batch: EncodedBatch) -> int:
         """FLOPs of encoding and back-propagating a batch; ask before its graphs are used up."""
         return sum(
-            (self.kept if has_graph else self.replayed).of_chunk(num_texts, length)
+            (self.kept if has_graph else self.recomputed).of_chunk(num_texts, length)
             for num_texts, length, has_graph in batch.shapes()
         )
 
-    def _measure(self, policy: Recompute) -> Cost:
+    def _measure(self, policy: Recompute) -> FlopsByLength:
         parameters = list(self._encoder.parameters())
-        engine = ChunkedGradient(self._encoder, parameters, recompute=policy, frozen_blocks=self._frozen_blocks)
+        engine = GradCache(self._encoder, parameters, recompute=policy, frozen_blocks=self._frozen_blocks)
         with visible_attention(self._encoder):
             return _cost(partial(_count, engine, parameters), self._max_length)
 
 
-def _cost(count: Callable[[int, int], int], max_length: int) -> Cost:
+def _cost(count: Callable[[int, int], int], max_length: int) -> FlopsByLength:
     """As a function of the number of texts and their length, from ``count`` at a few of those."""
     max_length = max(max_length, 1 + SHORT_LENGTHS[-1])  # not one of those
     first, second, third = SHORT_LENGTHS
@@ -67,18 +67,18 @@ def _cost(count: Callable[[int, int], int], max_length: int) -> Cost:
     at_longest, of_two = count(1, max_length), count(2, first)
     # Two points that prove the usual form, B (alpha L + beta L^2): a polynomial without a constant.
     _, linear, square = fitted({0: 0, **flops})
-    cost = Cost(per_token=linear, per_squared_token=square)
+    cost = FlopsByLength(per_token=linear, per_squared_token=square)
     if cost.of_chunk(1, max_length) == at_longest and cost.of_chunk(2, first) == of_two:
         return cost
     constant, linear, square = fitted({**flops, second: count(1, second)})
     per_text = of_two - flops[first] - linear * first - square * first**2
-    cost = Cost(per_token=linear, per_squared_token=square, per_text=per_text, per_call=constant - per_text)
+    cost = FlopsByLength(per_token=linear, per_squared_token=square, per_text=per_text, per_call=constant - per_text)
     if abs(cost.of_chunk(1, max_length) - at_longest) <= 0.001 * at_longest:
         return cost
-    return Cost(measured=tuple((length, count(1, length)) for length in lengths_between(max_length)))
+    return FlopsByLength(measured=tuple((length, count(1, length)) for length in lengths_between(max_length)))
 
 
-def _count(engine: ChunkedGradient, parameters: Sequence[nn.Parameter], num_texts: int, length: int) -> int:
+def _count(engine: GradCache, parameters: Sequence[nn.Parameter], num_texts: int, length: int) -> int:
     tokens_BL = torch.zeros(num_texts, length, dtype=torch.int64, device=parameters[0].device)
     chunk = Chunk(tokens_BL, torch.ones_like(tokens_BL), torch.arange(num_texts, device=tokens_BL.device))
     trained = [parameter for parameter in parameters if parameter.requires_grad]

@@ -85,13 +85,13 @@ class Trace:
     Attributes:
         weights: of products of activations with weights, by role and pass.
         attention: of products of activations with each other.
-        reparametrisation: of products of weights with each other, as methods make a weight of several.
+        reparametrization: of products of weights with each other, as methods make a weight of several.
         elementwise: parameters that only scale and shift, by pass.
     """
 
     weights: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     attention: int = 0
-    reparametrisation: int = 0
+    reparametrization: int = 0
     elementwise: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
@@ -104,14 +104,14 @@ class _Gradients:
         node: what autograd noted; None within a custom function, where it notes nothing.
         weights: by role and pass.
         attention: as in ``Trace``.
-        reparametrisation: as in ``Trace``.
+        reparametrization: as in ``Trace``.
     """
 
     output: Tensor | None
     node: Node | None = None
     weights: Mapping[tuple[str, str], int] = field(default_factory=dict)
     attention: int = 0
-    reparametrisation: int = 0
+    reparametrization: int = 0
 
 
 class Observer(TorchDispatchMode):
@@ -221,8 +221,8 @@ class Observer(TorchDispatchMode):
             self.trace.attention += flops
             self._gradients.append(_Gradients(output, attention=flops * sum(active)))
         elif not any(data):
-            self.trace.reparametrisation += flops
-            self._gradients.append(_Gradients(output, reparametrisation=flops * sum(active)))
+            self.trace.reparametrization += flops
+            self._gradients.append(_Gradients(output, reparametrization=flops * sum(active)))
         else:
             weight, activation = operands[data.index(False)], active[data.index(True)]
             self._weight_product(weight, activation, output, flops)
@@ -232,7 +232,7 @@ class Observer(TorchDispatchMode):
         self._multiplied.update(parameters)
         if not parameters and not _is_matrix(weight):
             return  # a vector of constants
-        roles = {self._roles[p] for p in parameters} or {"backbone"}  # quantised matrices may be buffers
+        roles = {self._roles[p] for p in parameters} or {"backbone"}  # quantized matrices may be buffers
         role = "added" if roles == {"added"} else min(roles - {"added"})
         self.trace.weights[role, "forward"] += flops
         backward, update = flops * activation_needs_gradient, flops * any(p.requires_grad for p in parameters)
@@ -254,7 +254,7 @@ class Observer(TorchDispatchMode):
             for key, flops in gradients.weights.items():
                 self.trace.weights[key] += flops
             self.trace.attention += gradients.attention
-            self.trace.reparametrisation += gradients.reparametrisation
+            self.trace.reparametrization += gradients.reparametrization
 
     def _settle(self, module: nn.Module, needs_gradient: bool, elements: int) -> None:
         """Counts what a module's own weights did besides visible products."""

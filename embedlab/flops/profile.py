@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from embedlab.flops import Cost, FlopProfile, Passes
+from embedlab.flops import FlopProfile, FlopsByLength, WeightsByPass
 from embedlab.flops.observer import Observer, Trace
 from embedlab.method import embedding_parameters, unembedding_parameters
 
@@ -65,7 +65,7 @@ def _is_plain(traces: Mapping[int, Trace]) -> bool:
     """Whether weights cost in proportion to a text's length, attention to its square, and nothing else costs."""
     (short, first), (long, second) = traces.items()
     return (
-        not first.reparametrisation
+        not first.reparametrization
         and first.weights.keys() == second.weights.keys()
         and all(long * flops == short * second.weights[key] for key, flops in first.weights.items())
         and long**2 * first.attention == short**2 * second.attention
@@ -139,7 +139,7 @@ def _trace(model: nn.Module, roles: Mapping[nn.Parameter, str], length: int, num
 
 
 def _total(trace: Trace) -> int:
-    return sum(trace.weights.values()) + trace.attention + trace.reparametrisation
+    return sum(trace.weights.values()) + trace.attention + trace.reparametrization
 
 
 def _one(length: int) -> np.ndarray:
@@ -154,19 +154,19 @@ def _profile(
 ) -> FlopProfile:
     """Of three short texts, and of two texts at once where products of weights with each other cost something."""
     short = {length: traces[length] for length in SHORT_LENGTHS}
-    passes: dict[str, dict[str, float]] = defaultdict(dict)
+    weights_by_pass: dict[str, dict[str, float]] = defaultdict(dict)
     border, squares = 0.0, 0.0
     for key in {key for trace in short.values() for key in trace.weights}:
         constant, linear, square = fitted({length: trace.weights[key] for length, trace in short.items()})
-        passes[key[0]][key[1]] = linear // 2 if linear % 2 == 0 else linear / 2
+        weights_by_pass[key[0]][key[1]] = linear // 2 if linear % 2 == 0 else linear / 2
         border, squares = border + constant, squares + square
     constant, linear, square = fitted({length: trace.attention for length, trace in short.items()})
-    once, a_token, _ = fitted({length: trace.reparametrisation for length, trace in short.items()})
+    once, a_token, _ = fitted({length: trace.reparametrization for length, trace in short.items()})
     if two_texts is not None:  # what each text of a call adds, a weight that is made anew for every text, say
-        a_text = two_texts.reparametrisation - short[SHORT_LENGTHS[0]].reparametrisation - a_token * SHORT_LENGTHS[0]
+        a_text = two_texts.reparametrization - short[SHORT_LENGTHS[0]].reparametrization - a_token * SHORT_LENGTHS[0]
         border, once = border + a_text, once - a_text
     numbers = {parameter: parameter.numel() for parameter in roles}
-    for module in model.modules():  # packed into bytes, a quantised matrix has fewer elements than entries
+    for module in model.modules():  # packed into bytes, a quantized matrix has fewer elements than entries
         for parameter in module.parameters(recurse=False):
             if not parameter.is_floating_point() and hasattr(module, "in_features"):
                 numbers[parameter] = int(module.in_features) * int(module.out_features)  # type: ignore[arg-type]
@@ -175,20 +175,20 @@ def _profile(
         embedding_parameters=sum(n for p, n in numbers.items() if roles[p] in ("embeddings", "head")),
         added_parameters=sum(n for p, n in numbers.items() if roles[p] == "added"),
         trainable_parameters=sum(n for p, n in numbers.items() if p.requires_grad),
-        **{role: Passes(**passes[role]) for role in _ROLES},
-        elementwise=Passes(**traces[SHORT_LENGTHS[0]].elementwise),
-        attention=Cost(per_text=constant, per_token=linear, per_squared_token=square),
-        overhead=Cost(per_text=border, per_squared_token=squares, per_token=a_token, per_call=once),
+        **{role: WeightsByPass(**weights_by_pass[role]) for role in _ROLES},
+        elementwise=WeightsByPass(**traces[SHORT_LENGTHS[0]].elementwise),
+        attention=FlopsByLength(per_text=constant, per_token=linear, per_squared_token=square),
+        overhead=FlopsByLength(per_text=border, per_squared_token=squares, per_token=a_token, per_call=once),
     )
 
 
 def _measured(found: FlopProfile, traces: Mapping[int, Trace]) -> FlopProfile:
     """A model whose cost is no polynomial: its weights' passes at the longest text, and the rest as measured."""
     longest = max(traces)
-    passes: dict[str, dict[str, float]] = defaultdict(dict)
+    weights_by_pass: dict[str, dict[str, float]] = defaultdict(dict)
     for (role, name), flops in traces[longest].weights.items():
-        passes[role][name] = flops / (2 * longest)
-    weights: dict[str, Any] = {role: Passes(**passes[role]) for role in _ROLES}
-    without = replace(found, **weights, attention=Cost(), overhead=Cost())
+        weights_by_pass[role][name] = flops / (2 * longest)
+    weights: dict[str, Any] = {role: WeightsByPass(**weights_by_pass[role]) for role in _ROLES}
+    without = replace(found, **weights, attention=FlopsByLength(), overhead=FlopsByLength())
     rest = tuple((length, _total(trace) - without.algorithmic(_one(length))) for length, trace in traces.items())
-    return replace(without, attention=Cost(measured=rest))
+    return replace(without, attention=FlopsByLength(measured=rest))

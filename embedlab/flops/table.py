@@ -9,13 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from embedlab.flops.estimate import FlopRow, Shape
+from embedlab.flops.estimate import FlopRow, StepShape
 from embedlab.model.backbone import BackboneConfig
 
 _WIDTH = 150  # where there is no terminal that has one
 
 
-def print_rows(rows: Sequence[FlopRow], backbone: BackboneConfig, shape: Shape, budget: float | None) -> None:
+def print_rows(rows: Sequence[FlopRow], backbone: BackboneConfig, shape: StepShape, budget: float | None) -> None:
     """The rows as a table, and below it what its numbers mean.
 
     Args:

@@ -80,7 +80,7 @@ class EncodedBatch:
     encoded: list[_Encoded]
 
     @property
-    def num_replayed_tokens(self) -> int:
+    def num_recomputed_tokens(self) -> int:
         """Padded tokens of the chunks that are encoded a second time."""
         return sum(item.chunk.num_padded_tokens for item in self.encoded if not item.has_graph)
 
@@ -91,7 +91,7 @@ class EncodedBatch:
             yield num_texts, length, item.has_graph
 
 
-class ChunkedGradient:
+class GradCache:
     """Encodes chunks and back-propagates through them, within the memory there is.
 
     Args:
@@ -119,7 +119,7 @@ class ChunkedGradient:
         self._frozen_blocks = list(frozen_blocks)
         self._memory_share = memory_share
         self._memory_bytes = memory_bytes
-        # Learnt from the longest chunk so far: bytes of graph a padded token, which grow with the length.
+        # Learned from the longest chunk so far: bytes of graph a padded token, which grow with the length.
         self._measured_length = 0
         self._bytes_per_token = 0.0
 
@@ -150,7 +150,7 @@ class ChunkedGradient:
         """
         while batch.encoded:
             item = batch.encoded.pop(0)  # frees the graph as soon as it is used
-            embeddings_BD = item.embeddings_BD if item.has_graph else self._replay(item)
+            embeddings_BD = item.embeddings_BD if item.has_graph else self._encode_again(item)
             yield (embeddings_BD * gradient_UD[item.chunk.rows_B]).sum()
 
     def _keeps_graph(self, chunk: Chunk, left: float) -> bool:
@@ -185,7 +185,7 @@ class ChunkedGradient:
         torch.clear_autocast_cache()
         return _Encoded(chunk, embeddings_BD, random_state, boundary)
 
-    def _replay(self, item: _Encoded) -> Tensor:
+    def _encode_again(self, item: _Encoded) -> Tensor:
         device = item.chunk.input_ids_BL.device
         assert item.random_state is not None
         after = _RandomState.now(device)

@@ -38,7 +38,7 @@ class FineTuningMethod(ABC):
     """
 
     def backbone_kwargs(self) -> dict[str, Any]:
-        """Extra keyword arguments for ``AutoModel.from_pretrained``, a quantisation config for instance."""
+        """Extra keyword arguments for ``AutoModel.from_pretrained``, a quantization config for instance."""
         return {}
 
     @abstractmethod
@@ -54,7 +54,7 @@ class FineTuningMethod(ABC):
         """
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Optimiser groups: what requires a gradient, with weight decay on matrices only.
+        """Optimizer groups: what requires a gradient, with weight decay on matrices only.
 
         A group may set ``weight_decay`` (0 for vectors here; matrices take the run's) and
         ``lr_scale`` (a factor on the run's learning rate, 1 by default).

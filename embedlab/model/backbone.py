@@ -230,7 +230,7 @@ def load_backbone(backbone: BackboneConfig, extra: Mapping[str, Any] | None = No
 
     Args:
         backbone: which, and how.
-        extra: keyword arguments of the fine-tuning method for ``from_pretrained`` (a quantised base, say).
+        extra: keyword arguments of the fine-tuning method for ``from_pretrained`` (a quantized base, say).
 
     Raises:
         ConfigError: if there is no such model, the hub cannot be reached, the weights are not in safetensors,

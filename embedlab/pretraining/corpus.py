@@ -132,7 +132,7 @@ class ConsecutiveStarts:
 
 
 def pack_text(sources: Sequence[TextSource], *, vocabulary: int, cache_dir: Path) -> PackedText:
-    """Trains a byte-level BPE tokenizer on the sources and tokenises them, or finds that done in the cache.
+    """Trains a byte-level BPE tokenizer on the sources and tokenizes them, or finds that done in the cache.
 
     Every fiftieth document, whole, is held out for the validation loss.
 
@@ -303,7 +303,7 @@ def _build(folder: Path, sources: Sequence[TextSource], vocabulary: int) -> None
     tokenizer.encode_special_tokens = True
     parts: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
     number = 0
-    for batch in shown_progress(_batches(_all_documents(sources)), "tokenising"):
+    for batch in shown_progress(_batches(_all_documents(sources)), "tokenizing"):
         for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
             tokens = parts["train" if number % _HELD_OUT_EVERY else "validation"]
             tokens.append(np.array([0, *encoding.ids], dtype=np.uint16))

@@ -83,7 +83,7 @@ class _Settings:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps."""
+        """Optimizer steps."""
         return self.tokens // (self.sequences * self.context)
 
     def identity(self) -> dict[str, Any]:

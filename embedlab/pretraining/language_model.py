@@ -121,7 +121,7 @@ class CausalLanguageModel(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips to a norm of 1, here because the trainer's option refuses a fused optimiser in mixed precision.
+        """Clips to a norm of 1, here because the trainer's option refuses a fused optimizer in mixed precision.
 
         It fears for gradients that are still scaled, which those of bfloat16 never are.
         """

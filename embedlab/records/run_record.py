@@ -85,7 +85,7 @@ class RunRecord:
         learning_rate: peak.
         schedule: class and arguments, as written.
         seed: of everything.
-        data_hash: fingerprint of the tokenised training pairs.
+        data_hash: fingerprint of the tokenized training pairs.
         loss_definition: what ``loss`` is.
         loss: on held-out pairs, at the end; NaN if it came to no such end.
         loss_standard_error: over those pairs.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _DIGITS = 6  # significant: a screen shows fewer
-# Of middling lightness, so that they stand out on white and on black, and told apart by most colour-blind people.
+# Of middling lightness, so that they stand out on white and on black, and told apart by most color-blind people.
 _COLOURS = ("#3572b0", "#d2692a", "#2c9c78", "#b0589f", "#a8871f", "#c4475a", "#5c64c9", "#6f8695")
 
 
@@ -52,7 +52,7 @@ class Series:
         y: what; of a span the height at which it is drawn, from 0 at the bottom to 1 at the top.
         low: bounds below: of a band in y, of a span in x.
         high: bounds above.
-        colour: number of the method; None for what belongs to none.
+        color: number of the method; None for what belongs to none.
         above: of a span, the number of the method on its right side.
         strength: from 0 to 1, to tell apart what is of one method.
         symbol: of points: ``circle``, ``square``, ``triangle-up`` or ``x``.
@@ -65,7 +65,7 @@ class Series:
     y: Numbers = ()
     low: Numbers = ()
     high: Numbers = ()
-    colour: int | None = None
+    color: int | None = None
     above: int | None = None
     strength: float = 1.0
     symbol: str = "circle"
@@ -97,7 +97,7 @@ class Figure:
     empty: str | None = None
 
 
-def colours(count: int) -> list[str]:
+def colors(count: int) -> list[str]:
     """As many as there are methods, in hexadecimal; beyond the chosen ones by turning the hue."""
     found = list(_COLOURS[:count])
     for number in range(len(found), count):
@@ -121,7 +121,7 @@ def as_dict(figure: Figure) -> dict[str, Any]:
             "y": compact(one.y),
             "low": compact(one.low),
             "high": compact(one.high),
-            "colour": one.colour,
+            "color": one.color,
             "above": one.above,
             "strength": one.strength,
             "symbol": one.symbol,

@@ -36,12 +36,12 @@ def figures(runs: Mapping[str, Sequence[Observation]], laws: Sequence[MethodLaw]
         runs: that laws may be fitted to, by method.
         laws: of those methods that have one.
     """
-    colour = {method: number for number, method in enumerate(runs)}
+    color = {method: number for number, method in enumerate(runs)}
     by_method = {law.method: law for law in laws}
-    found = [_frontier(laws, colour), *_best(laws, colour)]
+    found = [_frontier(laws, color), *_best(laws, color)]
     for method, rows in runs.items():
-        found.append(_profiles(method, rows, by_method.get(method), colour[method]))
-    return [*found, _held_out(laws, colour)]
+        found.append(_profiles(method, rows, by_method.get(method), color[method]))
+    return [*found, _held_out(laws, color)]
 
 
 def _some(rows: Sequence[Observation]) -> list[Observation]:
@@ -50,7 +50,7 @@ def _some(rows: Sequence[Observation]) -> list[Observation]:
     return [rows[int(number)] for number in np.linspace(0, len(rows) - 1, _MOST_POINTS)]
 
 
-def _frontier(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> Figure:
+def _frontier(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> Figure:
     lines: list[Series] = []
     behind: list[Series] = []
     words: list[str] = []
@@ -58,7 +58,7 @@ def _frontier(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> Figure:
         flops_G = budgets_of(laws)
         sizes_C = np.array([size for _, size in suite_of(laws)])
         for law in laws:
-            number = colour[law.method]
+            number = color[law.method]
             estimate_G, log_RG = frontier(law, sizes_C, flops_G)
             known_G = np.isfinite(estimate_G)
             x = flops_G[known_G]
@@ -70,15 +70,15 @@ def _frontier(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> Figure:
                     kind=Kind.POINTS,
                     x=[row.flops for row in rows],
                     y=[row.loss for row in rows],
-                    colour=number,
+                    color=number,
                     strength=0.35,
                     texts=[row.name for row in rows],
                 )
             )
             behind.append(
-                Series(label=law.method, kind=Kind.BAND, x=x, low=low_G, high=high_G, colour=number, strength=0.2)
+                Series(label=law.method, kind=Kind.BAND, x=x, low=low_G, high=high_G, color=number, strength=0.2)
             )
-            lines.append(Series(label=law.method, kind=Kind.LINE, x=x, y=np.exp(estimate_G[known_G]), colour=number))
+            lines.append(Series(label=law.method, kind=Kind.LINE, x=x, y=np.exp(estimate_G[known_G]), color=number))
         for place, found in enumerate(crossovers(laws)):
             words.append(_said(found))
             if not found.exists:
@@ -92,8 +92,8 @@ def _frontier(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> Figure:
                     y=[0.04 + 0.05 * place],
                     low=[max(low, first)],
                     high=[min(high, last)],
-                    colour=colour[found.below],
-                    above=colour[found.above],
+                    color=color[found.below],
+                    above=color[found.above],
                 )
             )
         largest = max(law.largest_flops for law in laws)
@@ -123,13 +123,13 @@ def _said(found: Crossover) -> str:
     return f"{text}; that they change places between {first} and {last} has a probability of {found.probability:.0%}."
 
 
-def _best(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> list[Figure]:
+def _best(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> list[Figure]:
     """The best size and amount of data against the budget."""
     of_size: list[Series] = []
     of_data: list[Series] = []
     without: list[str] = []
     for law in laws:
-        number = colour[law.method]
+        number = color[law.method]
         flops_G = budgets_of(laws)
         if not has_best_size(law):
             without.append(f"{law.method}: all its runs have one size")
@@ -145,7 +145,7 @@ def _best(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> list[Figure]:
         fewest_G, most_G = np.exp(quantiles(np.log(tokens_RG), 0.8))[:, known_G]
         x = flops_G[known_G]
         size_G = sizes_G[known_G]
-        shown = partial(Series, label=law.method, colour=number)
+        shown = partial(Series, label=law.method, color=number)
         of_size.append(shown(kind=Kind.BAND, x=x, low=low_G, high=high_G, strength=0.2))
         of_data.append(shown(kind=Kind.BAND, x=x, low=fewest_G, high=most_G, strength=0.2))
         of_size.append(shown(kind=Kind.LINE, x=x, y=size_G))
@@ -181,7 +181,7 @@ def _best(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> list[Figure]:
     ]
 
 
-def _profiles(method: str, rows: Sequence[Observation], law: MethodLaw | None, colour: int) -> Figure:
+def _profiles(method: str, rows: Sequence[Observation], law: MethodLaw | None, color: int) -> Figure:
     """Loss against size, budget by budget."""
     runs = runs_of(rows)
     budgets = [
@@ -202,12 +202,12 @@ def _profiles(method: str, rows: Sequence[Observation], law: MethodLaw | None, c
         size_C = np.geomspace(sizes_P.min() / 1.3, sizes_P.max() * 1.3, 60)
         if law is not None:
             curve_C = law.fit.loss(size_C, flops / law.flops_per_token(size_C))
-            series.append(Series(label=label, kind=Kind.LINE, x=size_C, y=curve_C, colour=colour, strength=strength))
+            series.append(Series(label=label, kind=Kind.LINE, x=size_C, y=curve_C, color=color, strength=strength))
         parabola = parabolas.get(round(float(np.log(flops)), 6))
         if parabola is not None and parabola.is_interior:
             away_C = np.log(size_C / parabola.optimal_parameters)
             curve_C = parabola.loss * np.exp(parabola.curvature * away_C**2)
-            series.append(Series(label=label, kind=Kind.DOTS, x=size_C, y=curve_C, colour=colour, strength=strength))
+            series.append(Series(label=label, kind=Kind.DOTS, x=size_C, y=curve_C, color=color, strength=strength))
         own = _some([row for row, is_of_it in zip(rows, mask_P, strict=True) if is_of_it])
         series.append(
             Series(
@@ -215,12 +215,12 @@ def _profiles(method: str, rows: Sequence[Observation], law: MethodLaw | None, c
                 kind=Kind.POINTS,
                 x=[row.parameters for row in own],
                 y=[row.loss for row in own],
-                colour=colour,
+                color=color,
                 strength=strength,
                 texts=[row.name for row in own],
             )
         )
-    note = "Each strength of colour is a budget; its runs may differ from it by a factor of up to 1.4. Lines: the law."
+    note = "Each strength of color is a budget; its runs may differ from it by a factor of up to 1.4. Lines: the law."
     note += " Dotted: a parabola through the runs of a budget, where it has its least value between them."
     if len(shown) < len(budgets):
         note += f" Shown are {len(shown)} of {len(budgets)} budgets."
@@ -229,7 +229,7 @@ def _profiles(method: str, rows: Sequence[Observation], law: MethodLaw | None, c
         count = len(np.unique(runs.parameters_P))
         empty = f"The {len(rows)} runs have {count} size{'s' if count > 1 else ''}, and no budget was run at two sizes."
     return Figure(
-        key=f"isoflop-{colour + 1}-{_slug(method)}",
+        key=f"isoflop-{color + 1}-{_slug(method)}",
         section="isoflop",
         title=f"isoFLOP profiles: {method}",
         note=note,
@@ -240,7 +240,7 @@ def _profiles(method: str, rows: Sequence[Observation], law: MethodLaw | None, c
     )
 
 
-def _held_out(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> Figure:
+def _held_out(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> Figure:
     """What each law says of the largest budgets when it is fitted without them."""
     series: list[Series] = []
     without: list[str] = []
@@ -260,7 +260,7 @@ def _held_out(laws: Sequence[MethodLaw], colour: Mapping[str, int]) -> Figure:
                     kind=Kind.POINTS,
                     x=measured,
                     y=measured * np.exp(held.errors),
-                    colour=colour[law.method],
+                    color=color[law.method],
                     strength=1 - 0.25 * (held.num_budgets - 1),
                     symbol=_SYMBOLS[held.num_budgets - 1],
                     texts=names,

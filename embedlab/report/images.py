@@ -24,12 +24,12 @@ _MOST_TICKS = 8
 _LONGEST_LABEL, _LONGEST_NOTE = 100, 500  # characters that have room
 
 
-def png(figure: Figure, colours: Sequence[str]) -> bytes:
+def png(figure: Figure, colors: Sequence[str]) -> bytes:
     """A picture of a figure.
 
     Args:
         figure: with its series.
-        colours: of the methods.
+        colors: of the methods.
     """
     canvas = Canvas(figsize=_SIZE, dpi=_DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(canvas)
@@ -49,7 +49,7 @@ def png(figure: Figure, colours: Sequence[str]) -> bytes:
     else:
         axes.set_xlabel(figure.x.title)
         axes.set_ylabel(figure.y.title)
-        _draw(axes, figure.series, colours)
+        _draw(axes, figure.series, colors)
         _scale(axes, figure.x, figure.y)
         axes.grid(True, which="major", color="#00000018", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -60,31 +60,31 @@ def png(figure: Figure, colours: Sequence[str]) -> bytes:
     return written.getvalue()
 
 
-def _draw(axes: Axes, series: Sequence[Series], colours: Sequence[str]) -> None:
+def _draw(axes: Axes, series: Sequence[Series], colors: Sequence[str]) -> None:
     entries: dict[str, Artist] = {}
     for one in series:
-        colour = _NEUTRAL if one.colour is None else colours[one.colour]
+        color = _NEUTRAL if one.color is None else colors[one.color]
         x = np.asarray(one.x, dtype=float)
         if one.kind is Kind.POINTS:
             marker = _MARKERS[one.symbol]
-            drawn: Artist = axes.scatter(x, one.y, s=16, color=colour, alpha=one.strength, marker=marker, linewidths=1)
+            drawn: Artist = axes.scatter(x, one.y, s=16, color=color, alpha=one.strength, marker=marker, linewidths=1)
         elif one.kind is Kind.BAND:
-            drawn = axes.fill_between(x, one.low, one.high, color=colour, alpha=one.strength, linewidth=0)
+            drawn = axes.fill_between(x, one.low, one.high, color=color, alpha=one.strength, linewidth=0)
         elif one.kind is Kind.UPRIGHT:
-            drawn = axes.axvline(x[0], color=colour, linestyle=":", linewidth=1.2)
+            drawn = axes.axvline(x[0], color=color, linestyle=":", linewidth=1.2)
         elif one.kind is Kind.SPAN:
             assert one.above is not None
             height, aside = one.y[0], axes.get_xaxis_transform()
-            for ends, side in (((one.low[0], x[0]), colour), ((x[0], one.high[0]), colours[one.above])):
+            for ends, side in (((one.low[0], x[0]), color), ((x[0], one.high[0]), colors[one.above])):
                 axes.plot(ends, (height, height), color=side, linewidth=4, solid_capstyle="butt", transform=aside)
             (drawn,) = axes.plot(x, [height], color="#222222", marker="D", markersize=5, linestyle="", transform=aside)
         else:
             style = ":" if one.kind is Kind.DOTS else "-"
-            (drawn,) = axes.plot(x, one.y, color=colour, alpha=one.strength, linestyle=style, linewidth=1.6)
+            (drawn,) = axes.plot(x, one.y, color=color, alpha=one.strength, linestyle=style, linewidth=1.6)
         if one.kind is not Kind.BAND and (one.label not in entries or one.kind is Kind.LINE):
             entries[one.label] = drawn
     for one in series:  # what belongs to no method, after those that do
-        if one.colour is None and one.label in entries:
+        if one.color is None and one.label in entries:
             entries[one.label] = entries.pop(one.label)
     labels = [_plain(label) for label in entries]
     if len(labels) > 1:

@@ -14,7 +14,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from embedlab.errors import plain_text
-from embedlab.report.figure import Figure, as_dict, colours, compact
+from embedlab.report.figure import Figure, as_dict, colors, compact
 from embedlab.report.page_laws import is_product, page_laws
 from embedlab.scaling.laws import Repeated
 from embedlab.scaling.method_laws import MethodLaw
@@ -43,7 +43,7 @@ def page(
     Args:
         source: where the runs are from.
         observations: all of them, also those that are left out.
-        methods: that have runs to fit, in the order of their colours.
+        methods: that have runs to fit, in the order of their colors.
         laws: of those that have one.
         refused: of the others why.
         figures: to draw.
@@ -53,9 +53,7 @@ def page(
     data = {
         "source": source,
         "unnamed": UNNAMED,
-        "methods": [
-            {"name": name, "colour": colour} for name, colour in zip(methods, colours(len(methods)), strict=True)
-        ],
+        "methods": [{"name": name, "color": color} for name, color in zip(methods, colors(len(methods)), strict=True)],
         "figures": [as_dict(figure) for figure in figures],
         "laws": [_law(law) for law in laws],
         "refused": dict(refused),

@@ -47,7 +47,7 @@ def write_report(
     """
     # These take a second to import, which no other command should wait for.
     from embedlab.report.events import event_file
-    from embedlab.report.figure import colours
+    from embedlab.report.figure import colors
     from embedlab.report.figures import figures
     from embedlab.report.images import png
     from embedlab.report.page import page
@@ -71,7 +71,7 @@ def write_report(
         constraints=constraints,
         confirmations=confirmations,
     )
-    images = {figure.key: png(figure, colours(len(runs))) for figure in drawn}
+    images = {figure.key: png(figure, colors(len(runs))) for figure in drawn}
     try:
         for key, image in images.items():
             with whole_file(folder / PICTURES / f"{key}.png") as file:

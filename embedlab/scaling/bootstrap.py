@@ -161,16 +161,16 @@ def profile_interval(estimate: Fit, runs: Runs, name: str, *, level: float = 0.9
         return fixed.objective - estimate.objective - allowed
 
     def bound(limit: float) -> float:
-        centre, step = float(estimate.theta_K[number]), np.sign(limit - estimate.theta_K[number]) * 0.05
-        inside = centre
+        center, step = float(estimate.theta_K[number]), np.sign(limit - estimate.theta_K[number]) * 0.05
+        inside = center
         while step:
-            outside = centre + step
-            if abs(outside - centre) >= abs(limit - centre):
+            outside = center + step
+            if abs(outside - center) >= abs(limit - center):
                 return float(np.sign(step) * np.inf)
             if excess(outside) > 0:
                 return float(brentq(excess, inside, outside, xtol=1e-4))
             inside, step = outside, 2 * step
-        return centre
+        return center
 
     low, high = (bound(limit) for limit in estimate.bounds[number])
     return Interval(estimate.natural(number, low), estimate.natural(number, high))

@@ -1,8 +1,8 @@
 """Fits a law to the losses of runs, from many starts, and says how far the answer can be trusted.
 
 The objective is the sum over runs of a Huber loss of log L predicted less log L measured, as Hoffmann et al. 2022
-(arXiv:2203.15556, appendix D.3) have it; the sum and not the mean, whose gradient is soon smaller than any optimiser's
-tolerance (Besiroglu et al. 2024, arXiv:2404.10102). Sizes and data are centred in their logarithms, without which the
+(arXiv:2203.15556, appendix D.3) have it; the sum and not the mean, whose gradient is soon smaller than any optimizer's
+tolerance (Besiroglu et al. 2024, arXiv:2404.10102). Sizes and data are centered in their logarithms, without which the
 parameters are so correlated that few starts end at the same place. Names end in their axes:
 
     P  points, one a run      T  terms of the law      S  its shapes      K  all parameters: log coefficients, shapes
@@ -101,9 +101,9 @@ class Fit:
 
     Attributes:
         law: the form.
-        theta_K: logarithms of the coefficients, then the shapes, at centred points.
-        centre_N: mean of log N over the runs.
-        centre_D: mean of log D.
+        theta_K: logarithms of the coefficients, then the shapes, at centered points.
+        center_N: mean of log N over the runs.
+        center_D: mean of log D.
         log_mean_loss: mean of log L.
         objective: the sum of Huber losses.
         num_runs: that it was fitted to.
@@ -116,8 +116,8 @@ class Fit:
 
     law: Law
     theta_K: np.ndarray
-    centre_N: float
-    centre_D: float
+    center_N: float
+    center_D: float
     log_mean_loss: float
     objective: float
     num_runs: int
@@ -141,7 +141,7 @@ class Fit:
         shapes = {}
         for shape, value in zip(self.law.shapes, self.theta_K[len(values) :], strict=True):
             shapes[shape.name] = float(np.exp(value)) if shape.is_log else float(value)
-        found = self.law.uncentred(values, shapes, self.centre_N, self.centre_D)
+        found = self.law.uncentered(values, shapes, self.center_N, self.center_D)
         return {name: float(found[name]) for name in self.names}
 
     @property
@@ -161,7 +161,7 @@ class Fit:
     ) -> np.ndarray:
         """The loss that it predicts."""
         parameters_P, tokens_P = np.broadcast_arrays(np.atleast_1d(parameters_P), np.atleast_1d(tokens_P))
-        points = _points(parameters_P, tokens_P, unique_tokens_P, self.centre_N, self.centre_D)
+        points = _points(parameters_P, tokens_P, unique_tokens_P, self.center_N, self.center_D)
         return np.asarray(np.exp(_log_loss(self.law, self.theta_K, points)[0]))
 
     def residuals(self, runs: Runs) -> np.ndarray:
@@ -201,8 +201,8 @@ def fit(
     """
     _require_enough(law, runs)
     log_loss_P = np.log(runs.loss_P)
-    centre_N, centre_D = float(np.log(runs.parameters_P).mean()), float(np.log(runs.tokens_P).mean())
-    points = _points(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P, centre_N, centre_D)
+    center_N, center_D = float(np.log(runs.parameters_P).mean()), float(np.log(runs.tokens_P).mean())
+    points = _points(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P, center_N, center_D)
     weights_P = np.ones(len(runs)) if weights_P is None else weights_P
     bounds = _bounds(law, float(log_loss_P.mean()))
     starts = _starts(law, points, runs.loss_P, num_starts) if starts is None else starts
@@ -245,8 +245,8 @@ def fit(
     return Fit(
         law=law,
         theta_K=theta_K,
-        centre_N=centre_N,
-        centre_D=centre_D,
+        center_N=center_N,
+        center_D=center_D,
         log_mean_loss=float(log_loss_P.mean()),
         objective=least,
         num_runs=len(runs),
@@ -269,8 +269,8 @@ class LogResiduals:
     def __init__(self, law: Law, runs: Runs) -> None:
         self._law = law
         self._log_loss_P = np.log(runs.loss_P)
-        centre_N, centre_D = float(np.log(runs.parameters_P).mean()), float(np.log(runs.tokens_P).mean())
-        self._points = _points(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P, centre_N, centre_D)
+        center_N, center_D = float(np.log(runs.parameters_P).mean()), float(np.log(runs.tokens_P).mean())
+        self._points = _points(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P, center_N, center_D)
 
     def __call__(self, theta_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """At parameters like ``Fit.theta_K`` of these runs."""
@@ -321,12 +321,12 @@ def _points(
     parameters_P: np.ndarray,
     tokens_P: np.ndarray,
     unique_tokens_P: np.ndarray | None,
-    centre_N: float,
-    centre_D: float,
+    center_N: float,
+    center_D: float,
 ) -> Points:
     log_tokens_P = np.log(tokens_P)
     passes_P = np.zeros_like(log_tokens_P) if unique_tokens_P is None else log_tokens_P - np.log(unique_tokens_P)
-    return Points(np.log(parameters_P) - centre_N, log_tokens_P - centre_D, np.maximum(passes_P, 0.0))
+    return Points(np.log(parameters_P) - center_N, log_tokens_P - center_D, np.maximum(passes_P, 0.0))
 
 
 def _log_loss(law: Law, theta_K: np.ndarray, points: Points) -> tuple[np.ndarray, np.ndarray]:

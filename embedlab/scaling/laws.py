@@ -25,8 +25,8 @@ class Points:
     """Where a law is evaluated.
 
     Attributes:
-        log_parameters_P: natural logarithm of N, less a centre.
-        log_tokens_P: natural logarithm of D, the tokens seen, less a centre.
+        log_parameters_P: natural logarithm of N, less a center.
+        log_tokens_P: natural logarithm of D, the tokens seen, less a center.
         log_passes_P: natural logarithm of D over the tokens that are unique: 0 where none is seen twice.
     """
 
@@ -39,7 +39,7 @@ class Points:
         return Points(self.log_parameters_P[some_P], self.log_tokens_P[some_P], self.log_passes_P[some_P])
 
 
-class Shape(NamedTuple):
+class LawShape(NamedTuple):
     """A parameter that a law is not linear in.
 
     Attributes:
@@ -71,8 +71,8 @@ class Terms(NamedTuple):
     by_tokens_TP: np.ndarray
 
 
-def _exponent(name: str) -> Shape:
-    return Shape(name, 1e-3, 3.0, (0.1, 0.25, 0.5, 1.0))
+def _exponent(name: str) -> LawShape:
+    return LawShape(name, 1e-3, 3.0, (0.1, 0.25, 0.5, 1.0))
 
 
 class Law(ABC):
@@ -85,7 +85,7 @@ class Law(ABC):
 
     @property
     @abstractmethod
-    def shapes(self) -> tuple[Shape, ...]:
+    def shapes(self) -> tuple[LawShape, ...]:
         """What it is not linear in."""
 
     @property
@@ -98,10 +98,10 @@ class Law(ABC):
         """Its terms at some points, and their gradients."""
 
     @abstractmethod
-    def uncentred(
-        self, coefficients: Mapping[str, float], shapes: Mapping[str, float], centre_N: float, centre_D: float
+    def uncentered(
+        self, coefficients: Mapping[str, float], shapes: Mapping[str, float], center_N: float, center_D: float
     ) -> dict[str, float]:
-        """The formula's parameters, from those of a fit at centred points (``centre_N`` is a mean of log N)."""
+        """The formula's parameters, from those of a fit at centered points (``center_N`` is a mean of log N)."""
 
 
 class Chinchilla(Law):
@@ -120,7 +120,7 @@ class Chinchilla(Law):
         return (IRREDUCIBLE, "A", "B")
 
     @property
-    def shapes(self) -> tuple[Shape, ...]:
+    def shapes(self) -> tuple[LawShape, ...]:
         return (_exponent("alpha"),) if self.tied else (_exponent("alpha"), _exponent("beta"))
 
     def terms(self, shape_S: np.ndarray, points: Points) -> Terms:
@@ -133,12 +133,12 @@ class Chinchilla(Law):
             by_shape_TSP = np.stack([[zero_P, zero_P], [-n_P, zero_P], [zero_P, -d_P]])
         return Terms(log_TP, by_shape_TSP, np.stack([zero_P, zero_P, zero_P - shape_S[-1]]))
 
-    def uncentred(
-        self, coefficients: Mapping[str, float], shapes: Mapping[str, float], centre_N: float, centre_D: float
+    def uncentered(
+        self, coefficients: Mapping[str, float], shapes: Mapping[str, float], center_N: float, center_D: float
     ) -> dict[str, float]:
         alpha = shapes["alpha"]
         beta = shapes.get("beta", alpha)
-        a, b = coefficients["A"] * np.exp(alpha * centre_N), coefficients["B"] * np.exp(beta * centre_D)
+        a, b = coefficients["A"] * np.exp(alpha * center_N), coefficients["B"] * np.exp(beta * center_D)
         return {IRREDUCIBLE: coefficients[IRREDUCIBLE], "A": a, "B": b, **shapes}
 
 
@@ -150,7 +150,7 @@ class Multiplicative(Law):
         return (IRREDUCIBLE, "A")
 
     @property
-    def shapes(self) -> tuple[Shape, ...]:
+    def shapes(self) -> tuple[LawShape, ...]:
         return (_exponent("alpha"), _exponent("beta"))
 
     def terms(self, shape_S: np.ndarray, points: Points) -> Terms:
@@ -160,10 +160,10 @@ class Multiplicative(Law):
         by_shape_TSP = np.stack([[zero_P, zero_P], [-n_P, -d_P]])
         return Terms(log_TP, by_shape_TSP, np.stack([zero_P, zero_P - shape_S[1]]))
 
-    def uncentred(
-        self, coefficients: Mapping[str, float], shapes: Mapping[str, float], centre_N: float, centre_D: float
+    def uncentered(
+        self, coefficients: Mapping[str, float], shapes: Mapping[str, float], center_N: float, center_D: float
     ) -> dict[str, float]:
-        scale = np.exp(shapes["alpha"] * centre_N + shapes["beta"] * centre_D)
+        scale = np.exp(shapes["alpha"] * center_N + shapes["beta"] * center_D)
         return {IRREDUCIBLE: coefficients[IRREDUCIBLE], "A": coefficients["A"] * scale, **shapes}
 
 
@@ -184,9 +184,9 @@ class Rectified(Law):
         return (IRREDUCIBLE, "B") if self.one_model else (IRREDUCIBLE, "A", "B")
 
     @property
-    def shapes(self) -> tuple[Shape, ...]:
+    def shapes(self) -> tuple[LawShape, ...]:
         # In the fit's units D is near 1: D_0 from nothing to more than all data add.
-        start = Shape("D_0", -20.0, 20.0, (-3.0, 0.0, 3.0), is_log=True)
+        start = LawShape("D_0", -20.0, 20.0, (-3.0, 0.0, 3.0), is_log=True)
         of_tokens = (start, _exponent("beta"))
         return of_tokens if self.one_model else (_exponent("alpha"), *of_tokens)
 
@@ -207,13 +207,13 @@ class Rectified(Law):
         by_shape_TSP = np.stack([nothing, [-n_P, zero_P, zero_P], [zero_P, -of_start_P, by_beta_P]])
         return Terms(log_TP, by_shape_TSP, np.stack([zero_P, zero_P, -beta * of_data_P]))
 
-    def uncentred(
-        self, coefficients: Mapping[str, float], shapes: Mapping[str, float], centre_N: float, centre_D: float
+    def uncentered(
+        self, coefficients: Mapping[str, float], shapes: Mapping[str, float], center_N: float, center_D: float
     ) -> dict[str, float]:
-        scale = np.exp(shapes["beta"] * centre_D)
+        scale = np.exp(shapes["beta"] * center_D)
         found = {IRREDUCIBLE: coefficients[IRREDUCIBLE]}
         if not self.one_model:
-            found["A"] = coefficients["A"] * np.exp(shapes["alpha"] * centre_N)
+            found["A"] = coefficients["A"] * np.exp(shapes["alpha"] * center_N)
         return {**found, "B": coefficients["B"] * scale, **shapes, "D_0": shapes["D_0"] * scale}
 
 
@@ -232,8 +232,8 @@ class Repeated(Law):
         return self.law.coefficients
 
     @property
-    def shapes(self) -> tuple[Shape, ...]:
-        return (*self.law.shapes, Shape("R", np.log(0.1), np.log(1e4), (np.log(4.0), np.log(15.0)), is_log=True))
+    def shapes(self) -> tuple[LawShape, ...]:
+        return (*self.law.shapes, LawShape("R", np.log(0.1), np.log(1e4), (np.log(4.0), np.log(15.0)), is_log=True))
 
     def terms(self, shape_S: np.ndarray, points: Points) -> Terms:
         epochs = np.exp(shape_S[-1])
@@ -247,8 +247,8 @@ class Repeated(Law):
         by_shape_TSP = np.concatenate([inner.by_shape_TSP, (inner.by_tokens_TP * by_epochs_P)[:, None]], axis=1)
         return Terms(inner.log_TP, by_shape_TSP, inner.by_tokens_TP * by_tokens_P)
 
-    def uncentred(
-        self, coefficients: Mapping[str, float], shapes: Mapping[str, float], centre_N: float, centre_D: float
+    def uncentered(
+        self, coefficients: Mapping[str, float], shapes: Mapping[str, float], center_N: float, center_D: float
     ) -> dict[str, float]:
         inner = {name: value for name, value in shapes.items() if name != "R"}
-        return {**self.law.uncentred(coefficients, inner, centre_N, centre_D), "R": shapes["R"]}
+        return {**self.law.uncentered(coefficients, inner, center_N, center_D), "R": shapes["R"]}

@@ -26,7 +26,7 @@ FARTHEST = 10.0
 """Times beyond its runs, in FLOPs and in tokens a parameter, up to which a law is trusted."""
 
 _SEED_OF_ERRORS = 1
-MANY_PASSES = 1.5  # passes over the data, in some run, from which on their worth can be fitted
+MANY_EPOCHS = 1.5  # passes over the data, in some run, from which on their worth can be fitted
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class MethodLaw:
 
     @property
     def caution(self) -> str:
-        """That runs have hardly learnt, whose losses fall otherwise than a law has it; empty where they have."""
+        """That runs have hardly learned, whose losses fall otherwise than a law has it; empty where they have."""
         near = [row for row in self.observations if row.is_near_chance]
         if not near:
             return ""
@@ -159,7 +159,7 @@ def laws_to_try(runs: Runs) -> list[Law]:
     if not one_size and not has_interior_optimum(runs):
         laws.append(Multiplicative())
     unique_P = runs.tokens_P if runs.unique_tokens_P is None else runs.unique_tokens_P
-    if (runs.tokens_P > MANY_PASSES * unique_P).any():
+    if (runs.tokens_P > MANY_EPOCHS * unique_P).any():
         laws = [Repeated(law) for law in laws]
     return laws
 

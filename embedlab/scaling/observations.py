@@ -36,7 +36,7 @@ class Observation:
         learning_rate: peak; None where it is not known.
         pairs: seen in training; None where it is not known.
         seconds: of training; None where it is not known.
-        utilisation: of the device's peak, by ``flops``; None where it is not known.
+        utilization: of the device's peak, by ``flops``; None where it is not known.
         memory_bytes: of a device, at its peak; None where it is not known.
         folder: of the run, with its configuration; None if it is somebody else's.
         left_out: why no law is fitted to it; None if one is.
@@ -55,7 +55,7 @@ class Observation:
     learning_rate: float | None = None
     pairs: float | None = None
     seconds: float | None = None
-    utilisation: float | None = None
+    utilization: float | None = None
     memory_bytes: float | None = None
     folder: str | None = None
     left_out: str | None = None
@@ -63,7 +63,7 @@ class Observation:
 
     @property
     def is_near_chance(self) -> bool:
-        """Whether it has hardly learnt to tell texts apart: laws describe what comes after that."""
+        """Whether it has hardly learned to tell texts apart: laws describe what comes after that."""
         return self.chance is not None and self.loss > _NEAR_CHANCE * self.chance
 
 
@@ -107,7 +107,7 @@ def of_records(records: Iterable[RunRecord], folders: Iterable[Path] | None = No
             learning_rate=record.learning_rate,
             pairs=float(record.pairs),
             seconds=record.seconds,
-            utilisation=_utilisation(record),
+            utilization=_utilization(record),
             memory_bytes=record.peak_memory_bytes,
             folder=folder,
             left_out=record.left_out,
@@ -117,7 +117,7 @@ def of_records(records: Iterable[RunRecord], folders: Iterable[Path] | None = No
     ]
 
 
-def _utilisation(record: RunRecord) -> float | None:
+def _utilization(record: RunRecord) -> float | None:
     if record.peak_flops_per_second is None or not record.seconds:
         return None
     return record.flops_algorithmic / (record.seconds * record.peak_flops_per_second)

@@ -202,7 +202,7 @@ def _configuration(
     if peak is None:
         speed = by_size(law.observations, parameters, lambda row: row.flops / row.seconds if row.seconds else None)
     else:
-        speed = by_size(law.observations, parameters, lambda row: row.utilisation and row.utilisation * peak)
+        speed = by_size(law.observations, parameters, lambda row: row.utilization and row.utilization * peak)
     memory = [row.memory_bytes for row in law.observations if row.backbone == backbone and row.memory_bytes]
     return Configuration(
         method=law.method,

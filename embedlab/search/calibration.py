@@ -50,11 +50,11 @@ Losses = dict[int, float]
 
 
 def next_steps(losses: Losses, first: int = 0) -> list[int]:
-    """The rates to try now, as steps from the method's own; none if the best one has neighbours on both sides.
+    """The rates to try now, as steps from the method's own; none if the best one has neighbors on both sides.
 
     Args:
         losses: so far; infinite where a run diverged.
-        first: to begin with, and its neighbours.
+        first: to begin with, and its neighbors.
     """
     if not losses:
         return [first - 1, first, first + 1]
@@ -70,7 +70,7 @@ def next_steps(losses: Losses, first: int = 0) -> list[int]:
 
 
 def best_step(losses: Losses) -> float | None:
-    """Where a parabola through the best rate and its neighbours is least, in steps; None if all runs diverged."""
+    """Where a parabola through the best rate and its neighbors is least, in steps; None if all runs diverged."""
     finite = {step: loss for step, loss in losses.items() if math.isfinite(loss)}
     if not finite:
         return None
@@ -94,12 +94,12 @@ def smoothed(steps: Mapping[float, float], sizes: Iterable[float]) -> dict[float
     """
     log_sizes = np.log(np.array(list(steps)))
     found = np.array(list(steps.values()))
-    centre, level = log_sizes.mean(), found.mean()
-    deviation = log_sizes - centre
+    center, level = log_sizes.mean(), found.mean()
+    deviation = log_sizes - center
     slope = float(deviation @ (found - level) / (deviation @ deviation + (_NOISE / _SLOPE) ** 2))
     low, high = found.min(), found.max()
     # Beyond what was tried there is no evidence for a rate beyond all that were found.
-    return {size: float(np.clip(level + slope * (math.log(size) - centre), low, high)) for size in sizes}
+    return {size: float(np.clip(level + slope * (math.log(size) - center), low, high)) for size in sizes}
 
 
 def rate_at(own: float, factor: float, steps: float) -> float:

@@ -12,9 +12,10 @@ from typing import Annotated
 from embedlab.errors import ConfigError, TrainingError
 from embedlab.files import write_whole
 from embedlab.records import FILE, read_record
+from embedlab.records.renamed import current_fields
 from embedlab.records.stored import Range, from_plain, read_json
 from embedlab.scaling.bootstrap import NUM_REPLICATES, Interval
-from embedlab.scaling.method_laws import MANY_PASSES, laws_of
+from embedlab.scaling.method_laws import MANY_EPOCHS, laws_of
 from embedlab.scaling.observations import Observation, by_method
 from embedlab.scaling.recipe import recipe
 from embedlab.scaling.recipe_config import recipe_config
@@ -41,7 +42,7 @@ class Prediction:
         interval_95: likewise.
         largest_flops: of the runs that the laws were fitted to.
         num_runs: how many these are.
-        passes: over the data, the most of one of them.
+        epochs: over the data, the most of one of them.
     """
 
     budget: _Positive
@@ -54,7 +55,7 @@ class Prediction:
     interval_95: Interval
     largest_flops: _Positive
     num_runs: Annotated[int, Range(1)]
-    passes: _Positive
+    epochs: _Positive
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,13 @@ class Confirmation:
         prediction: that was made.
         loss: that was measured; None where the run has not ended, NaN where it has without one.
         folder: of both.
-        passes: of the run over the data; None where it has not ended.
+        epochs: of the run over the data; None where it has not ended.
     """
 
     prediction: Prediction
     loss: float | None
     folder: Path
-    passes: float | None = None
+    epochs: float | None = None
 
     def __str__(self) -> str:
         said = self.prediction
@@ -91,11 +92,11 @@ class Confirmation:
     @property
     def caution(self) -> str:
         """What to know before the two are compared; empty where there is nothing."""
-        passes = self.passes or 0.0
-        if passes < MANY_PASSES * max(1.0, self.prediction.passes):
+        epochs = self.epochs or 0.0
+        if epochs < MANY_EPOCHS * max(1.0, self.prediction.epochs):
             return ""
         return (
-            f" It saw its pairs {passes:.2g} times, and no fitted run did so more than {self.prediction.passes:.2g} "
+            f" It saw its pairs {epochs:.2g} times, and no fitted run did so more than {self.prediction.epochs:.2g} "
             "times: what repeated data are worth, these laws cannot know."
         )
 
@@ -170,7 +171,7 @@ def _predict(budget: float, observations: Sequence[Observation], at: Path, num_r
         interval_95=best.interval_95,
         largest_flops=max(law.largest_flops for law in laws),
         num_runs=sum(law.fit.num_runs for law in laws),
-        passes=max(row.tokens / row.unique_tokens for row in smaller),
+        epochs=max(row.tokens / row.unique_tokens for row in smaller),
     )
     write_whole(at / _RECIPE, recipe_config(answer, laws).text)
     write_whole(at / _PREDICTION, json.dumps(asdict(prediction), indent=1) + "\n")
@@ -188,7 +189,7 @@ def confirmations(folder: Path) -> list[Confirmation]:
 
 def _read(at: Path) -> Confirmation:
     path = at / _PREDICTION
-    stored = from_plain(Prediction, read_json(path, "a prediction"), path)
+    stored = from_plain(Prediction, current_fields(read_json(path, "a prediction")), path)
     prediction = replace(stored, interval_80=Interval(*stored.interval_80), interval_95=Interval(*stored.interval_95))
     path = at / _RUN / FILE
     if not path.exists():

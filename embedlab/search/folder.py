@@ -14,6 +14,7 @@ import yaml
 from embedlab.errors import ConfigError
 from embedlab.files import cannot_write, locked_folder, remove_unfinished, write_whole
 from embedlab.records import FILE
+from embedlab.records.renamed import current_plan
 from embedlab.records.stored import read_json
 from embedlab.search.plan import changes
 
@@ -78,7 +79,7 @@ class SearchFolder:
         self._fixed = fixed
         differ: list[str] = []
         if self._plan.exists():
-            differ = changes(read_json(self._plan, "the plan of a search"), fixed)
+            differ = changes(current_plan(read_json(self._plan, "the plan of a search")), fixed)
         if differ and not accept_changes and self._has_trained:
             raise ConfigError(
                 f"The search in {self.path} was begun by another plan: {_some(differ)}. Add --accept-changes to "

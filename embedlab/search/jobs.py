@@ -4,30 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from embedlab.records import FILE, RunRecord, read_record
-from embedlab.search.launchers.launcher import INTERRUPTED, Job, Launcher
+from embedlab.search.launchers.launcher import INTERRUPTED, Job, JobResult, Launcher
 
 _FAILED = "failed.json"
 _NO_RECORD = "No run record is written:"  # what a run prints that leaves none
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A job that is over.
-
-    Attributes:
-        job: that was run.
-        record: that it left; None if it left none.
-        error: why it left none, or one that says it failed; None if it was trained to its end.
-        seconds: from its start to its end; None if it had ended before.
-    """
-
-    job: Job
-    record: RunRecord | None
-    error: str | None
-    seconds: float | None
 
 
 class JobRunner:
@@ -47,7 +30,7 @@ class JobRunner:
         """Jobs that are run at a time."""
         return self._launcher.num_slots
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Ended]:
+    def run(self, jobs: Sequence[Job]) -> Iterator[JobResult]:
         """Each job as it ends, those first that had ended before.
 
         Raises:
@@ -58,15 +41,15 @@ class JobRunner:
         for job in jobs:
             record = _record_of(job)
             if _is_over(record):
-                yield Ended(job, record, None, None)
+                yield JobResult(job, None, None, record)
             else:
                 attempts[job] = 1
                 self._submit(job)
         running = len(attempts)
         while running:
-            outcome = self._launcher.wait()
-            job = outcome.job
-            if outcome.error == INTERRUPTED:
+            result = self._launcher.wait()
+            job = result.job
+            if result.error == INTERRUPTED:
                 raise KeyboardInterrupt
             record = _record_of(job)
             if not _is_over(record) and attempts[job] <= self._retries:
@@ -74,10 +57,10 @@ class JobRunner:
                 self._submit(job)
                 continue
             running -= 1
-            error = outcome.error
+            error = result.error
             if record is None and error is None:
                 error = _why_there_is_none(job)
-            yield Ended(job, record, error, outcome.seconds)
+            yield replace(result, record=record, error=error)
 
     def _submit(self, job: Job) -> None:
         record = job.folder / FILE

@@ -6,24 +6,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 from embedlab.errors import PluginError
-from embedlab.search.policies.policy import History, Outcome, Policy
+from embedlab.search.policies.policy import History, Policy, TrialResult
 from embedlab.search.space import Trial
 
 
-class World(ABC):
+class TrialRunner(ABC):
     """Where trials are run: on devices, or in a table of runs that have been."""
 
     @abstractmethod
-    def run(self, trials: Sequence[Trial]) -> Iterable[Outcome]:
-        """Runs some trials and gives the outcome of each."""
+    def run(self, trials: Sequence[Trial]) -> Iterable[TrialResult]:
+        """Runs some trials and gives the result of each."""
 
 
-def search(policy: Policy, world: World, history: History, budget: float) -> History:
+def search(policy: Policy, trainer: TrialRunner, history: History, budget: float) -> History:
     """Spends a budget.
 
     Args:
         policy: that decides what on.
-        world: where it is spent.
+        trainer: where it is spent.
         history: the space to search, and what has been found in it before.
         budget: FLOPs, of which those of the history are spent already.
 
@@ -36,7 +36,7 @@ def search(policy: Policy, world: World, history: History, budget: float) -> His
         if not proposed:
             return history
         _require_allowed(policy, proposed, history, remaining)
-        history = history.and_also(world.run(proposed))
+        history = history.and_also(trainer.run(proposed))
 
 
 def _require_allowed(policy: Policy, proposed: Sequence[Trial], history: History, remaining: float) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from embedlab.errors import ConfigError, TrainingError
 from embedlab.search.calibration import Losses, best_step, next_steps, rate_at, smoothed
-from embedlab.search.jobs import Ended, JobRunner
+from embedlab.search.jobs import JobRunner
+from embedlab.search.launchers.launcher import JobResult
 from embedlab.search.plan import SearchPlan
 from embedlab.search.probing import Probe, Probed
 from embedlab.search.space import Candidate, Space, Trial
@@ -59,7 +60,7 @@ def require_each_backbone(plan: SearchPlan, probed: Probed) -> None:
 
 
 def require_each_variant(probed: Probed) -> None:
-    """Refuses a method, or options of it, that trains none of the backbones: it is misspelt, or fits none.
+    """Refuses a method, or options of it, that trains none of the backbones: it is misspelled, or fits none.
 
     Raises:
         ConfigError: if there is one.
@@ -118,7 +119,7 @@ def calibrate(
     fit: Path,
     folder: Path,
     runner: JobRunner,
-    on_end: Callable[[Trial, Ended], None],
+    on_end: Callable[[Trial, JobResult], None],
 ) -> dict[Candidate, Sequence[float]]:
     """A learning rate for each combination, smoothed over the sizes of those that have all else in common.
 

@@ -20,8 +20,8 @@ from embedlab.errors import TrainingError
 from embedlab.files import write_whole
 from embedlab.records import FILE
 from embedlab.records.stored import Range, from_plain, read_json
-from embedlab.search.jobs import Ended, JobRunner
-from embedlab.search.launchers.launcher import LOCK, Job
+from embedlab.search.jobs import JobRunner
+from embedlab.search.launchers.launcher import LOCK, Job, JobResult
 from embedlab.search.space import Candidate
 from embedlab.search.trials import CHECKPOINTS, job
 
@@ -93,7 +93,7 @@ def probe(candidates: Sequence[Candidate], budget: float, fit: Path, folder: Pat
     missing = _backbones_in_turn({at: one for at, one in jobs.items() if one not in probes})
     for at in missing:  # killed before it was measured
         _clear(at.folder)
-    if missing and not probes:  # the first one tokenises the data, which no other run will have to
+    if missing and not probes:  # the first one tokenizes the data, which no other run will have to
         first = _job(jobs[missing[0]], budget, fit, folder / "first")
         _clear(first.folder)
         for _ in runner.run([first]):
@@ -143,7 +143,7 @@ def _clear(folder: Path) -> None:
         ) from error
 
 
-def _measure(ended: Ended) -> Probe:
+def _measure(ended: JobResult) -> Probe:
     record, folder = ended.record, ended.job.folder
     assert record is not None and ended.seconds is not None
     found = Probe(

@@ -13,7 +13,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from embedlab.search.jobs import Ended
+from embedlab.search.launchers.launcher import JobResult
 from embedlab.search.probing import Probe
 from embedlab.search.projection import Projection
 from embedlab.search.space import Candidate, Space, Trial
@@ -48,14 +48,14 @@ class Progress:
         alike = Counter(map(str, space.candidates))
         self._tags = {one: f"loss/{one}" if alike[str(one)] == 1 else _whole_tag(one) for one in space.candidates}
 
-    def calibrated(self, trial: Trial, ended: Ended) -> None:
+    def calibrated(self, trial: Trial, ended: JobResult) -> None:
         """A run of the calibration has ended."""
         self._calibrated += 1
         if ended.seconds is not None:
             rate = trial.candidate.learning_rate
             self._say(f"calibration {self._calibrated}: {_told(trial, ended)}, learning rate {rate:g}")
 
-    def trained(self, trial: Trial, ended: Ended) -> None:
+    def trained(self, trial: Trial, ended: JobResult) -> None:
         """A trial has ended."""
         assert self._space is not None, "begin was called"
         self._done.add(trial)
@@ -81,7 +81,7 @@ class Progress:
         off = self._took / self._projected if self._projected else 1.0
         return share * off * Projection(self._probes, self._num_slots, self._space).seconds(left)
 
-    def _log(self, trial: Trial, ended: Ended) -> None:
+    def _log(self, trial: Trial, ended: JobResult) -> None:
         """The loss at its budget, so that TensorBoard draws a curve of each combination."""
         if ended.record is None or not math.isfinite(ended.record.loss):
             return
@@ -101,7 +101,7 @@ def _whole_tag(one: Candidate) -> str:
     return f"loss/{one}, {one.backbone}{rate}, seed {one.seed}"
 
 
-def _told(trial: Trial, ended: Ended) -> str:
+def _told(trial: Trial, ended: JobResult) -> str:
     record = ended.record
     if record is None or record.status == "failed":
         result = f"failed: {ended.error}"

@@ -36,7 +36,7 @@ class Projection:
         """That it adds to those of the same candidate with smaller budgets."""
         if self._space is None or trial not in self._space:
             return trial.budget
-        smaller = self._space.up_to(self._space.rung(trial) - 1, trial.candidate)
+        smaller = self._space.up_to(self._space.level(trial) - 1, trial.candidate)
         return self._space.price([trial], smaller)
 
     def seconds(self, trials: Iterable[Trial]) -> float:

@@ -27,7 +27,7 @@ from embedlab.search.probing import Probe, Probed, probe
 from embedlab.search.progress import Progress
 from embedlab.search.projection import Forecast, Projection, calibration_trials
 from embedlab.search.space import Candidate, Space
-from embedlab.search.trials import Training
+from embedlab.search.trials import TrialTrainer
 
 _DISK_OF_A_RUN = 2**20  # log, record, configuration and events, roughly
 
@@ -101,7 +101,7 @@ class SearchRun:
             self.require_room(space, probes)
             total = self._total(space)
             progress.begin(space, total)
-            world = Training(
+            trainer = TrialTrainer(
                 self._folder.fit,
                 self._folder.trials,
                 self._runner,
@@ -109,10 +109,10 @@ class SearchRun:
                 keep_checkpoints=self._plan.keep_checkpoints,
                 on_end=progress.trained,
             )
-            history = search(self._policy, world, History(space), total)
+            history = search(self._policy, trainer, History(space), total)
         finally:
             progress.close()
-        self._say_outcome(history, world)
+        self._say_result(history, trainer)
 
     def confirm(self, budget: float | None, *, num_replicates: int = NUM_REPLICATES) -> Confirmation:
         """Trains the recipe for a budget beyond the runs, by default one step of budgets beyond.
@@ -172,13 +172,13 @@ class SearchRun:
         if rates:
             self._say("Learning rates: " + ", ".join(f"{one} {rate:g}" for one, (rate,) in rates.items()) + ".")
 
-    def _say_outcome(self, history: History, world: Training) -> None:
-        self.num_failed = len(world.errors)
+    def _say_result(self, history: History, trainer: TrialTrainer) -> None:
+        self.num_failed = len(trainer.errors)
         self._say(f"{len(history)} of {len(history.space.trials)} trials have ended, for {history.spent:.3g} FLOPs.")
-        if world.errors:
-            one, error = next(iter(world.errors.items()))
+        if trainer.errors:
+            one, error = next(iter(trainer.errors.items()))
             self._say(
-                f"{len(world.errors)} of them failed; the same command tries them again. {one.id}: {error}",
+                f"{len(trainer.errors)} of them failed; the same command tries them again. {one.id}: {error}",
             )
         chosen = self._policy.choose(history)
         rate = "" if chosen.learning_rate is None else f", learning rate {chosen.learning_rate:g}"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from embedlab.errors import ConfigError, RecordError
 from embedlab.scaling.observations import Observation
-from embedlab.search.loop import World
-from embedlab.search.policies.policy import Outcome
+from embedlab.search.loop import TrialRunner
+from embedlab.search.policies.policy import TrialResult
 from embedlab.search.space import Candidate, Space, Trial
 
 _ROUNDING = 1e-9  # of the budget
@@ -57,7 +57,7 @@ def run_table(observations: Iterable[Observation], *, cooldown: float = 1.0) -> 
             seed += 1
         losses[trial] = row.loss
     if not losses:
-        raise RecordError("There is no finished run to replay. Expected a table with a loss in each row.")
+        raise RecordError("There is no finished run to simulator. Expected a table with a loss in each row.")
     space = Space(losses, cooldown=cooldown)
     targets = [space.target(candidate) for candidate in space.candidates]
     amounts = ([trial.tokens for trial in targets], [trial.budget for trial in targets])
@@ -82,8 +82,8 @@ def _trial(row: Observation, seed: int) -> Trial:
     return Trial(candidate, row.flops)
 
 
-class Replay(World):
-    """A world in which every trial has been run, but is seen only when it is paid for.
+class TrialSimulator(TrialRunner):
+    """A trainer in which every trial has been run, but is seen only when it is paid for.
 
     Args:
         table: of the runs.
@@ -96,18 +96,18 @@ class Replay(World):
         self._rounding = _ROUNDING * budget
         self.left = budget
 
-    def run(self, trials: Sequence[Trial]) -> list[Outcome]:
+    def run(self, trials: Sequence[Trial]) -> list[TrialResult]:
         """Hands out the losses of some trials for their price.
 
         Raises:
             ConfigError: if what is left does not pay for one of them.
         """
-        outcomes = []
+        results = []
         for trial in trials:
             price = self._table.space.price([trial], self._paid)
             if price > self.left + self._rounding:
                 raise ConfigError(f"{trial.id} costs {price:g} FLOPs, and {self.left:g} are left to pay with.")
             self.left -= price
             self._paid.add(trial)
-            outcomes.append(Outcome(trial=trial, loss=self._table.losses[trial], cost=price))
-        return outcomes
+            results.append(TrialResult(trial=trial, loss=self._table.losses[trial], cost=price))
+        return results

@@ -1,8 +1,9 @@
 """What a search can train: every backbone by every method, on rising budgets up to the one that the answer is for.
 
-A candidate is what a budget is spent on, a trial a candidate and a budget. The trials of a candidate are its rungs; the
-highest is its target, and the search is for the candidate whose target has the least loss. Rungs are counted so that
-all targets are on the same one, even where a candidate lacks small budgets.
+A candidate is what a budget is spent on, a trial a candidate and a budget. The budgets of a
+candidate's trials are its budget levels. The highest is its target, and the search is for the candidate whose target
+has the least loss. Levels are counted so that all targets are on the same one, even where a candidate lacks small
+budgets.
 """
 
 from __future__ import annotations
@@ -148,54 +149,54 @@ class Space:
         if not 0 <= cooldown <= 1:
             raise ConfigError(f"cooldown is a share of each run and must lie in [0, 1], got {cooldown}.")
         self.cooldown = cooldown
-        rungs: dict[Candidate, dict[float, Trial]] = {}
+        levels: dict[Candidate, dict[float, Trial]] = {}
         for trial in trials:
             if not (math.isfinite(trial.budget) and trial.budget > 0):
                 raise ConfigError(f"The budget of {trial.id} is {trial.budget}. Expected finite FLOPs above 0.")
-            of_candidate = rungs.setdefault(trial.candidate, {})
+            of_candidate = levels.setdefault(trial.candidate, {})
             if trial.budget in of_candidate:
                 raise ConfigError(f"{trial.id} comes twice in the search. Name each of its parts once.")
             of_candidate[trial.budget] = trial
-        if not rungs:
+        if not levels:
             raise ConfigError("There is nothing to search: expected at least one backbone, method and budget.")
-        self._rungs = {one: tuple(found[budget] for budget in sorted(found)) for one, found in rungs.items()}
-        self.num_rungs = max(map(len, self._rungs.values()))
+        self._levels = {one: tuple(found[budget] for budget in sorted(found)) for one, found in levels.items()}
+        self.num_levels = max(map(len, self._levels.values()))
 
     @property
     def candidates(self) -> list[Candidate]:
         """In the order in which they were given."""
-        return list(self._rungs)
+        return list(self._levels)
 
     @property
     def trials(self) -> list[Trial]:
         """Candidate by candidate, each with rising budgets."""
-        return [trial for rungs in self._rungs.values() for trial in rungs]
+        return [trial for levels in self._levels.values() for trial in levels]
 
     def __contains__(self, trial: Trial) -> bool:
-        return trial in self._rungs.get(trial.candidate, ())
+        return trial in self._levels.get(trial.candidate, ())
 
     def target(self, candidate: Candidate) -> Trial:
         """The trial that the search is for."""
-        return self._rungs[candidate][-1]
+        return self._levels[candidate][-1]
 
-    def rung(self, trial: Trial) -> int:
-        """From 0 to ``num_rungs`` - 1, which is the rung of every target."""
-        rungs = self._rungs[trial.candidate]
-        return rungs.index(trial) + self.num_rungs - len(rungs)
+    def level(self, trial: Trial) -> int:
+        """From 0 to ``num_levels`` - 1, which is the level of every target."""
+        levels = self._levels[trial.candidate]
+        return levels.index(trial) + self.num_levels - len(levels)
 
-    def at(self, rung: int, candidates: Iterable[Candidate] | None = None) -> list[Trial]:
-        """The trials on a rung, of those candidates that have it."""
+    def at(self, level: int, candidates: Iterable[Candidate] | None = None) -> list[Trial]:
+        """The trials on a level, of those candidates that have it."""
         found = []
-        for candidate in self._rungs if candidates is None else candidates:
-            rungs = self._rungs[candidate]
-            number = rung - self.num_rungs + len(rungs)
-            if 0 <= number < len(rungs):
-                found.append(rungs[number])
+        for candidate in self._levels if candidates is None else candidates:
+            levels = self._levels[candidate]
+            number = level - self.num_levels + len(levels)
+            if 0 <= number < len(levels):
+                found.append(levels[number])
         return found
 
-    def up_to(self, rung: int, candidate: Candidate) -> list[Trial]:
-        """The trials of a candidate on a rung and below."""
-        return [trial for number in range(rung + 1) for trial in self.at(number, [candidate])]
+    def up_to(self, level: int, candidate: Candidate) -> list[Trial]:
+        """The trials of a candidate on a level and below."""
+        return [trial for number in range(level + 1) for trial in self.at(number, [candidate])]
 
     def price(self, trials: Iterable[Trial], paid: Collection[Trial] = ()) -> float:
         """FLOPs of some trials, beyond those of trials that are paid for.

@@ -1,4 +1,4 @@
-"""A world in which trials are trained: each in a folder of its own, whose record says how it ended.
+"""A trainer in which trials are trained: each in a folder of its own, whose record says how it ended.
 
 The folders are all that a search leaves behind, so one that was killed goes on from them: what has a record is not run
 again, what has a checkpoint goes on from it.
@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from embedlab.search.jobs import Ended, JobRunner
-from embedlab.search.launchers.launcher import Job
-from embedlab.search.loop import World
-from embedlab.search.policies.policy import Outcome
+from embedlab.search.jobs import JobRunner
+from embedlab.search.launchers.launcher import Job, JobResult
+from embedlab.search.loop import TrialRunner
+from embedlab.search.policies.policy import TrialResult
 from embedlab.search.space import Candidate, Space, Trial
 
 CHECKPOINTS, _LAST = "checkpoints", "last.ckpt"
 
 
-class Training(World):
+class TrialTrainer(TrialRunner):
     """Trains trials.
 
     Args:
@@ -46,7 +46,7 @@ class Training(World):
         space: Space,
         *,
         keep_checkpoints: bool = True,
-        on_end: Callable[[Trial, Ended], None] | None = None,
+        on_end: Callable[[Trial, JobResult], None] | None = None,
     ) -> None:
         self._fit = fit
         self._folder = folder
@@ -60,8 +60,8 @@ class Training(World):
     def _shares_trunk(self) -> bool:
         return self._space.cooldown < 1
 
-    def run(self, trials: Sequence[Trial]) -> Iterable[Outcome]:
-        """The outcome of each trial, as it ends.
+    def run(self, trials: Sequence[Trial]) -> Iterable[TrialResult]:
+        """The result of each trial, as it ends.
 
         Raises:
             KeyboardInterrupt: if a trial was asked to stop.
@@ -77,7 +77,7 @@ class Training(World):
                     self._forget(trial)
                 if self._on_end is not None:
                     self._on_end(trial, ended)
-                yield _outcome(trial, ended, self._trunk(trial, ended))
+                yield _result(trial, ended, self._trunk(trial, ended))
 
     def _waves(self, trials: Sequence[Trial]) -> list[list[Trial]]:
         """All at once, but where they share a trunk, in which a run goes on from the next smaller one."""
@@ -103,7 +103,7 @@ class Training(World):
                 options["branch.origin"] = str(there[-1])
         return job(self._fit, self._folder / trial.id, trial.id, trial.candidate, options)
 
-    def _trunk(self, trial: Trial, ended: Ended) -> float:
+    def _trunk(self, trial: Trial, ended: JobResult) -> float:
         """FLOPs that were another trial's: up to where that one began to decay."""
         spent = None if ended.record is None else ended.record.branch_flops
         if spent is None:
@@ -112,7 +112,7 @@ class Training(World):
         return min(starts, key=lambda start: abs(start - spent), default=0.0)
 
     def _smaller(self, trial: Trial) -> list[Trial]:
-        return [one for one in self._space.up_to(self._space.rung(trial), trial.candidate) if one != trial]
+        return [one for one in self._space.up_to(self._space.level(trial), trial.candidate) if one != trial]
 
     def _checkpoints(self, trial: Trial) -> Path:
         return self._folder / trial.id / CHECKPOINTS
@@ -155,12 +155,12 @@ def job(fit: Path, folder: Path, name: str, candidate: Candidate, options: Mappi
     return Job(name, tuple(words), folder)
 
 
-def _outcome(trial: Trial, ended: Ended, trunk: float) -> Outcome:
+def _result(trial: Trial, ended: JobResult, trunk: float) -> TrialResult:
     record = ended.record
     if record is None:
-        return Outcome(trial=trial, loss=math.inf, cost=0.0)
+        return TrialResult(trial=trial, loss=math.inf, cost=0.0)
     loss = record.loss if record.status == "finished" and math.isfinite(record.loss) else math.inf
     # A run overshoots its budget by less than a step, and branches off within a step of where it should. What was
     # planned is what is paid, so that the budget of a search pays for all the trials that it was made for.
     spent = min(trial.budget, float(record.flops_algorithmic))
-    return Outcome(trial=trial, loss=loss, cost=max(0.0, spent - trunk))
+    return TrialResult(trial=trial, loss=loss, cost=max(0.0, spent - trunk))

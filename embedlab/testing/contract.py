@@ -217,7 +217,7 @@ CHECKS: tuple[Check, ...] = (
     check_gradient_checkpointing_changes_nothing,
     check_merged_is_a_plain_backbone,
 )
-"""The contract. Parametrise a test over it."""
+"""The contract. Parametrize a test over it."""
 
 
 def _require(holds: bool, message: str) -> None:

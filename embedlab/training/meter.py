@@ -13,7 +13,7 @@ from torch import distributed, nn
 from embedlab.data.collate import PairBatch
 from embedlab.errors import PluginError
 from embedlab.flops import FlopProfile
-from embedlab.flops.execution import ExecutionCost
+from embedlab.flops.execution import ExecutedFlops
 from embedlab.flops.profile import observe
 from embedlab.gradcache.engine import EncodedBatch, Recompute
 from embedlab.model.encoder import Encoder
@@ -23,7 +23,7 @@ _COUNTS = ("algorithmic", "executed", "tokens", "padded_tokens", "pairs")
 
 @dataclass
 class FlopAccount:
-    """What a run has spent, and how far that brings it towards its budget.
+    """What a run has spent, and how far that brings it toward its budget.
 
     Attributes:
         algorithmic: FLOPs of the texts of all ranks, without padding and recomputation: what a budget limits.
@@ -67,7 +67,7 @@ class FlopMeter:
         self.profile: FlopProfile | None = None
         self.peak: float | None = None
         self.is_complete = True
-        self._execution: ExecutionCost | None = None
+        self._execution: ExecutedFlops | None = None
         self._summed: tuple[distributed.Work, torch.Tensor] | None = None  # executed FLOPs and padded tokens of a step
 
     def observe(
@@ -86,7 +86,7 @@ class FlopMeter:
             backbone_parameters: those of the backbone before it was prepared.
             frozen_blocks: leading blocks that a replay skips.
             max_length: tokens of the longest text.
-            recompute: which chunks may be replayed.
+            recompute: which chunks may be recomputed.
 
         Raises:
             PluginError: if there is a budget and a layer computes in a way that cannot be seen.
@@ -94,12 +94,12 @@ class FlopMeter:
         self.profile = self._execution = None
         try:
             profile = observe(encoder.backbone, backbone_parameters, max_length=max_length)
-            execution = ExecutionCost(encoder, frozen_blocks, max_length=max_length)
+            execution = ExecutedFlops(encoder, frozen_blocks, max_length=max_length)
             # Both are measured when they are first asked for, which must not be inside a step.
             if recompute != "always":
                 _ = execution.kept
             if recompute != "never":
-                _ = execution.replayed
+                _ = execution.recomputed
         except PluginError as error:
             if self.account.budget is not None:
                 raise

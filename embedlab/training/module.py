@@ -24,7 +24,7 @@ from embedlab.data.evaluation.metrics import EmbeddingTable
 from embedlab.data.evaluation.tasks import EvaluationTask
 from embedlab.errors import ConfigError, DataError, DivergenceError
 from embedlab.gradcache.chunking import Chunk
-from embedlab.gradcache.engine import ChunkedGradient, Recompute
+from embedlab.gradcache.engine import GradCache, Recompute
 from embedlab.losses import ContrastiveLoss, LossGradient, SymmetricInfoNCE
 from embedlab.method import FineTuningMethod, prepare_backbone
 from embedlab.model.backbone import BackboneConfig, fingerprint, is_finite, load_backbone
@@ -142,7 +142,7 @@ class EmbeddingModule(LightningModule):
         self._split: Literal["validation", "test"] = "validation"
         self.tasks: Sequence[EvaluationTask] = ()
         self._tables: list[EmbeddingTable] = []
-        self._gradient: ChunkedGradient | None = None
+        self._gradient: GradCache | None = None
         self._has_stepped = False
 
     # Building
@@ -184,7 +184,7 @@ class EmbeddingModule(LightningModule):
             )
 
     def configure_optimizers(self) -> Optimizer:
-        """AdamW over the method's parameter groups, and the temperature if that is learnt."""
+        """AdamW over the method's parameter groups, and the temperature if that is learned."""
         options = self.optimizer_config
         groups = self.method.parameter_groups(self._encoder.backbone)
         loss_parameters = list(self.loss.parameters())
@@ -258,7 +258,7 @@ class EmbeddingModule(LightningModule):
                 max_length=self.trainer.datamodule.max_length,  # type: ignore[attr-defined]
                 recompute=self.recompute,
             )
-        self._gradient = ChunkedGradient(
+        self._gradient = GradCache(
             self._encoder,
             list(self._encoder.parameters()),
             recompute=self.recompute,
@@ -319,13 +319,13 @@ class EmbeddingModule(LightningModule):
         return (self.trainer.global_step + steps) / total
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> None:
-        """One optimiser step with the exact gradient of the whole batch over all ranks."""
+        """One optimizer step with the exact gradient of the whole batch over all ranks."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         self._seed_step()
         assert self._gradient is not None, "on_fit_start has run"
         encoded = self._gradient.encode(batch.chunks)
-        replayed = encoded.num_replayed_tokens
+        recomputed = encoded.num_recomputed_tokens
         executed = self.flop_meter.executed(encoded)
         result = self.loss.gradient(encoded.embeddings_UD, batch.rows, group=self._group())
         self._require_finite(result.loss, "loss", batch)
@@ -351,7 +351,7 @@ class EmbeddingModule(LightningModule):
                 "train/gradient_norm": norm,
                 "train/negatives": float(result.num_candidates),
                 "train/temperature": torch.exp(-self.loss.log_scale.detach()),
-                "train/replayed_tokens": float(replayed),
+                "train/recomputed_tokens": float(recomputed),
             }
         )
         self.log("train/loss", result.loss, prog_bar=True)
@@ -366,10 +366,10 @@ class EmbeddingModule(LightningModule):
             last = number == num_chunks
             if last and self.loss.log_scale.requires_grad:
                 surrogate = surrogate + self.loss.log_scale * result.log_scale
-            with nullcontext() if last else self._without_synchronisation():
+            with nullcontext() if last else self._without_synchronization():
                 self.manual_backward(surrogate)
 
-    def _without_synchronisation(self) -> AbstractContextManager[None]:
+    def _without_synchronization(self) -> AbstractContextManager[None]:
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 

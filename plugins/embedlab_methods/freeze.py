@@ -65,7 +65,7 @@ def _embedding_side(backbone: PreTrainedModel, first_block: nn.Module) -> set[nn
 
     Observed on one token, because neither names nor the order of registration tell them from what follows the
     blocks (OPT registers its final norm first). The pass ends at the first block, so that nothing runs that
-    needs a certain device (flash attention, quantised layers).
+    needs a certain device (flash attention, quantized layers).
     """
     reached: set[nn.Parameter] = set()
 

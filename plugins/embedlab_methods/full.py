@@ -14,7 +14,7 @@ class FullFineTuning(FineTuningMethod):
     """
 
     def prepare(self, backbone: PreTrainedModel) -> PreTrainedModel:
-        """Unfreezes every parameter that can have a gradient; integer weights of a quantised model cannot."""
+        """Unfreezes every parameter that can have a gradient; integer weights of a quantized model cannot."""
         for parameter in backbone.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return backbone

@@ -1,4 +1,4 @@
-"""LoRA: low-rank updates beside frozen weights, for backbones whose optimiser state would not fit."""
+"""LoRA: low-rank updates beside frozen weights, for backbones whose optimizer state would not fit."""
 
 from __future__ import annotations
 

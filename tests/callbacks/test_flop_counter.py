@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from embedlab.errors import ConfigError
 from embedlab.flops.observer import ADDED_FORMULAS
-from embedlab.gradcache.engine import ChunkedGradient
+from embedlab.gradcache.engine import GradCache
 from embedlab.method.registry import discover
 from embedlab.training.callbacks.flop_counter import FlopCounter
 from runs import error_of, fit, scalars, write_config
@@ -56,16 +56,16 @@ def test_the_executed_count_is_torchs_in_real_training(tmp_path: Path, method: s
 def test_the_executed_count_is_torchs_where_memory_lasts_for_some_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr(ChunkedGradient, "_free_bytes", lambda *_: 900_000.0)
+    monkeypatch.setattr(GradCache, "_free_bytes", lambda *_: 900_000.0)
     config = write_config(tmp_path, method=method, tokens_per_chunk=32)
     options = ["--trainer.callbacks+", f"{__name__}.TorchsCounter", "--model.recompute", "auto"]
     fit(config, *options, "--trainer.max_steps", "4", "--trainer.log_every_n_steps", "1")
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["flops"]
-    assert 0 < sum(scalars(tmp_path / "run")["train/replayed_tokens"]) < 0.9 * saved["tokens"], "some, and not all"
+    assert 0 < sum(scalars(tmp_path / "run")["train/recomputed_tokens"]) < 0.9 * saved["tokens"], "some, and not all"
     assert saved["executed"] == pytest.approx(sum(TorchsCounter.steps), rel=0.005)
 
 
-def test_what_utilisation_is_measured_against_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_utilization_is_measured_against_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path)
     fit(config, "--trainer.max_steps", "1")
     assert "FLOP/s a device (measured here: " in capsys.readouterr().out

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from embedlab.data.sources import PairSource
-from embedlab.data.tokenised import TokenisedPairs, tokenise_pairs
+from embedlab.data.tokenized import TokenizedPairs, tokenize_pairs
 from embedlab.testing.backbones import tiny_tokenizer
 
 
@@ -27,9 +27,9 @@ def pair_rows(num_pairs: int) -> list[dict[str, str]]:
 
 def store_of(
     folder: Path, pairs: Sequence[tuple[str, str, list[str]]], *, max_length: int = 64, **options: Any
-) -> TokenisedPairs:
-    """Tokenises pairs given as (query, positive, negatives), one token a character."""
+) -> TokenizedPairs:
+    """Tokenizes pairs given as (query, positive, negatives), one token a character."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"query": query, "positive": positive, "negatives": negatives} for query, positive, negatives in pairs]
     source = PairSource(path=str(write_rows(folder / "pairs.jsonl", rows)), negatives="negatives", **options)
-    return tokenise_pairs(source, tiny_tokenizer(), max_length=max_length, cache_dir=folder / "cache")
+    return tokenize_pairs(source, tiny_tokenizer(), max_length=max_length, cache_dir=folder / "cache")

@@ -14,7 +14,7 @@ from corpora import pair_rows, store_of, write_rows
 from embedlab.data.collate import EpochSteps, PairBatch, TrainingBatches
 from embedlab.data.sampler import BatchPlan
 from embedlab.data.sources import PairSource
-from embedlab.data.tokenised import TokenisedPairs, tokenise_pairs
+from embedlab.data.tokenized import TokenizedPairs, tokenize_pairs
 from embedlab.errors import ConfigError
 from embedlab.testing.backbones import tiny_tokenizer
 
@@ -22,11 +22,11 @@ NEGATIVES = [(f"q{n}", f"d{n}" + "x" * n, [f"n{n}", f"m{n}"][: n % 3]) for n in 
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> TokenisedPairs:
+def store(tmp_path: Path) -> TokenizedPairs:
     return store_of(tmp_path, NEGATIVES)
 
 
-def batches_of(store: TokenisedPairs, *, rank: int = 0, world_size: int = 1, max_tokens: int = 100) -> TrainingBatches:
+def batches_of(store: TokenizedPairs, *, rank: int = 0, world_size: int = 1, max_tokens: int = 100) -> TrainingBatches:
     plan = BatchPlan([store], [np.arange(len(store))], batch_size=8, seed=0)
     return TrainingBatches(
         plan,
@@ -55,7 +55,7 @@ def pairs_of(batch: PairBatch) -> list[tuple[str, str]]:
     return [(texts[query], texts[positive]) for query, positive in rows]
 
 
-def test_a_batch_is_the_pairs_of_the_plan(store: TokenisedPairs) -> None:
+def test_a_batch_is_the_pairs_of_the_plan(store: TokenizedPairs) -> None:
     batches = batches_of(store)
     for step in range(6):
         batch = batches[step]
@@ -76,7 +76,7 @@ def test_a_text_in_several_roles_is_encoded_once(tmp_path: Path) -> None:
     assert batch.rows.queries_P.tolist() == batch.rows.positives_P.tolist() == batch.rows.negatives_N.tolist()
 
 
-def test_hashes_are_equal_exactly_for_identical_texts_across_ranks_and_steps(store: TokenisedPairs) -> None:
+def test_hashes_are_equal_exactly_for_identical_texts_across_ranks_and_steps(store: TokenizedPairs) -> None:
     text_of_hash: dict[int, str] = {}
     for rank in range(2):
         for step in range(6):
@@ -87,13 +87,13 @@ def test_hashes_are_equal_exactly_for_identical_texts_across_ranks_and_steps(sto
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 8])
-def test_the_ranks_together_have_the_batch_of_one(store: TokenisedPairs, world_size: int) -> None:
+def test_the_ranks_together_have_the_batch_of_one(store: TokenizedPairs, world_size: int) -> None:
     for step in range(3):
         parts = [batches_of(store, rank=rank, world_size=world_size)[step] for rank in range(world_size)]
         assert [pair for part in parts for pair in pairs_of(part)] == pairs_of(batches_of(store)[step])
 
 
-def test_chunks_keep_to_the_budget_and_their_tokens_are_counted(store: TokenisedPairs) -> None:
+def test_chunks_keep_to_the_budget_and_their_tokens_are_counted(store: TokenizedPairs) -> None:
     for max_tokens in (30, 100, 10_000):
         batch = batches_of(store, max_tokens=max_tokens)[0]
         assert all(len(chunk.rows_B) == 1 or chunk.num_padded_tokens <= max_tokens for chunk in batch.chunks)
@@ -113,7 +113,7 @@ def assert_same(left: PairBatch, right: PairBatch) -> None:
 
 
 @pytest.mark.parametrize(("num_workers", "context"), [(1, "fork"), (2, "fork"), (2, "spawn")])
-def test_batches_do_not_depend_on_the_workers(store: TokenisedPairs, num_workers: int, context: str) -> None:
+def test_batches_do_not_depend_on_the_workers(store: TokenizedPairs, num_workers: int, context: str) -> None:
     batches = batches_of(store)
     loader = DataLoader(
         batches,
@@ -130,7 +130,7 @@ def test_batches_do_not_depend_on_the_workers(store: TokenisedPairs, num_workers
 
 def test_a_pickled_dataset_is_small(tmp_path: Path) -> None:
     source = PairSource(path=str(write_rows(tmp_path / "a.jsonl", pair_rows(3000))))
-    store = tokenise_pairs(source, tiny_tokenizer(), max_length=64, cache_dir=tmp_path / "cache")
+    store = tokenize_pairs(source, tiny_tokenizer(), max_length=64, cache_dir=tmp_path / "cache")
     batches = batches_of(store)
     expected = batches[0]
     pickled = pickle.dumps(batches)
@@ -138,7 +138,7 @@ def test_a_pickled_dataset_is_small(tmp_path: Path) -> None:
     assert_same(pickle.loads(pickled)[0], expected)
 
 
-def test_moving_a_batch_moves_all_its_tensors(store: TokenisedPairs) -> None:
+def test_moving_a_batch_moves_all_its_tensors(store: TokenizedPairs) -> None:
     moved = batches_of(store)[0].to("meta")
     tensors = [moved.rows.stacked(), moved.rows.text_hashes_U]
     tensors += [
@@ -149,12 +149,12 @@ def test_moving_a_batch_moves_all_its_tensors(store: TokenisedPairs) -> None:
 
 
 @pytest.mark.gpu
-def test_a_pinned_batch_is_in_page_locked_memory(store: TokenisedPairs) -> None:
+def test_a_pinned_batch_is_in_page_locked_memory(store: TokenizedPairs) -> None:
     pinned = batches_of(store)[0].pin_memory()
     assert all(chunk.input_ids_BL.is_pinned() and chunk.rows_B.is_pinned() for chunk in pinned.chunks)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_an_error_at_once(store: TokenisedPairs) -> None:
+def test_a_batch_that_cannot_be_shared_out_is_an_error_at_once(store: TokenizedPairs) -> None:
     with pytest.raises(ConfigError, match=r"batch_size 8 cannot be shared out equally over 3 processes"):
         batches_of(store, world_size=3)
 

@@ -75,7 +75,7 @@ def test_prompts_are_encoded_and_left_out_of_the_strings(files: RetrievalFiles, 
     assert ("which?", "Two", 1) in judged(task)
 
 
-def test_a_retrieval_set_is_tokenised_once(files: RetrievalFiles, tmp_path: Path) -> None:
+def test_a_retrieval_set_is_tokenized_once(files: RetrievalFiles, tmp_path: Path) -> None:
     for _ in range(2):
         files.task(**options(tmp_path))
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
@@ -101,7 +101,7 @@ def test_a_retrieval_set_is_tokenised_once(files: RetrievalFiles, tmp_path: Path
         ([], "has no rows"),
     ],
 )
-def test_judgements_that_make_no_sense_are_an_error(
+def test_judgments_that_make_no_sense_are_an_error(
     files: RetrievalFiles, tmp_path: Path, qrels: list[tuple[object, ...]], message: str
 ) -> None:
     write_qrels(Path(files.qrels), qrels, ("query-id", "corpus-id", "score"))
@@ -109,7 +109,7 @@ def test_judgements_that_make_no_sense_are_an_error(
         files.task(**options(tmp_path))
 
 
-def test_judgements_without_a_header_are_an_error_that_shows_what_was_read(
+def test_judgments_without_a_header_are_an_error_that_shows_what_was_read(
     files: RetrievalFiles, tmp_path: Path
 ) -> None:
     write_qrels(Path(files.qrels), [("q1", 0, "d1", 1)], ("q1", "0", "d2", "1"))
@@ -213,8 +213,8 @@ def test_rows_of_a_retrieval_set_are_skipped_and_counted(files: RetrievalFiles, 
     task = replace(files, on_error="skip").task(**options(tmp_path))
     assert judged(task) == judged(whole)
     assert task.left_out == (
-        "2 judgement of an unknown query, 1 id twice, 1 no id, 1 not a text, 1 document judged twice, "
-        "1 judgement of a blank query, 1 no number"
+        "2 judgment of an unknown query, 1 id twice, 1 no id, 1 not a text, 1 document judged twice, "
+        "1 judgment of a blank query, 1 no number"
     )
 
 
@@ -301,10 +301,10 @@ def test_a_text_without_tokens_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
 @pytest.mark.parametrize(
-    ("name", "num_queries", "num_documents", "num_judgements"), [("cisi", 76, 1460, 3114), ("cacm", 52, 3204, 796)]
+    ("name", "num_queries", "num_documents", "num_judgments"), [("cisi", 76, 1460, 3114), ("cacm", 52, 3204, 796)]
 )
 def test_real_retrieval_sets_are_read(
-    tmp_path: Path, name: str, num_queries: int, num_documents: int, num_judgements: int
+    tmp_path: Path, name: str, num_queries: int, num_documents: int, num_judgments: int
 ) -> None:
     folder = SHARED / "data" / "eval" / name
     corpus, queries, qrels = (str(folder / file) for file in ("corpus.jsonl.gz", "queries.jsonl.gz", "qrels.tsv.gz"))
@@ -313,7 +313,7 @@ def test_real_retrieval_sets_are_read(
     assert task.retrieval is not None
     assert len(task.retrieval.query_strings()) == num_queries
     assert len(task.retrieval.document_strings()) == num_documents
-    assert {len(part) for part in task.retrieval.relevance} == {num_judgements}
+    assert {len(part) for part in task.retrieval.relevance} == {num_judgments}
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")

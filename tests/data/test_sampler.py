@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from corpora import pair_rows, store_of, write_rows
 from embedlab.data.sampler import BatchPlan, rows_of_rank
 from embedlab.data.sources import PairSource
-from embedlab.data.tokenised import TokenisedPairs, tokenise_pairs
+from embedlab.data.tokenized import TokenizedPairs, tokenize_pairs
 from embedlab.errors import ConfigError, DataError
 from embedlab.testing.backbones import tiny_tokenizer
 
 
-class Pairs(TokenisedPairs):
+class Pairs(TokenizedPairs):
     """Pairs made of numbers instead of files: queries, positives and negatives as rows of texts."""
 
     def __init__(self, pairs: Sequence[tuple[int, int, Sequence[int]]], *, weight: float | None = None) -> None:
@@ -158,7 +158,7 @@ def test_any_step_may_be_asked_for_in_any_order(num_texts: int) -> None:
 
 def batches_of_a_file(folder: Path) -> list[list[int]]:
     source = PairSource(path=str(folder / "a.jsonl"))
-    store = tokenise_pairs(source, tiny_tokenizer(), max_length=64, cache_dir=folder / "cache")
+    store = tokenize_pairs(source, tiny_tokenizer(), max_length=64, cache_dir=folder / "cache")
     plan = BatchPlan([store], [np.arange(len(store))], batch_size=8, seed=3)
     return [plan.batch(step)[1].tolist() for step in range(30)]
 

@@ -14,19 +14,19 @@ from torch.nn.functional import normalize
 from corpora import store_of
 from embedlab.data.evaluation.metrics import EmbeddingTable, pair_loss
 from embedlab.data.evaluation.tasks import HeldOutPairs, Retrieval, RetrievalTask, SimilarityTask, TextRows
-from embedlab.data.texts import TextWriter, TokenisedTexts
+from embedlab.data.texts import TextWriter, TokenizedTexts
 from embedlab.errors import DataError
 from embedlab.testing.backbones import tiny_tokenizer
 
 STRINGS = [f"{'x' * (number % 13)}{number}" for number in range(40)]
 
 
-def texts_of(folder: Path, strings: list[str]) -> TokenisedTexts:
+def texts_of(folder: Path, strings: list[str]) -> TokenizedTexts:
     folder.mkdir(parents=True, exist_ok=True)
     with TextWriter(folder, tiny_tokenizer(), max_length=64) as writer:
         for string in strings:
             writer.add(string)
-    return TokenisedTexts(folder)
+    return TokenizedTexts(folder)
 
 
 def embedding_of(string: str, dim: int = 16) -> Tensor:

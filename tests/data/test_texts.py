@@ -1,4 +1,4 @@
-"""Texts are tokenised as the tokenizer does, once each, and found again in another process."""
+"""Texts are tokenized as the tokenizer does, once each, and found again in another process."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTraine
 from embedlab.data.texts import (
     _LONG_CHARACTERS_PER_TOKEN,
     TextWriter,
-    TokenisedTexts,
-    _tokenise,
+    TokenizedTexts,
+    _tokenize,
     cache_key,
     require_tokens,
     rows_without_tokens,
@@ -68,11 +68,11 @@ def with_ends(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 def written(
     folder: Path, texts: list[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int = 64
-) -> tuple[TokenisedTexts, list[int]]:
+) -> tuple[TokenizedTexts, list[int]]:
     folder.mkdir(parents=True, exist_ok=True)
     with TextWriter(folder, tokenizer, max_length=max_length) as writer:
         rows = [writer.add(text) for text in texts]
-    return TokenisedTexts(folder), rows
+    return TokenizedTexts(folder), rows
 
 
 @settings(max_examples=30, deadline=None)
@@ -106,7 +106,7 @@ def test_a_long_text_has_the_tokens_that_the_whole_of_it_has(kind: str, parts: l
     text = (text * (1 + _LONG_CHARACTERS_PER_TOKEN * max_length // len(text)))[:60_000]
     whole = tokenizer(text, verbose=False)["input_ids"]
     short = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
-    assert _tokenise(tokenizer, ["a", text, "b"], max_length) == (
+    assert _tokenize(tokenizer, ["a", text, "b"], max_length) == (
         [tokenizer("a")["input_ids"], short, tokenizer("b")["input_ids"]],
         int(len(whole) > max_length),
     )
@@ -117,7 +117,7 @@ def test_a_long_text_has_the_tokens_that_the_whole_of_it_has(kind: str, parts: l
 def test_a_text_of_megabytes_costs_what_is_kept_of_it(kind: str, text: str) -> None:
     tokenizer = tokenizer_of(kind)
     began = time.process_time()
-    (tokens,), num_truncated = _tokenise(tokenizer, [text], 32)
+    (tokens,), num_truncated = _tokenize(tokenizer, [text], 32)
     assert time.process_time() - began < 1
     assert (len(tokens), num_truncated) == (32, 1)
     assert tokens[:20] == tokenizer(text[:5000])["input_ids"][:20]
@@ -126,19 +126,19 @@ def test_a_text_of_megabytes_costs_what_is_kept_of_it(kind: str, text: str) -> N
 def test_a_text_that_says_little_in_its_beginning_is_read_to_its_end() -> None:
     tokenizer = tokenizer_of("byte-level BPE")
     tokenizer_of_words = word_tokenizer()
-    assert _tokenise(tokenizer_of_words, [" " * 50_000 + "a b"], 4) == ([[3, 4]], 0)
-    assert _tokenise(tokenizer_of_words, [" " * 50_000 + "a b c d e"], 4) == ([[3, 4, 5, 6]], 1)
-    assert _tokenise(tokenizer, [], 4) == ([], 0)
+    assert _tokenize(tokenizer_of_words, [" " * 50_000 + "a b"], 4) == ([[3, 4]], 0)
+    assert _tokenize(tokenizer_of_words, [" " * 50_000 + "a b c d e"], 4) == ([[3, 4, 5, 6]], 1)
+    assert _tokenize(tokenizer, [], 4) == ([], 0)
 
 
 def test_a_tokenizer_that_keeps_the_end_of_a_text_reads_the_whole() -> None:
     tokenizer = word_tokenizer()
     tokenizer.truncation_side = "left"
-    assert _tokenise(tokenizer, ["a " * 50_000 + "b c d"], 3) == ([[4, 5, 6]], 1)
+    assert _tokenize(tokenizer, ["a " * 50_000 + "b c d"], 3) == ([[4, 5, 6]], 1)
 
 
 def test_a_slow_tokenizer_reads_the_beginning_of_a_long_text() -> None:
-    assert _tokenise(SlowTokenizer(), ["ab" * 10_000], 3) == ([[97, 98, 97]], 1)
+    assert _tokenize(SlowTokenizer(), ["ab" * 10_000], 3) == ([[97, 98, 97]], 1)
 
 
 @settings(max_examples=30, deadline=None)
@@ -177,7 +177,7 @@ def test_tokens_of_a_small_vocabulary_take_two_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "tokens.bin").stat().st_size == 6
 
 
-def test_many_texts_are_tokenised_in_several_calls(tmp_path: Path) -> None:
+def test_many_texts_are_tokenized_in_several_calls(tmp_path: Path) -> None:
     texts = [f"{number} " + "x" * 300_000 for number in range(9)]
     store, rows = written(tmp_path, texts, tiny_tokenizer())
     assert [store.string(row) for row in rows] == texts

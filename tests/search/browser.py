@@ -76,7 +76,7 @@ class Browser:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser with a profile of its own, which is gone afterwards."""
+    """A browser with a profile of its own, which is gone afterward."""
     assert CHROMIUM is not None and DRIVER is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = ChromeOptions()

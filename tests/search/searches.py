@@ -21,7 +21,7 @@ from embedlab.cli.commands import main
 from embedlab.cli.training import train
 from embedlab.errors import EmbedLabError
 from embedlab.records import FILE, Ledger
-from embedlab.search.launchers.launcher import Job, Launcher, Outcome
+from embedlab.search.launchers.launcher import Job, JobResult, Launcher
 from embedlab.testing.backbones import save_tiny_backbone
 from runs import write_pairs
 
@@ -87,7 +87,7 @@ class InThisProcess(Launcher):
     def submit(self, job: Job) -> None:
         self._waiting.append(job)
 
-    def wait(self) -> Outcome:
+    def wait(self) -> JobResult:
         job = self._waiting.popleft()
         self.trained.append(job.name)
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ class InThisProcess(Launcher):
                 error = f"{kind}: {failure}"
                 if not isinstance(failure, EmbedLabError):
                     print(error)
-        return Outcome(job, error, time.monotonic() - begin)
+        return JobResult(job, error, time.monotonic() - begin)
 
     def close(self) -> None:
         self._waiting.clear()

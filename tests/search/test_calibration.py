@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from embedlab.errors import ConfigError, TrainingError
 from embedlab.search.calibration import Calibration, Losses, best_step, next_steps, rate_at, smoothed
 from embedlab.search.jobs import JobRunner
-from embedlab.search.launchers.launcher import Job, Launcher, Outcome
+from embedlab.search.launchers.launcher import Job, JobResult, Launcher
 from embedlab.search.plan import SearchPlan
 from embedlab.search.preparation import _wanted, calibrate
 from embedlab.search.probing import Probe
@@ -40,7 +40,7 @@ def parabola(lowest: float) -> Callable[[int], float]:
     return lambda step: math.exp(1 + 0.03 * (step - lowest) ** 2)
 
 
-def test_the_methods_own_rate_is_tried_first_with_a_neighbour_on_each_side() -> None:
+def test_the_methods_own_rate_is_tried_first_with_a_neighbor_on_each_side() -> None:
     assert next_steps({}) == [-1, 0, 1]
     assert next_steps({}, first=-2) == [-3, -2, -1]
 
@@ -77,7 +77,7 @@ def test_the_best_rate_of_a_parabola_is_its_vertex(lowest: float) -> None:
     assert best == pytest.approx(lowest, abs=1e-6)
 
 
-def test_without_neighbours_the_best_rate_is_the_best_that_was_tried() -> None:
+def test_without_neighbors_the_best_rate_is_the_best_that_was_tried() -> None:
     assert best_step({0: 2.0, 1: 1.0}) == 1.0
     assert best_step({0: 1.0, 1: math.inf, -1: 1.5}) == 0.0
     assert best_step({-1: 1.0, 0: 1.0, 1: 1.0}) == -1.0
@@ -174,8 +174,8 @@ class Failing(Launcher):
     def submit(self, job: Job) -> None:
         self._jobs.append(job)
 
-    def wait(self) -> Outcome:
-        return Outcome(self._jobs.pop(), "RuntimeError: no room.", 1.0)
+    def wait(self) -> JobResult:
+        return JobResult(self._jobs.pop(), "RuntimeError: no room.", 1.0)
 
     def close(self) -> None:
         self._jobs.clear()

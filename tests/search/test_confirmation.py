@@ -69,7 +69,7 @@ def test_a_recipe_is_predicted_from_smaller_budgets_trained_and_compared(
     assert launcher.trained == ["confirmation-1.6e+08"]
     assert made.prediction.num_runs == 6 and made.prediction.largest_flops == pytest.approx(8e7, rel=0.02)
     run = read_record(tmp_path / "1.6e+08" / "run" / FILE)
-    assert made.passes == run.pairs / run.unique_pairs
+    assert made.epochs == run.pairs / run.unique_pairs
     assert made.loss == run.loss and run.flops_algorithmic == pytest.approx(1.6e8, rel=0.2)
     assert run.backbone == made.prediction.backbone and run.method == made.prediction.method
     recipe = yaml.safe_load((tmp_path / "1.6e+08" / "recipe.yaml").read_text())
@@ -135,7 +135,7 @@ SAID = Prediction(
     interval_95=Interval(1.8, 2.2),
     largest_flops=1e9,
     num_runs=6,
-    passes=1.0,
+    epochs=1.0,
 )
 
 
@@ -156,15 +156,15 @@ def test_a_confirmation_tells_what_was_said_and_what_came_of_it(tmp_path: Path, 
     )
 
 
-@pytest.mark.parametrize(("passes", "cautioned"), [(None, False), (0.3, False), (1.4, False), (1.6, True), (4.0, True)])
+@pytest.mark.parametrize(("epochs", "cautioned"), [(None, False), (0.3, False), (1.4, False), (1.6, True), (4.0, True)])
 def test_a_run_that_repeats_its_data_as_no_fitted_one_did_says_so(
-    tmp_path: Path, passes: float | None, cautioned: bool
+    tmp_path: Path, epochs: float | None, cautioned: bool
 ) -> None:
-    told = str(Confirmation(SAID, 3.0, tmp_path, passes))
+    told = str(Confirmation(SAID, 3.0, tmp_path, epochs))
     assert told.endswith("laws cannot know.") == cautioned
-    assert (f"It saw its pairs {passes or 0:g} times, and no fitted run did so more than 1 times" in told) == cautioned
-    repeating = replace(SAID, passes=3.0)
-    assert not Confirmation(repeating, 3.0, tmp_path, passes).caution
+    assert (f"It saw its pairs {epochs or 0:g} times, and no fitted run did so more than 1 times" in told) == cautioned
+    repeating = replace(SAID, epochs=3.0)
+    assert not Confirmation(repeating, 3.0, tmp_path, epochs).caution
 
 
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"budget": 1.0}), json.dumps({"interval_80": 3})])

@@ -66,12 +66,12 @@ def formula(law: Law, p: dict[str, float], n: np.ndarray, d: np.ndarray, passes:
 def test_the_terms_add_up_to_the_formula_in_natural_units(law: Law) -> None:
     points, shape_S = some_points(), some_shapes(law)
     values = {name: 0.5 + number for number, name in enumerate(law.coefficients)}
-    centred = np.array(list(values.values())) @ np.exp(law.terms(shape_S, points).log_TP)
+    centered = np.array(list(values.values())) @ np.exp(law.terms(shape_S, points).log_TP)
     shapes = {s.name: np.exp(v) if s.is_log else v for s, v in zip(law.shapes, shape_S, strict=True)}
-    parameters = law.uncentred(values, shapes, CENTRE_N, CENTRE_D)
+    parameters = law.uncentered(values, shapes, CENTRE_N, CENTRE_D)
     assert set(parameters) == {*law.coefficients, *shapes}
     n, d = np.exp(points.log_parameters_P + CENTRE_N), np.exp(points.log_tokens_P + CENTRE_D)
-    np.testing.assert_allclose(centred, formula(law, parameters, n, d, np.exp(points.log_passes_P)), rtol=1e-12)
+    np.testing.assert_allclose(centered, formula(law, parameters, n, d, np.exp(points.log_passes_P)), rtol=1e-12)
 
 
 def test_data_seen_once_are_worth_what_they_are_and_many_passes_are_worth_a_limit() -> None:

@@ -149,12 +149,12 @@ def test_each_change_is_told_by_its_name_before_and_after() -> None:
         seeds=[0, 1],
         calibration=Calibration(factor=2.0),
     )
-    assert changes(before.fixed(POLICY), now.fixed({"class_path": "Ladder"})) == [
+    assert changes(before.fixed(POLICY), now.fixed({"class_path": "RisingBudgets"})) == [
         "budgets: [1000000000.0, 4000000000.0] became [1000000000.0]",
         "calibration.factor: 3.0 became 2.0",
         "fit.data.batch_size: 4 became 8",
         "fit.data.max_length: nothing became 32",
         "fit.trainer.max_epochs: 2 became nothing",
-        "policy.class_path: IsoFlopGrid became Ladder",
+        "policy.class_path: IsoFlopGrid became RisingBudgets",
         "seeds: [0] became [0, 1]",
     ]

@@ -11,11 +11,11 @@ import pytest
 import embedlab.search.policies  # noqa: F401  imports them all
 from embedlab.errors import ConfigError, PluginError, RecordError
 from embedlab.scaling.tables import read_table
-from embedlab.search.loop import World, search
+from embedlab.search.loop import TrialRunner, search
 from embedlab.search.policies.extrapolated_halving import ExtrapolatedHalving
-from embedlab.search.policies.policy import History, Outcome, Policy, RoundPolicy
+from embedlab.search.policies.policy import History, Policy, RoundPolicy, TrialResult
 from embedlab.search.policies.successive_halving import SuccessiveHalving
-from embedlab.search.simulation import Replay, RunTable, run_table
+from embedlab.search.simulation import RunTable, TrialSimulator, run_table
 from embedlab.search.space import Candidate, Cost, MethodGrid, Space, Trial, space_of
 from published import COLUMNS
 from tables import PUBLISHED, needs_shared
@@ -41,15 +41,15 @@ def made_table(num: int = 8, *, cooldown: float = 1.0, diverging: Collection[int
     return RunTable(Space(losses, cooldown=cooldown), losses)
 
 
-class BitByBit(World):
+class BitByBit(TrialRunner):
     """Runs only some of the trials that it is asked for, as a search does that is killed again and again."""
 
-    def __init__(self, replay: Replay, most: int) -> None:
-        self.replay = replay
+    def __init__(self, simulator: TrialSimulator, most: int) -> None:
+        self.simulator = simulator
         self.most = most
 
-    def run(self, trials: Sequence[Trial]) -> Iterable[Outcome]:
-        return self.replay.run(trials[: self.most])
+    def run(self, trials: Sequence[Trial]) -> Iterable[TrialResult]:
+        return self.simulator.run(trials[: self.most])
 
 
 @pytest.mark.parametrize("num_budgets", [2, 3, 4, 5])
@@ -62,7 +62,7 @@ def test_extrapolated_halving_tries_all_candidates_of_a_search_of_few_budgets(nu
     }
     table = RunTable(Space(losses), losses)
     total = table.space.price(table.space.trials)
-    found = search(ExtrapolatedHalving(), Replay(table, total), History(table.space), total)
+    found = search(ExtrapolatedHalving(), TrialSimulator(table, total), History(table.space), total)
     assert {one.trial.candidate for one in found} == set(table.space.candidates)
     targets = [one for one in found if one.trial == table.space.target(one.trial.candidate)]
     assert 1 <= len(targets) <= 4, "short runs of all, and long ones of the better half"
@@ -77,7 +77,7 @@ def test_a_policy_spends_no_more_than_there_is_and_runs_nothing_twice(
     table = made_table(cooldown=cooldown, diverging=diverging)
     total = table.space.price(table.space.trials)
     for share in SHARES:
-        found = search(policy(), Replay(table, share * total), History(table.space), share * total)
+        found = search(policy(), TrialSimulator(table, share * total), History(table.space), share * total)
         assert found.spent <= share * total * (1 + 1e-6) and len(found) == len({one.trial for one in found})
         if any(math.isfinite(one.loss) for one in found):
             assert math.isfinite(table.losses[table.space.target(policy().choose(found))])
@@ -87,8 +87,8 @@ def test_a_policy_spends_no_more_than_there_is_and_runs_nothing_twice(
 def test_an_interrupted_search_goes_on_to_what_it_would_have_found(policy: type[Policy]) -> None:
     table = made_table()
     budget = 0.3 * table.space.price(table.space.trials)
-    whole = search(policy(), Replay(table, budget), History(table.space), budget)
-    bit_by_bit = search(policy(), BitByBit(Replay(table, budget), most=1), History(table.space), budget)
+    whole = search(policy(), TrialSimulator(table, budget), History(table.space), budget)
+    bit_by_bit = search(policy(), BitByBit(TrialSimulator(table, budget), most=1), History(table.space), budget)
     assert {one.trial for one in bit_by_bit} == {one.trial for one in whole}
     assert policy().choose(bit_by_bit) == policy().choose(whole)
 
@@ -97,18 +97,18 @@ def test_an_interrupted_search_goes_on_to_what_it_would_have_found(policy: type[
 def test_with_the_whole_budget_the_best_or_nearly_is_found(policy: type[Policy]) -> None:
     table = made_table()
     budget = table.space.price(table.space.trials)
-    found = search(policy(), Replay(table, budget), History(table.space), budget)
+    found = search(policy(), TrialSimulator(table, budget), History(table.space), budget)
     assert table.regret(policy().choose(found)) < 0.02
 
 
 def test_a_replay_shows_no_loss_that_was_not_paid_for() -> None:
     table = made_table()
     cheap, dear = table.space.at(0)[0], table.space.target(table.space.candidates[-1])
-    replay = Replay(table, 1.5 * table.space.price([cheap]))
-    (outcome,) = replay.run([cheap])
-    assert (outcome.loss, outcome.cost) == (table.losses[cheap], table.space.price([cheap]))
+    simulator = TrialSimulator(table, 1.5 * table.space.price([cheap]))
+    (result,) = simulator.run([cheap])
+    assert (result.loss, result.cost) == (table.losses[cheap], table.space.price([cheap]))
     with pytest.raises(ConfigError, match=r"costs .* FLOPs, and .* are left to pay with"):
-        replay.run([dear])
+        simulator.run([dear])
 
 
 def test_a_trunk_is_paid_once_and_each_end_of_its_own() -> None:
@@ -139,10 +139,10 @@ def test_a_policy_that_breaks_a_rule_is_named() -> None:
     stranger = Trial(first.candidate, 1.0)
     for trials, named in (((first, first), "twice"), ((stranger,), "no part of"), ((last,), "remain")):
         with pytest.raises(PluginError, match=f"The policy Cheat proposes .*{named}"):
-            search(Cheat(*trials), Replay(table, 1e13), History(table.space), 2 * first.budget)
-    done = History(table.space, [Outcome(trial=first, loss=1.0, cost=0.0)])
+            search(Cheat(*trials), TrialSimulator(table, 1e13), History(table.space), 2 * first.budget)
+    done = History(table.space, [TrialResult(trial=first, loss=1.0, cost=0.0)])
     with pytest.raises(PluginError, match="has been run"):
-        search(Cheat(first), Replay(table, 1e13), done, 1e13)
+        search(Cheat(first), TrialSimulator(table, 1e13), done, 1e13)
 
 
 def test_where_nothing_has_a_loss_there_is_nothing_to_choose_from() -> None:
@@ -175,7 +175,7 @@ def test_extrapolated_halving_has_little_regret_at_four_percent_of_the_grid(name
     total = table.space.price(table.space.trials)
 
     def regret(policy: Policy) -> float:
-        found = search(policy, Replay(table, 0.04 * total), History(table.space), 0.04 * total)
+        found = search(policy, TrialSimulator(table, 0.04 * total), History(table.space), 0.04 * total)
         assert found.spent <= 0.04 * total * (1 + 1e-6)
         return table.regret(policy.choose(found))
 

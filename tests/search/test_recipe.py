@@ -71,8 +71,8 @@ def test_a_recipe_has_the_rate_the_time_and_the_pairs_of_the_runs(laws: list[Met
     assert best.memory_bytes == pytest.approx(4 * 2**30 * best.parameters / 1e8)
 
 
-def test_the_hours_on_another_device_are_at_the_utilisation_of_the_runs() -> None:
-    laws, _ = laws_of(by_method([replace(row, utilisation=0.2) for row in runs()]), num_replicates=3)
+def test_the_hours_on_another_device_are_at_the_utilization_of_the_runs() -> None:
+    laws, _ = laws_of(by_method([replace(row, utilization=0.2) for row in runs()]), num_replicates=3)
     assert recipe(laws, MIDDLE, peak=1e15).best.hours == pytest.approx(MIDDLE / (0.2 * 1e15) / 3600)
     assert recipe(laws, MIDDLE).best.hours == pytest.approx(MIDDLE / 1e13 / 3600)
 

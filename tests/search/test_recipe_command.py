@@ -142,7 +142,7 @@ def test_a_recipe_from_runs_of_one_size_says_that_it_knows_no_other(
     assert "It is the only one there is." in printed and "were there a backbone of every size" not in printed
 
 
-def test_runs_that_have_hardly_learnt_are_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_runs_that_have_hardly_learned_are_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for number, (size, tokens) in enumerate(product((10_000, 30_000, 90_000), (100_000, 400_000, 1_600_000))):
         values = {"nonembedding_parameters": size, "tokens": tokens, "flops_algorithmic": 6 * size * tokens}
         loss = 4.3 + 20 / size**0.4 + 70 / tokens**0.4  # of 256 candidates: a guess has 5.545

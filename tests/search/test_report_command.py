@@ -271,7 +271,7 @@ def test_the_page_shows_what_came_of_predictions(browser: Browser, tmp_path: Pat
 
 
 @needs_chromium
-def test_runs_that_have_hardly_learnt_are_warned_of(browser: Browser, page: Path, tmp_path: Path) -> None:
+def test_runs_that_have_hardly_learned_are_warned_of(browser: Browser, page: Path, tmp_path: Path) -> None:
     guessing = [replace(row, chance=1.01 * max(one.loss for one in runs())) for row in runs()]
     path = write_report(tmp_path / "report", "runs", guessing, Constraints(), num_replicates=REPLICATES)
     read = "return document.getElementById('laws-list').textContent"

@@ -88,7 +88,7 @@ def test_calibrated_methods_are_trained_by_their_calibrated_rates_and_others_by_
     for backbone in {one.backbone for one in tried}:
         at = {one.learning_rate: one.loss for one in tried if one.backbone == backbone}
         best = min(at, key=lambda rate: at[rate])
-        assert min(at) < best < max(at), "the best has neighbours on both sides"
+        assert min(at) < best < max(at), "the best has neighbors on both sides"
     assert not list((finished.folder / "calibration").rglob("*.ckpt"))
 
 
@@ -129,7 +129,7 @@ def test_a_dry_run_trains_no_trial_and_a_method_that_does_not_fit_is_left_out(
 ) -> None:
     methods = ["FullFineTuning", "BiasTuning"]
     config = write_search(tmp_path, methods=methods, budgets=[5e7, 1e8], keep_checkpoints=False)
-    assert len(set(search(config, "--dry-run"))) == 5, "four combinations, and first a run that tokenises the data"
+    assert len(set(search(config, "--dry-run"))) == 5, "four combinations, and first a run that tokenizes the data"
     printed = capsys.readouterr().out
     assert "Left out, large BiasTuning: ConfigError: BiasTuning trains biases and LlamaModel has none." in printed
     rows = {name: row for name, *row in (line.replace("│", " ").split() for line in printed.splitlines() if line)}

@@ -13,13 +13,13 @@ from lightning.pytorch import Callback, Trainer
 
 from embedlab.records import FILE, read_record
 from embedlab.search.jobs import JobRunner
-from embedlab.search.launchers.launcher import INTERRUPTED, Job, Outcome
+from embedlab.search.launchers.launcher import INTERRUPTED, Job, JobResult
 from embedlab.search.loop import search
 from embedlab.search.plan import SearchPlan
 from embedlab.search.policies.isoflop_grid import IsoFlopGrid
 from embedlab.search.policies.policy import History
 from embedlab.search.space import Candidate, Cost, MethodGrid, Space, Trial, space_of
-from embedlab.search.trials import Training, job
+from embedlab.search.trials import TrialTrainer, job
 from embedlab.testing.backbones import save_tiny_backbone
 from run_records import record
 from runs import write_config
@@ -75,20 +75,20 @@ def test_a_search_trains_each_trial_once_and_goes_on_from_its_folders(tmp_path: 
     folder = tmp_path / "search"
     killed = []
     with InThisProcess() as launcher:
-        for outcome in Training(fit, folder, JobRunner(launcher), whole).run(whole.trials):
-            killed.append(outcome)
+        for result in TrialTrainer(fit, folder, JobRunner(launcher), whole).run(whole.trials):
+            killed.append(result)
             if len(killed) == 2:
                 break  # as a search does that is killed
     ended: list[tuple[Trial, float | None]] = []
     with InThisProcess() as launcher:
         runner = JobRunner(launcher)
-        world = Training(fit, folder, runner, whole, on_end=lambda trial, one: ended.append((trial, one.seconds)))
-        first = search(IsoFlopGrid(), world, History(whole), total)
+        trainer = TrialTrainer(fit, folder, runner, whole, on_end=lambda trial, one: ended.append((trial, one.seconds)))
+        first = search(IsoFlopGrid(), trainer, History(whole), total)
         refused = [trial for trial in whole.trials if trial.candidate.method_options.get("rank") == 0]
-        assert set(world.errors) == set(refused)
-        assert all("rank must be at least 1" in error for error in world.errors.values())
+        assert set(trainer.errors) == set(refused)
+        assert all("rank must be at least 1" in error for error in trainer.errors.values())
         before = written(folder)
-        again = search(IsoFlopGrid(), Training(fit, folder, runner, whole), History(whole), total)
+        again = search(IsoFlopGrid(), TrialTrainer(fit, folder, runner, whole), History(whole), total)
     assert found(first) == found(again) and len(first) == 6
     assert written(folder) == before
     assert {trial for trial, _ in ended} == set(whole.trials)
@@ -114,11 +114,11 @@ def test_a_trial_of_many_epochs_is_evaluated_once_at_its_end(tmp_path: Path) -> 
     whole = space(str(save_tiny_backbone(tmp_path / "tiny", "llama")))
     trial = Trial(whole.trials[0].candidate, 3e9)
     with InThisProcess() as launcher:
-        (outcome,) = Training(fit, tmp_path / "search", JobRunner(launcher), whole).run([trial])
+        (result,) = TrialTrainer(fit, tmp_path / "search", JobRunner(launcher), whole).run([trial])
     record = read_record(tmp_path / "search" / trial.id / FILE)
     assert record.pairs > 3 * record.unique_pairs, "epochs"
     assert len((tmp_path / "evaluated").read_text().splitlines()) == 1
-    assert outcome.loss == record.loss
+    assert result.loss == record.loss
 
 
 @pytest.mark.parametrize("keep_checkpoints", [True, False])
@@ -132,15 +132,15 @@ def test_what_failed_in_mid_training_is_tried_again_and_goes_on(tmp_path: Path, 
     with InThisProcess() as launcher:
         launcher.trained.clear()
         runner = JobRunner(launcher)
-        world = Training(fit, tmp_path / "search", runner, whole, keep_checkpoints=keep_checkpoints)
-        (outcome,) = world.run([trial])
-        assert outcome.loss == math.inf and launcher.trained == 2 * [trial.id], "it is tried twice"
-        assert "no room" in world.errors[trial]
+        trainer = TrialTrainer(fit, tmp_path / "search", runner, whole, keep_checkpoints=keep_checkpoints)
+        (result,) = trainer.run([trial])
+        assert result.loss == math.inf and launcher.trained == 2 * [trial.id], "it is tried twice"
+        assert "no room" in trainer.errors[trial]
         assert (tmp_path / "search" / trial.id / "checkpoints" / "last.ckpt").exists(), "to go on from"
         file.touch()
-        world = Training(fit, tmp_path / "search", runner, whole, keep_checkpoints=keep_checkpoints)
-        (outcome,) = world.run([trial])
-    assert math.isfinite(outcome.loss) and not world.errors
+        trainer = TrialTrainer(fit, tmp_path / "search", runner, whole, keep_checkpoints=keep_checkpoints)
+        (result,) = trainer.run([trial])
+    assert math.isfinite(result.loss) and not trainer.errors
     assert read_record(tmp_path / "search" / trial.id / FILE).status == "finished"
     assert len(list((tmp_path / "search").rglob(FILE))) == 1
 
@@ -156,9 +156,9 @@ class Scripted(InThisProcess):
         super().__init__()
         self._run = run
 
-    def wait(self) -> Outcome:
+    def wait(self) -> JobResult:
         one = self._waiting.popleft()
-        return Outcome(one, self._run(one), 1.0)
+        return JobResult(one, self._run(one), 1.0)
 
 
 def leaves(job: Job, status: str) -> None:
@@ -253,6 +253,6 @@ def test_a_finished_trial_removes_no_checkpoint_of_one_that_is_under_way(tmp_pat
     under_way.parent.mkdir(parents=True)
     under_way.touch()
     with InThisProcess() as launcher:
-        world = Training(fit, tmp_path / "search", JobRunner(launcher), whole, keep_checkpoints=False)
-        assert math.isfinite(next(iter(world.run([larger]))).loss)
+        trainer = TrialTrainer(fit, tmp_path / "search", JobRunner(launcher), whole, keep_checkpoints=False)
+        assert math.isfinite(next(iter(trainer.run([larger]))).loss)
     assert list((tmp_path / "search").rglob("*.ckpt")) == [under_way]

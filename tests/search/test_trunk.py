@@ -15,7 +15,7 @@ from embedlab.search.plan import SearchPlan
 from embedlab.search.policies.isoflop_grid import IsoFlopGrid
 from embedlab.search.policies.policy import History
 from embedlab.search.space import Cost, MethodGrid, Space, space_of
-from embedlab.search.trials import Training
+from embedlab.search.trials import TrialTrainer
 from embedlab.testing.backbones import save_tiny_backbone
 from runs import write_config
 from searches import InThisProcess
@@ -46,11 +46,13 @@ def test_each_run_goes_on_from_the_next_smaller_one(
     tmp_path: Path, fit_config: Path, space: Space, keep_checkpoints: bool
 ) -> None:
     with InThisProcess() as launcher:
-        world = Training(fit_config, tmp_path / "search", JobRunner(launcher), space, keep_checkpoints=keep_checkpoints)
+        trainer = TrialTrainer(
+            fit_config, tmp_path / "search", JobRunner(launcher), space, keep_checkpoints=keep_checkpoints
+        )
         # All at once, the largest first: each must wait for the one that it goes on from.
-        outcomes = list(world.run(list(reversed(space.trials))))
-        again = list(world.run(space.trials))
-    assert not world.errors
+        results = list(trainer.run(list(reversed(space.trials))))
+        again = list(trainer.run(space.trials))
+    assert not trainer.errors
     for candidate in space.candidates:
         records = [
             read_record(tmp_path / "search" / trial.id / FILE) for trial in space.up_to(len(BUDGETS) - 1, candidate)
@@ -61,8 +63,8 @@ def test_each_run_goes_on_from_the_next_smaller_one(
             step = record.flops_algorithmic * record.batch_size / record.pairs
             assert record.branch_flops is not None
             assert (1 - DECAY) * smaller - 1.5 * step < record.branch_flops <= (1 - DECAY) * smaller
-    assert sum(one.cost for one in outcomes) == pytest.approx(space.price(space.trials))
-    assert {one.trial: (one.loss, one.cost) for one in again} == {one.trial: (one.loss, one.cost) for one in outcomes}
+    assert sum(one.cost for one in results) == pytest.approx(space.price(space.trials))
+    assert {one.trial: (one.loss, one.cost) for one in again} == {one.trial: (one.loss, one.cost) for one in results}
     left = sorted(path.name for path in (tmp_path / "search").rglob("*.ckpt"))
     assert bool(left) == keep_checkpoints
 
@@ -71,8 +73,8 @@ def test_a_policy_spends_a_budget_that_counts_the_trunk_once(tmp_path: Path, fit
     total = space.price(space.trials)
     assert total < 0.8 * sum(trial.budget for trial in space.trials)
     with InThisProcess() as launcher:
-        world = Training(fit_config, tmp_path / "search", JobRunner(launcher), space)
-        history = search(IsoFlopGrid(), world, History(space), total)
+        trainer = TrialTrainer(fit_config, tmp_path / "search", JobRunner(launcher), space)
+        history = search(IsoFlopGrid(), trainer, History(space), total)
     assert len(history) == len(space.trials) and history.spent == pytest.approx(total)
 
 

@@ -2,7 +2,7 @@
 
 All tables are of unit-norm embeddings in float32.
 
-Axes in names: U texts of a task, B texts of a batch, Q queries, M documents, J relevance judgements, P pairs,
+Axes in names: U texts of a task, B texts of a batch, Q queries, M documents, J relevance judgments, P pairs,
 N scored pairs of texts, R rows of a chunk, D dimensions.
 """
 
@@ -112,7 +112,7 @@ def retrieval_metrics(
     if len(query_J) == 0:
         raise DataError(
             "No document is relevant to any query, so there is no retrieval to measure. Expected at least "
-            "one judgement with a gain above 0: look at the ids in the relevance file."
+            "one judgment with a gain above 0: look at the ids in the relevance file."
         )
     assert bool((gain_J > 0).all())
     num_numbers = max(len(documents_MD), int(document_J.max()) + 1)
@@ -123,7 +123,7 @@ def retrieval_metrics(
         first = int(repeated_J.nonzero()[0])
         raise DataError(
             f"Document {int(document_J[first])} is judged more than once for query {int(query_J[first])} "
-            f"(rows counted from 0), {int(repeated_J.sum())} repetitions in all. Keep one judgement of each."
+            f"(rows counted from 0), {int(repeated_J.sum())} repetitions in all. Keep one judgment of each."
         )
 
     is_there_J = document_J < len(documents_MD)

@@ -1,4 +1,4 @@
-"""The evaluation sets and texts that a configuration names: read, checked and tokenised once."""
+"""The evaluation sets and texts that a configuration names: read, checked and tokenized once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from embedlab.data.rows import (
     value_of,
 )
 from embedlab.data.tables import Quoting
-from embedlab.data.texts import TextWriter, TokenisedTexts, cache_key, require_tokens, shown_progress
+from embedlab.data.texts import TextWriter, TokenizedTexts, cache_key, require_tokens, shown_progress
 from embedlab.errors import DataError, suggestion
 from embedlab.files import build_once
 
@@ -58,7 +58,7 @@ class RetrievalFiles:
     Args:
         corpus: Documents, with an id and one or several columns of text.
         queries: Queries, with an id and a text; those without a relevant document are not encoded.
-        qrels: Judgements, with columns ``query-id``, ``corpus-id`` and ``score``; 0 and less is irrelevant.
+        qrels: Judgments, with columns ``query-id``, ``corpus-id`` and ``score``; 0 and less is irrelevant.
         name: Name in logs; by default that of the corpus' folder.
         query_prompt: Text put before each query.
         document_prompt: Text put before each document.
@@ -93,11 +93,11 @@ class RetrievalFiles:
             cache_dir: Folder where the cache is kept.
 
         Raises:
-            DataError: If a file is missing, a row cannot be used, a judgement names a query that is not there, or no
+            DataError: If a file is missing, a row cannot be used, a judgment names a query that is not there, or no
                 document is relevant to any query.
         """
         paths = [self.corpus, self.queries, self.qrels]
-        texts, arrays, left_out = _tokenised(self, paths, self._read, tokenizer, max_length, cache_dir)
+        texts, arrays, left_out = _tokenized(self, paths, self._read, tokenizer, max_length, cache_dir)
         query_J, document_J, gain_J = (
             torch.from_numpy(arrays[name]) for name in ("judged_queries", "judged_documents", "gains")
         )
@@ -160,7 +160,7 @@ class RetrievalFiles:
         )
 
     def _relevant(self, reader: _SetReader, queries: Mapping[str, str | None]) -> Iterator[tuple[str, str, str, float]]:
-        """Place, query, document and gain of each judgement that a document is relevant."""
+        """Place, query, document and gain of each judgment that a document is relevant."""
         judged: set[tuple[str, str]] = set()
 
         def take(row: Row, place: str) -> tuple[str, str, str, float]:
@@ -168,10 +168,10 @@ class RetrievalFiles:
             gain = _number(row, _SCORE, place)
             if query not in queries:
                 unknown = _unknown(place, query, _QUERY_ID, queries, self.queries, suggests=not reader.skips)
-                raise RejectedRow("judgement of an unknown query", unknown)
+                raise RejectedRow("judgment of an unknown query", unknown)
             if gain > 0 and queries[query] is None:
                 raise RejectedRow(
-                    "judgement of a blank query", f"{place}: query {shown(query)} is blank in {self.queries}."
+                    "judgment of a blank query", f"{place}: query {shown(query)} is blank in {self.queries}."
                 )
             if gain > 0 and (query, document) in judged:
                 raise RejectedRow(
@@ -182,9 +182,9 @@ class RetrievalFiles:
                 judged.add((query, document))
             return place, query, document, gain
 
-        for judgement in reader.rows(self.qrels, [_QUERY_ID, _DOCUMENT_ID, _SCORE], take):
-            if judgement[-1] > 0:
-                yield judgement
+        for judgment in reader.rows(self.qrels, [_QUERY_ID, _DOCUMENT_ID, _SCORE], take):
+            if judgment[-1] > 0:
+                yield judgment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +217,7 @@ class StsFile:
         Raises:
             DataError: Also if all pairs have the same score, with which nothing can correlate.
         """
-        texts, arrays, left_out = _tokenised(self, [self.path], self._read, tokenizer, max_length, cache_dir)
+        texts, arrays, left_out = _tokenized(self, [self.path], self._read, tokenizer, max_length, cache_dir)
         name = self.name or Path(self.path).name.split(".")[0]
         scores_N = arrays["scores"]
         if scores_N.min() == scores_N.max():
@@ -259,7 +259,7 @@ class TextFile:
 
     def task(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, cache_dir: Path) -> TextRows:
         """As in ``RetrievalFiles``; the rows are in the order of the file, identical texts as often as there."""
-        texts, arrays, left_out = _tokenised(self, [self.path], self._read, tokenizer, max_length, cache_dir)
+        texts, arrays, left_out = _tokenized(self, [self.path], self._read, tokenizer, max_length, cache_dir)
         return TextRows(texts, arrays["rows"], left_out=left_out)
 
     def _read(self, texts: TextWriter, reader: _SetReader) -> dict[str, np.ndarray]:
@@ -338,14 +338,14 @@ class _SetReader:
             self.skipped[reason] += number
 
 
-def _tokenised(
+def _tokenized(
     options: RetrievalFiles | StsFile | TextFile,
     paths: Sequence[str],
     read: Callable[[TextWriter, _SetReader], dict[str, np.ndarray]],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     cache_dir: Path,
-) -> tuple[TokenisedTexts, Mapping[str, np.ndarray], str]:
+) -> tuple[TokenizedTexts, Mapping[str, np.ndarray], str]:
     """What ``read`` makes of the files, from the cache if it was made before, and what was left out, for people."""
 
     def build(folder: Path) -> None:
@@ -353,7 +353,7 @@ def _tokenised(
         (folder / "texts").mkdir()
         with TextWriter(folder / "texts", tokenizer, max_length=max_length) as texts:
             arrays = read(texts, reader)
-        require_tokens(TokenisedTexts(folder / "texts"), paths[0])
+        require_tokens(TokenizedTexts(folder / "texts"), paths[0])
         for name, values in arrays.items():
             np.save(folder / f"{name}.npy", values)
         clauses = [counts_of(reader.skipped), *dict.fromkeys(reader.notes)]
@@ -364,7 +364,7 @@ def _tokenised(
         content.pop(without_effect, None)
     folder = build_once(cache_dir / cache_key(type(options).__name__, content, tokenizer, max_length), build)
     arrays = {file.stem: np.load(file) for file in folder.glob("*.npy")}
-    return TokenisedTexts(folder / "texts"), arrays, json.loads((folder / _LEFT_OUT).read_text())
+    return TokenizedTexts(folder / "texts"), arrays, json.loads((folder / _LEFT_OUT).read_text())
 
 
 def _number(row: Row, column: str, place: str) -> float:

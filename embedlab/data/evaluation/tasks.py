@@ -1,6 +1,6 @@
 """What a model is measured on while it trains: texts to encode, and what their embeddings should say.
 
-Axes in names: U texts of a task, Q queries, M documents, J relevance judgements, P pairs, N scored pairs of texts,
+Axes in names: U texts of a task, Q queries, M documents, J relevance judgments, P pairs, N scored pairs of texts,
 D dimensions.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from embedlab.data.evaluation.metrics import PAIR_LOSS_BLOCK, pair_loss, retrieval_metrics, spearman
-from embedlab.data.texts import TokenisedTexts
-from embedlab.data.tokenised import TokenisedPairs
+from embedlab.data.texts import TokenizedTexts
+from embedlab.data.tokenized import TokenizedPairs
 from embedlab.errors import DataError
 from embedlab.gradcache.chunking import Chunk, cut_chunks, pad_chunk
 
@@ -37,7 +37,7 @@ class TextChunks(Dataset[Chunk]):
 
     def __init__(
         self,
-        texts: TokenisedTexts,
+        texts: TokenizedTexts,
         rows_U: np.ndarray,
         *,
         max_tokens: int,
@@ -72,7 +72,7 @@ class TextRows:
         left_out: What of the files was left out or assumed, for people; empty if there is nothing to say.
     """
 
-    def __init__(self, texts: TokenisedTexts, rows_U: np.ndarray, *, left_out: str = "") -> None:
+    def __init__(self, texts: TokenizedTexts, rows_U: np.ndarray, *, left_out: str = "") -> None:
         self.texts = texts
         self.rows_U = rows_U
         self.left_out = left_out
@@ -112,7 +112,7 @@ class Retrieval:
 
     def __init__(
         self,
-        texts: TokenisedTexts,
+        texts: TokenizedTexts,
         query_rows_Q: np.ndarray,
         document_rows_M: np.ndarray,
         relevance: tuple[Tensor, Tensor, Tensor],
@@ -167,7 +167,7 @@ class EvaluationTask(TextRows, ABC):
     def __init__(
         self,
         name: str,
-        texts: TokenisedTexts,
+        texts: TokenizedTexts,
         rows_U: np.ndarray,
         retrieval: Retrieval | None = None,
         *,
@@ -192,7 +192,7 @@ class RetrievalTask(EvaluationTask):
         left_out: As in ``TextRows``.
     """
 
-    def __init__(self, name: str, texts: TokenisedTexts, retrieval: Retrieval, *, left_out: str = "") -> None:
+    def __init__(self, name: str, texts: TokenizedTexts, retrieval: Retrieval, *, left_out: str = "") -> None:
         super().__init__(name, texts, retrieval.rows_to_encode(), retrieval, left_out=left_out)
         self._retrieval = retrieval
 
@@ -216,7 +216,7 @@ class SimilarityTask(EvaluationTask):
     def __init__(
         self,
         name: str,
-        texts: TokenisedTexts,
+        texts: TokenizedTexts,
         left_rows_N: np.ndarray,
         right_rows_N: np.ndarray,
         scores_N: np.ndarray,
@@ -252,7 +252,7 @@ class HeldOutPairs(EvaluationTask):
         DataError: if there are fewer than two.
     """
 
-    def __init__(self, store: TokenisedPairs, pairs: np.ndarray) -> None:
+    def __init__(self, store: TokenizedPairs, pairs: np.ndarray) -> None:
         queries_P, positives_P = store.queries_N[pairs], store.positives_N[pairs]
         is_new = np.isin(np.arange(len(pairs)), np.unique(positives_P, return_index=True)[1])
         first = np.flatnonzero(is_new)[np.sort(np.unique(queries_P[is_new], return_index=True)[1])]

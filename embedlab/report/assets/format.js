@@ -56,9 +56,9 @@ window.embedlabReport = {};
     return scroll;
   }
 
-  function named(method, colour) {
+  function named(method, color) {
     const dot = element("span", "dot");
-    dot.style.background = colour;
+    dot.style.background = color;
     return element("span", "words", dot, method);
   }
 

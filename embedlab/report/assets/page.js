@@ -6,7 +6,7 @@
   const FEW = 10;
   const PAUSE = 150; // milliseconds without a key
   const data = JSON.parse(document.getElementById("data").textContent);
-  const colours = Object.fromEntries(data.methods.map((method) => [method.name, method.colour]));
+  const colors = Object.fromEntries(data.methods.map((method) => [method.name, method.color]));
   const question = document.getElementById("question");
   const answer = document.getElementById("answer");
 
@@ -60,7 +60,7 @@
     ].filter(([, name]) => alike.some((one) => one[name] !== null));
     const heads = ["N", "tokens", "loss", "80 %", "95 %", "best with", ...optional.map(([title]) => title)];
     const rows = alike.map((one) => [
-      [named(one.method, colours[one.method]), ""], [element("span", "words", one.backbone), ""],
+      [named(one.method, colors[one.method]), ""], [element("span", "words", one.backbone), ""],
       ...[
         amount(one.parameters), amount(one.tokens), general(one.loss, 4), range(one.interval_80),
         range(one.interval_95), percent(one.probability_best), ...optional.map(([, name, shown]) => shown(one[name])),
@@ -91,7 +91,7 @@
     const made = element("div", "shares");
     for (const [method, share] of Object.entries(probability).sort((one, other) => other[1] - one[1])) {
       const bar = element("div", "bar");
-      bar.style.background = colours[method];
+      bar.style.background = colors[method];
       bar.style.width = `${100 * share}%`;
       made.append(element("span", "name", method), element("div", "", bar), element("span", "", percent(share)));
     }
@@ -152,7 +152,7 @@
     document.getElementById("confirmation").hidden = false;
     const heads = ["budget", "learning rate", "predicted", "80 %", "95 %", "came to", "off by", "runs that said so", "of at most"];
     const rows = data.confirmations.map((one) => [
-      [named(one.method, colours[one.method]), ""], [element("span", "words", one.backbone), ""],
+      [named(one.method, colors[one.method]), ""], [element("span", "words", one.backbone), ""],
       ...[
         general(one.budget, 3), one.learning_rate === null ? "–" : general(one.learning_rate, 3), general(one.loss, 4),
         range(one.interval_80), range(one.interval_95), one.outcome === null ? "–" : general(one.outcome, 4),
@@ -208,7 +208,7 @@
       : "No budget could be held out, so its intervals hold the noise of the runs only.";
     const tried = law.tried.filter(([, error]) => error !== null).map(([name, error]) => `${name} ${general(100 * error, 3)} %`);
     return element(
-      "div", "law", element("h3", "", named(law.method, colours[law.method])), formula(law),
+      "div", "law", element("h3", "", named(law.method, colors[law.method])), formula(law),
       table(heads, noted ? rows : rows.map((row) => row.slice(0, 3))),
       element("p", "note", `${law.name}, of ${law.runs} runs. ${law.startsInBasin} of ${law.starts} starts ended there. ${words}` +
         (tried.length > 1 ? ` Tried, with their errors in the hold-out: ${tried.join(", ")}.` : "") +

@@ -1,4 +1,4 @@
-// Figures, drawn by plotly.js in the page's colours; the legend is the page's own, so that long names break.
+// Figures, drawn by plotly.js in the page's colors; the legend is the page's own, so that long names break.
 "use strict";
 
 (function (report) {
@@ -19,12 +19,12 @@
     return `rgba(${red},${green},${blue},${opacity})`;
   }
 
-  function colourOf(series, methods, colours) {
-    return series.colour === null ? colours.quiet : methods[series.colour].colour;
+  function colorOf(series, methods, colors) {
+    return series.color === null ? colors.quiet : methods[series.color].color;
   }
 
-  function trace(series, methods, colours) {
-    const colour = colourOf(series, methods, colours);
+  function trace(series, methods, colors) {
+    const color = colorOf(series, methods, colors);
     const common = { type: "scatter", name: plain(series.label), showlegend: false };
     if (series.kind === "band") {
       const back = (values) => [...values].reverse();
@@ -35,7 +35,7 @@
         mode: "lines",
         line: { width: 0 },
         fill: "toself",
-        fillcolor: translucent(colour, series.strength),
+        fillcolor: translucent(color, series.strength),
         hoverinfo: "skip",
       };
     }
@@ -45,7 +45,7 @@
         x: series.x,
         y: series.y,
         mode: "markers",
-        marker: { color: colour, opacity: series.strength, symbol: series.symbol, size: series.symbol === "x" ? 8 : 6 },
+        marker: { color: color, opacity: series.strength, symbol: series.symbol, size: series.symbol === "x" ? 8 : 6 },
         hovertext: series.texts.map(plain),
         hovertemplate: "%{hovertext}<br>(%{x:.3s}, %{y:.4g})<extra></extra>",
       };
@@ -55,17 +55,17 @@
       x: series.x,
       y: series.y,
       mode: "lines",
-      line: { color: colour, width: 2, dash: DASHES[series.kind] },
+      line: { color: color, width: 2, dash: DASHES[series.kind] },
       opacity: series.strength,
       hovertemplate: `${plain(series.label)}<br>(%{x:.3s}, %{y:.4g})<extra></extra>`,
     };
   }
 
   // What stands at a budget and has no height of its own.
-  function marks(figure, methods, colours) {
+  function marks(figure, methods, colors) {
     const shapes = [];
     for (const series of figure.series.filter((one) => one.kind === "upright")) {
-      const color = colourOf(series, methods, colours);
+      const color = colorOf(series, methods, colors);
       const [x] = series.x;
       const line = { color, width: 1.5, dash: "dot" };
       shapes.push({ type: "line", xref: "x", yref: "paper", x0: x, x1: x, y0: 0, y1: 1, line, name: series.label });
@@ -73,67 +73,67 @@
     for (const series of figure.series.filter((one) => one.kind === "span")) {
       const [[x], [y], [low], [high]] = [series.x, series.y, series.low, series.high];
       const whole = { type: "line", xref: "x", yref: "paper", y0: y, y1: y, name: series.label };
-      shapes.push({ ...whole, x0: low, x1: x, line: { color: methods[series.colour].colour, width: 5 } });
-      shapes.push({ ...whole, x0: x, x1: high, line: { color: methods[series.above].colour, width: 5 } });
-      shapes.push({ ...whole, x0: x, x1: x, y0: y - 0.025, y1: y + 0.025, line: { color: colours.ink, width: 3 } });
+      shapes.push({ ...whole, x0: low, x1: x, line: { color: methods[series.color].color, width: 5 } });
+      shapes.push({ ...whole, x0: x, x1: high, line: { color: methods[series.above].color, width: 5 } });
+      shapes.push({ ...whole, x0: x, x1: x, y0: y - 0.025, y1: y + 0.025, line: { color: colors.ink, width: 3 } });
     }
     return shapes;
   }
 
-  function axis(given, values, colours, narrow) {
+  function axis(given, values, colors, narrow) {
     const numbers = values.filter((value) => value > 0);
     const isShort = given.log && Math.max(...numbers) < 30 * Math.min(...numbers); // powers of ten would be one or none
     return {
-      title: { text: plain(given.title), font: { size: 13, color: colours.quiet }, standoff: 8 },
+      title: { text: plain(given.title), font: { size: 13, color: colors.quiet }, standoff: 8 },
       type: given.log ? "log" : "linear",
       exponentformat: isShort ? "SI" : "power",
       nticks: narrow || isShort ? 6 : 10,
-      gridcolor: colours.rule,
-      linecolor: colours.rule,
+      gridcolor: colors.rule,
+      linecolor: colors.rule,
       zeroline: false,
       automargin: true,
-      tickfont: { size: 12, color: colours.quiet },
+      tickfont: { size: 12, color: colors.quiet },
     };
   }
 
   function layout(figure, methods, width) {
-    const colours = theme();
+    const colors = theme();
     const narrow = width < NARROW;
     return {
-      font: { family: getComputedStyle(document.body).fontFamily, color: colours.ink },
+      font: { family: getComputedStyle(document.body).fontFamily, color: colors.ink },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       margin: { l: 48, r: 8, t: 8, b: 44 },
       hovermode: "closest",
-      hoverlabel: { bgcolor: colours.paper, bordercolor: colours.rule, font: { color: colours.ink, size: 13 } },
+      hoverlabel: { bgcolor: colors.paper, bordercolor: colors.rule, font: { color: colors.ink, size: 13 } },
       dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
-      xaxis: axis(figure.x, figure.series.flatMap((one) => one.x), colours, narrow),
-      yaxis: axis(figure.y, figure.series.filter((one) => one.kind !== "span").flatMap((one) => one.y), colours, narrow),
-      shapes: marks(figure, methods, colours),
+      xaxis: axis(figure.x, figure.series.flatMap((one) => one.x), colors, narrow),
+      yaxis: axis(figure.y, figure.series.filter((one) => one.kind !== "span").flatMap((one) => one.y), colors, narrow),
+      shapes: marks(figure, methods, colors),
     };
   }
 
   function legend(figure, methods, plot, traced) {
-    const ofMethods = figure.series.filter((one) => one.colour !== null);
-    const ofNone = figure.series.filter((one) => one.colour === null);
+    const ofMethods = figure.series.filter((one) => one.color !== null);
+    const ofNone = figure.series.filter((one) => one.color === null);
     const labels = [...new Set([...ofMethods, ...ofNone].map((one) => one.label))];
     if (labels.length < 2) return null;
     const entries = labels.map((label) => {
       const own = figure.series.filter((one) => one.label === label);
       const shown = own.find((one) => one.kind === "line") ?? own[own.length - 1];
-      const colour = colourOf(shown, methods, theme());
+      const color = colorOf(shown, methods, theme());
       const swatch = element("span", "swatch");
       if (shown.kind === "upright") {
         swatch.className = "swatch upright";
-        swatch.style.borderColor = colour;
+        swatch.style.borderColor = color;
       } else if (shown.kind === "span") {
-        swatch.style.background = `linear-gradient(90deg, ${colour} 50%, ${methods[shown.above].colour} 50%)`;
+        swatch.style.background = `linear-gradient(90deg, ${color} 50%, ${methods[shown.above].color} 50%)`;
       } else if (shown.kind === "points") {
         swatch.className = "glyph";
         swatch.textContent = GLYPHS[shown.symbol];
-        swatch.style.color = translucent(colour, shown.strength);
+        swatch.style.color = translucent(color, shown.strength);
       } else {
-        swatch.style.background = shown.colour === null ? colour : translucent(colour, shown.strength);
+        swatch.style.background = shown.color === null ? color : translucent(color, shown.strength);
       }
       const button = element("button", "", swatch, label);
       button.type = "button";
@@ -171,7 +171,7 @@
     return { made, redraw };
   }
 
-  // Draws all figures, each into its section, and again when the reader's colours change.
+  // Draws all figures, each into its section, and again when the reader's colors change.
   function drawAll(figures, methods) {
     const drawn = [];
     for (const figure of figures) {

@@ -135,8 +135,8 @@
         const row = r * count + start;
         logLosses(method, method.replicates, r * method.names.length, sizes, tokens, uniqueTokens, drawn, row);
         for (let c = 0; c < own.length; c++) {
-          const centre = estimate[start + c];
-          drawn[row + c] = centre + method.spread * (drawn[row + c] - centre) + method.errors[r];
+          const center = estimate[start + c];
+          drawn[row + c] = center + method.spread * (drawn[row + c] - center) + method.errors[r];
         }
       }
       start += own.length;

@@ -26,7 +26,7 @@
 
   function runs(columns, methods) {
     const data = Object.fromEntries(COLUMNS.map(({ key }) => [key, unpacked(columns[key])]));
-    const colours = Object.fromEntries(methods.map((method) => [method.name, method.colour]));
+    const colors = Object.fromEntries(methods.map((method) => [method.name, method.color]));
     const told = COLUMNS.filter(({ key }) => key === "name" || data[key].some((value) => value !== null));
     const filters = document.getElementById("filters");
     const body = document.querySelector("#records-table tbody");
@@ -68,7 +68,7 @@
     function cell({ key, shown, text }, row) {
       const value = data[key][row];
       if (!text) return element("td", "number", shown(value));
-      if (key === "method") return element("td", "", named(value, colours[value] ?? "transparent"));
+      if (key === "method") return element("td", "", named(value, colors[value] ?? "transparent"));
       return element("td", "", element("span", "words", value ?? ""));
     }
 

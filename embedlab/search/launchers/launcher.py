@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from embedlab.records import RunRecord
+
 INTERRUPTED = "interrupted"
 """The error of a job that was asked to stop, and saved what it had."""
 
@@ -31,18 +33,20 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a job ended.
+class JobResult:
+    """What came of a job.
 
     Attributes:
-        job: that did.
-        error: what went wrong; None if it was trained to its end.
-        seconds: from its start to its end.
+        job: The job that ended.
+        error: Why the job failed or left no record; None if it was trained to its end.
+        seconds: Time from the start of the job to its end; None if the job had ended before this search began.
+        record: Record that the job left, which a ``JobRunner`` reads; None if there is none.
     """
 
     job: Job
     error: str | None
-    seconds: float
+    seconds: float | None
+    record: RunRecord | None = None
 
 
 class Launcher(ABC):
@@ -58,7 +62,7 @@ class Launcher(ABC):
         """Has a job trained as soon as a slot is free."""
 
     @abstractmethod
-    def wait(self) -> Outcome:
+    def wait(self) -> JobResult:
         """The next job that ends; there must be one that was submitted and has not been waited for."""
 
     @abstractmethod

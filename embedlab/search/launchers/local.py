@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from embedlab.errors import ConfigError, TrainingError
-from embedlab.search.launchers.launcher import Job, Outcome
+from embedlab.search.launchers.launcher import Job, JobResult
 from embedlab.search.launchers.threaded import SECONDS_TO_END, ThreadedLauncher
 
 
@@ -47,7 +47,7 @@ class LocalWorkers(ThreadedLauncher):
             self._idle.put(worker)
         super().__init__(count)
 
-    def _run(self, job: Job) -> Outcome:
+    def _run(self, job: Job) -> JobResult:
         worker = self._idle.get()
         try:
             return worker.run(job)
@@ -92,7 +92,7 @@ class _Worker:
         answer: dict[str, Any] | None = json.loads(line) if line else None
         return answer
 
-    def run(self, job: Job) -> Outcome:
+    def run(self, job: Job) -> JobResult:
         """Trains one job."""
         begin = time.monotonic()
         if self._process.poll() is not None and not self._is_closed:
@@ -109,10 +109,10 @@ class _Worker:
             if not self._is_closed:
                 self._process.kill()
         if answer is not None:
-            return Outcome(job, answer["error"], time.monotonic() - begin)
+            return JobResult(job, answer["error"], time.monotonic() - begin)
         status = self._process.wait()
         killed = ", which is what a machine without memory left does" if status == -signal.SIGKILL else ""
-        return Outcome(job, f"The worker ended with status {status}{killed}.", time.monotonic() - begin)
+        return JobResult(job, f"The worker ended with status {status}{killed}.", time.monotonic() - begin)
 
     def ask_to_stop(self) -> None:
         """Has the run end after its step, and the process after the run, as where the search is killed."""

@@ -13,7 +13,7 @@ import time
 from filelock import FileLock, Timeout
 
 from embedlab.errors import ConfigError
-from embedlab.search.launchers.launcher import INTERRUPTED, LOCK, Job, Outcome
+from embedlab.search.launchers.launcher import INTERRUPTED, LOCK, Job, JobResult
 from embedlab.search.launchers.threaded import SECONDS_TO_END, ThreadedLauncher
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -35,24 +35,24 @@ class TrialProcesses(ThreadedLauncher):
         self._starting = threading.Lock()
         self._is_closed = False
 
-    def _run(self, job: Job) -> Outcome:
+    def _run(self, job: Job) -> JobResult:
         begin = time.monotonic()
         words = [sys.executable, "-m", "embedlab", "fit", *job.arguments]
         words += ["--trainer.devices", str(self._devices), "--trainer.strategy", "ddp"]
         try:
             _wait_for_end(job)
         except Timeout:
-            return Outcome(job, f"Another process is training in {job.folder}.", time.monotonic() - begin)
+            return JobResult(job, f"Another process is training in {job.folder}.", time.monotonic() - begin)
         with (job.folder / "log").open("ab") as log:
             with self._starting:
                 if self._is_closed:
-                    return Outcome(job, INTERRUPTED, 0.0)
+                    return JobResult(job, INTERRUPTED, 0.0)
                 self._process = subprocess.Popen(
                     words, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_the_search
                 )
             status = self._process.wait()
         error = None if status == 0 else f"The run ended with status {status}. {job.folder / 'log'} says why."
-        return Outcome(job, error, time.monotonic() - begin)
+        return JobResult(job, error, time.monotonic() - begin)
 
     def _stop(self) -> None:
         with self._starting:

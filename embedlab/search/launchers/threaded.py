@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from embedlab.search.launchers.launcher import Job, Launcher, Outcome
+from embedlab.search.launchers.launcher import Job, JobResult, Launcher
 
 SECONDS_TO_END = 120.0
 """That a run which is asked to stop has to finish its step and save it."""
@@ -21,7 +21,7 @@ class ThreadedLauncher(Launcher):
     def __init__(self, num_slots: int) -> None:
         self._num_slots = num_slots
         self._pool = ThreadPoolExecutor(max_workers=num_slots)
-        self._running: set[Future[Outcome]] = set()
+        self._running: set[Future[JobResult]] = set()
 
     @property
     def num_slots(self) -> int:
@@ -32,7 +32,7 @@ class ThreadedLauncher(Launcher):
         """Has a job trained as soon as a slot is free."""
         self._running.add(self._pool.submit(self._run, job))
 
-    def wait(self) -> Outcome:
+    def wait(self) -> JobResult:
         """The next job that ends."""
         assert self._running, "no job was submitted"
         done, _ = wait(self._running, return_when=FIRST_COMPLETED)
@@ -48,7 +48,7 @@ class ThreadedLauncher(Launcher):
         self._pool.shutdown()
 
     @abstractmethod
-    def _run(self, job: Job) -> Outcome:
+    def _run(self, job: Job) -> JobResult:
         """Trains one job."""
 
     @abstractmethod

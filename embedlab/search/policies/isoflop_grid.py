@@ -10,7 +10,7 @@ import numpy as np
 from embedlab.errors import ConfigError
 from embedlab.scaling.fitting import Fit, Runs, fit
 from embedlab.scaling.laws import Chinchilla
-from embedlab.search.policies.policy import History, Outcome, RoundPolicy
+from embedlab.search.policies.policy import History, RoundPolicy, TrialResult
 from embedlab.search.space import Candidate, Trial
 
 
@@ -22,36 +22,36 @@ class IsoFlopGrid(RoundPolicy):
     """
 
     def rounds(self, history: History, budget: float) -> Generator[list[Trial], History, None]:
-        """A round for each rung."""
-        for rung in range(history.space.num_rungs):
-            history = yield history.affordable(history.space.at(rung), budget - history.spent)
+        """A round for each level."""
+        for level in range(history.space.num_levels):
+            history = yield history.affordable(history.space.at(level), budget - history.spent)
 
     def choose(self, history: History) -> Candidate:
-        """The least loss at the target: measured, or else predicted; on the highest rung if there is no law."""
+        """The least loss at the target: measured, or else predicted; on the highest level if there is no law."""
         space = history.space
         at_target: dict[Candidate, float] = {}
         by_method: dict[str, list[Candidate]] = {}
         for candidate in space.candidates:
             by_method.setdefault(_method(candidate), []).append(candidate)
         for candidates in by_method.values():
-            outcomes = [outcome for one in candidates for outcome in history.of(one) if math.isfinite(outcome.loss)]
+            results = [result for one in candidates for result in history.of(one) if math.isfinite(result.loss)]
             at_target |= {
-                outcome.trial.candidate: outcome.loss
-                for outcome in outcomes
-                if outcome.trial == space.target(outcome.trial.candidate)
+                result.trial.candidate: result.loss
+                for result in results
+                if result.trial == space.target(result.trial.candidate)
             }
             others = [candidate for candidate in candidates if space.target(candidate) not in history]
             if not others:
                 continue
             try:
-                law = _law(outcomes)
+                law = _law(results)
             except ConfigError:
                 continue
             tokens = np.array([space.target(candidate).tokens for candidate in others])
             predicted = law.loss(np.array([candidate.parameters for candidate in others]), tokens)
             at_target |= dict(zip(others, predicted.tolist(), strict=True))
         if not at_target:
-            return history.best_on_the_highest_rung()
+            return history.best_at_the_highest_level()
         return min(at_target, key=lambda candidate: at_target[candidate])
 
 
@@ -59,11 +59,11 @@ def _method(candidate: Candidate) -> str:
     return f"{candidate.method} {sorted(candidate.method_options.items())} {candidate.learning_rate}"
 
 
-def _law(outcomes: list[Outcome]) -> Fit:
-    trials = [outcome.trial for outcome in outcomes]
+def _law(results: list[TrialResult]) -> Fit:
+    trials = [result.trial for result in results]
     runs = Runs(
         np.array([trial.candidate.parameters for trial in trials]),
         np.array([trial.tokens for trial in trials]),
-        np.array([outcome.loss for outcome in outcomes]),
+        np.array([result.loss for result in results]),
     )
     return fit(Chinchilla(), runs)

@@ -19,7 +19,7 @@ _ROUNDING = 1e-9  # of the whole budget: sums of FLOPs in another order differ b
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrialResult:
     """How a trial ended.
 
     Attributes:
@@ -38,64 +38,64 @@ class History:
 
     Args:
         space: all that may be trained.
-        outcomes: of the trials that have ended.
+        results: of the trials that have ended.
     """
 
-    def __init__(self, space: Space, outcomes: Iterable[Outcome] = ()) -> None:
+    def __init__(self, space: Space, results: Iterable[TrialResult] = ()) -> None:
         self.space = space
-        self._outcomes = {outcome.trial: outcome for outcome in outcomes}
+        self._results = {result.trial: result for result in results}
 
-    def __iter__(self) -> Iterator[Outcome]:
-        return iter(self._outcomes.values())
+    def __iter__(self) -> Iterator[TrialResult]:
+        return iter(self._results.values())
 
     def __len__(self) -> int:
-        return len(self._outcomes)
+        return len(self._results)
 
     def __contains__(self, trial: Trial) -> bool:
-        return trial in self._outcomes
+        return trial in self._results
 
-    def __getitem__(self, trial: Trial) -> Outcome:
-        return self._outcomes[trial]
+    def __getitem__(self, trial: Trial) -> TrialResult:
+        return self._results[trial]
 
     @property
     def spent(self) -> float:
         """FLOPs."""
-        return sum(outcome.cost for outcome in self)
+        return sum(result.cost for result in self)
 
-    def and_also(self, outcomes: Iterable[Outcome]) -> History:
+    def and_also(self, results: Iterable[TrialResult]) -> History:
         """This and more."""
-        return History(self.space, [*self, *outcomes])
+        return History(self.space, [*self, *results])
 
-    def of(self, candidate: Candidate) -> list[Outcome]:
-        """A candidate's outcomes, with rising budgets."""
-        own = (outcome for outcome in self if outcome.trial.candidate == candidate)
-        return sorted(own, key=lambda outcome: outcome.trial.budget)
+    def of(self, candidate: Candidate) -> list[TrialResult]:
+        """A candidate's results, with rising budgets."""
+        own = (result for result in self if result.trial.candidate == candidate)
+        return sorted(own, key=lambda result: result.trial.budget)
 
     def price(self, trials: Iterable[Trial]) -> float:
         """FLOPs that some trials would add."""
-        return self.space.price(trials, self._outcomes)
+        return self.space.price(trials, self._results)
 
     def affordable(self, trials: Iterable[Trial], remaining: float) -> list[Trial]:
         """Those of some trials that what remains pays for, the first ones first."""
         slack = _ROUNDING * (abs(remaining) + self.spent)
-        return self.space.affordable(trials, remaining + slack, self._outcomes)
+        return self.space.affordable(trials, remaining + slack, self._results)
 
     def is_affordable(self, trials: Iterable[Trial], remaining: float) -> bool:
         """Whether what remains pays for all of some trials."""
         return self.price(trials) <= remaining + _ROUNDING * (abs(remaining) + self.spent)
 
-    def best_on_the_highest_rung(self) -> Candidate:
+    def best_at_the_highest_level(self) -> Candidate:
         """Of the candidates that have come highest the one with the least loss there.
 
         Raises:
             RecordError: if no trial has a loss.
         """
-        finished = [outcome for outcome in self if math.isfinite(outcome.loss)]
+        finished = [result for result in self if math.isfinite(result.loss)]
         if not finished:
             raise RecordError(
                 "No trial has ended with a loss, so there is nothing to choose from. Give the search a larger budget."
             )
-        return min(finished, key=lambda outcome: (-self.space.rung(outcome.trial), outcome.loss)).trial.candidate
+        return min(finished, key=lambda result: (-self.space.level(result.trial), result.loss)).trial.candidate
 
 
 class Policy(ABC):
@@ -137,7 +137,7 @@ class RoundPolicy(Policy):
         """Yields the trials of each round and is sent what is known when they have ended.
 
         Args:
-            history: without any outcome.
+            history: without any result.
             budget: FLOPs of the whole search.
         """
 

@@ -30,4 +30,4 @@ class RandomSearch(RoundPolicy):
 
     def choose(self, history: History) -> Candidate:
         """The least loss at the target."""
-        return history.best_on_the_highest_rung()
+        return history.best_at_the_highest_level()

@@ -27,7 +27,7 @@ class ComparisonTable(Callback):
 
     Args:
         bm25: add the row of BM25 on the same queries and documents.
-        random_weights: train the same architecture from random weights in the same way afterwards, and add its row:
+        random_weights: train the same architecture from random weights in the same way afterward, and add its row:
             what pre-training is worth here. Costs the training a second time.
     """
 

@@ -16,8 +16,8 @@ from embedlab.training.module import EmbeddingModule
 class FlopCounter(Callback):
     """Logs FLOPs spent (algorithmic and executed), tokens, and the share of the peak that both use.
 
-    MFU (model FLOPs utilisation: Chowdhery et al. 2022, arXiv:2204.02311, appendix B) takes the algorithmic count,
-    attention included; HFU (hardware FLOPs utilisation) takes the executed one.
+    MFU (model FLOPs utilization: Chowdhery et al. 2022, arXiv:2204.02311, appendix B) takes the algorithmic count,
+    attention included; HFU (hardware FLOPs utilization) takes the executed one.
 
     Args:
         peak_flops: FLOP/s of one device; by default its data sheet's, or measured where there is none.
@@ -35,7 +35,7 @@ class FlopCounter(Callback):
         self._seconds = 0.0  # of the steps since then
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says what a token costs, and what the utilisation is measured against."""
+        """Says what a token costs, and what the utilization is measured against."""
         assert isinstance(pl_module, EmbeddingModule)
         profile, account = pl_module.flop_meter.profile, pl_module.flop_meter.account
         if profile is None:

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback
 
 from embedlab.errors import ConfigError
 from embedlab.records import FILE
-from embedlab.search.launchers.launcher import LOCK, Job, Outcome
+from embedlab.search.launchers.launcher import LOCK, Job, JobResult
 from embedlab.search.launchers.local import LocalWorkers
 from embedlab.search.launchers.processes import TrialProcesses
 from runs import start_fit, write_config
@@ -54,7 +54,7 @@ def job(configuration: Path, name: str, *options: str) -> Job:
     return Job(name, arguments, folder)
 
 
-def ended(launcher: LocalWorkers | TrialProcesses, *jobs: Job) -> list[Outcome]:
+def ended(launcher: LocalWorkers | TrialProcesses, *jobs: Job) -> list[JobResult]:
     for one in jobs:
         launcher.submit(one)
     return [launcher.wait() for _ in jobs]

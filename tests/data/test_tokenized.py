@@ -1,4 +1,4 @@
-"""Pairs are read and tokenised once, found in the cache while nothing changes, and split by key."""
+"""Pairs are read and tokenized once, found in the cache while nothing changes, and split by key."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tokenizers import normalizers
 
 from corpora import pair_rows, store_of, write_rows
 from embedlab.data.sources import PairSource
-from embedlab.data.tokenised import Split, TokenisedPairs, tokenise_pairs
+from embedlab.data.tokenized import Split, TokenizedPairs, tokenize_pairs
 from embedlab.errors import DataError
 from embedlab.testing.backbones import tiny_tokenizer
 
 PAIRS = [("q0", "d0", []), ("q1", "d1", ["n1", "d0"]), ("q0", "d2", ["n2"]), ("q3", "d1", [])]
 
 
-def tokenise(source: PairSource, folder: Path, *, max_length: int = 64) -> TokenisedPairs:
-    return tokenise_pairs(source, tiny_tokenizer(), max_length=max_length, cache_dir=folder)
+def tokenize(source: PairSource, folder: Path, *, max_length: int = 64) -> TokenizedPairs:
+    return tokenize_pairs(source, tiny_tokenizer(), max_length=max_length, cache_dir=folder)
 
 
 def folders(cache: Path) -> list[str]:
@@ -54,7 +54,7 @@ def test_the_negatives_of_several_pairs_come_in_their_order(tmp_path: Path) -> N
 
 def test_pairs_without_negatives_have_none(tmp_path: Path) -> None:
     source = PairSource(path=str(write_rows(tmp_path / "a.jsonl", pair_rows(3))))
-    assert tokenise(source, tmp_path / "cache").negatives_of(np.arange(3)).tolist() == []
+    assert tokenize(source, tmp_path / "cache").negatives_of(np.arange(3)).tolist() == []
 
 
 def test_prompts_are_part_of_the_text(tmp_path: Path) -> None:
@@ -73,11 +73,11 @@ def test_long_texts_are_cut_and_counted(tmp_path: Path) -> None:
 
 def test_a_hit_in_the_cache_does_not_read_the_text_again(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "a.jsonl", pair_rows(3))
-    first = tokenise(PairSource(path=str(file)), tmp_path / "cache")
+    first = tokenize(PairSource(path=str(file)), tmp_path / "cache")
     (first.folder / "marked").write_text("")
-    again = tokenise(PairSource(path=str(file), name="other", weight=2.0), tmp_path / "cache")
+    again = tokenize(PairSource(path=str(file), name="other", weight=2.0), tmp_path / "cache")
     moved = file.rename(tmp_path / "b.jsonl")
-    elsewhere = tokenise(PairSource(path=str(moved)), tmp_path / "cache")
+    elsewhere = tokenize(PairSource(path=str(moved)), tmp_path / "cache")
     assert first.folder == again.folder == elsewhere.folder
     assert (elsewhere.folder / "marked").exists()
     assert (first.name, again.name, elsewhere.name) == ("a", "other", "b")
@@ -97,17 +97,17 @@ def test_a_hit_in_the_cache_does_not_read_the_text_again(tmp_path: Path) -> None
 )
 def test_whatever_changes_the_pairs_misses_the_cache(tmp_path: Path, change: dict[str, Any]) -> None:
     source = PairSource(path=str(write_rows(tmp_path / "a.jsonl", pair_rows(3))))
-    first = tokenise(source, tmp_path / "cache")
-    assert tokenise(replace(source, **change), tmp_path / "cache").folder != first.folder
+    first = tokenize(source, tmp_path / "cache")
+    assert tokenize(replace(source, **change), tmp_path / "cache").folder != first.folder
     assert len(folders(tmp_path / "cache")) == 2
 
 
 def test_new_content_or_another_length_misses_the_cache(tmp_path: Path) -> None:
     source = PairSource(path=str(write_rows(tmp_path / "a.jsonl", pair_rows(3))))
-    tokenise(source, tmp_path / "cache")
-    tokenise(source, tmp_path / "cache", max_length=5)
+    tokenize(source, tmp_path / "cache")
+    tokenize(source, tmp_path / "cache", max_length=5)
     write_rows(tmp_path / "a.jsonl", pair_rows(4))
-    assert len(tokenise(source, tmp_path / "cache")) == 4
+    assert len(tokenize(source, tmp_path / "cache")) == 4
     assert len(folders(tmp_path / "cache")) == 3
 
 
@@ -115,7 +115,7 @@ def test_skipped_rows_are_counted_from_the_cache_too(tmp_path: Path) -> None:
     rows = [*pair_rows(2), {"query": "", "positive": "d"}, {"query": "q"}]
     source = PairSource(path=str(write_rows(tmp_path / "a.jsonl", rows)), on_error="skip")
     for _ in range(2):
-        store = tokenise(source, tmp_path / "cache")
+        store = tokenize(source, tmp_path / "cache")
         assert store.skipped == {"empty text": 1, "missing column": 1}
         assert len(store) == 2
 
@@ -123,7 +123,7 @@ def test_skipped_rows_are_counted_from_the_cache_too(tmp_path: Path) -> None:
 def test_a_source_with_an_error_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
     source = PairSource(path=str(write_rows(tmp_path / "a.jsonl", [*pair_rows(2), {"query": "q"}])))
     with pytest.raises(DataError, match=r"a\.jsonl:3 has no column 'positive'"):
-        tokenise(source, tmp_path / "cache")
+        tokenize(source, tmp_path / "cache")
     assert folders(tmp_path / "cache") == []
 
 
@@ -139,14 +139,14 @@ def test_texts_without_tokens_are_an_error_or_skipped(tmp_path: Path) -> None:
     source = PairSource(path=str(write_rows(tmp_path / "a.jsonl", rows)), negatives="hard")
     options = {"max_length": 8, "cache_dir": tmp_path / "cache"}
     with pytest.raises(DataError, match="makes no token of the text '~'"):
-        tokenise_pairs(source, tokenizer, **options)
-    store = tokenise_pairs(replace(source, on_error="skip"), tokenizer, **options)
+        tokenize_pairs(source, tokenizer, **options)
+    store = tokenize_pairs(replace(source, on_error="skip"), tokenizer, **options)
     assert store.skipped == {"text without tokens": 2}
     assert [store.texts.string(row) for row in store.queries_N] == ["a", "g"]
     assert [store.texts.string(row) for row in store.negatives_of(np.array([0, 1]))] == ["c", "i", "j"]
     write_rows(tmp_path / "a.jsonl", rows[1:2])
     with pytest.raises(DataError, match=r"Every row of .* was skipped \(1 text without tokens\)"):
-        tokenise_pairs(replace(source, on_error="skip"), tokenizer, **options)
+        tokenize_pairs(replace(source, on_error="skip"), tokenizer, **options)
 
 
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
@@ -155,14 +155,14 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 from embedlab.data.sources import PairSource
-from embedlab.data.tokenised import tokenise_pairs
+from embedlab.data.tokenized import tokenize_pairs
 from embedlab.errors import DataError
 from embedlab.testing.backbones import tiny_tokenizer
 folder = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))
 try:
     source = PairSource(path=str(folder / "a.jsonl"))
-    tokenise_pairs(source, tiny_tokenizer(), max_length=64, cache_dir=folder / "cache")
+    tokenize_pairs(source, tiny_tokenizer(), max_length=64, cache_dir=folder / "cache")
 except DataError as error:
     print(error)
 """
@@ -189,10 +189,10 @@ import sys
 from pathlib import Path
 from torch.utils.data import DataLoader
 from embedlab.data.sources import PairSource
-from embedlab.data.tokenised import tokenise_pairs
+from embedlab.data.tokenized import tokenize_pairs
 from embedlab.testing.backbones import tiny_tokenizer
 folder = Path(sys.argv[1])
-store = tokenise_pairs(PairSource(path=str(folder / "a.jsonl")), tiny_tokenizer(), max_length=64, cache_dir=folder)
+store = tokenize_pairs(PairSource(path=str(folder / "a.jsonl")), tiny_tokenizer(), max_length=64, cache_dir=folder)
 class Tokens:
     def __len__(self):
         return len(store.texts)
@@ -219,7 +219,7 @@ def test_the_splits_share_no_key_and_hold_every_pair(
     folder = tmp_path_factory.mktemp("pairs")
     rows = [{"query": f"q{n}", "positive": f"d{n}", "key": key} for n, key in enumerate(keys)]
     source = PairSource(path=str(write_rows(folder / "a.jsonl", rows)), split_key="key")
-    store = tokenise(source, folder / "cache")
+    store = tokenize(source, folder / "cache")
     names: tuple[Split, ...] = ("train", "validation", "test")
     splits = [store.subset(name, validation_fraction=fractions[0], test_fraction=fractions[1]) for name in names]
     assert sorted(np.concatenate(splits).tolist()) == list(range(len(keys)))
@@ -229,7 +229,7 @@ def test_the_splits_share_no_key_and_hold_every_pair(
 
 def test_splits_have_about_their_share_and_grow_with_it(tmp_path: Path) -> None:
     source = PairSource(path=str(write_rows(tmp_path / "a.jsonl", pair_rows(2000))))
-    store = tokenise(source, tmp_path / "cache")
+    store = tokenize(source, tmp_path / "cache")
 
     def part(split: Split, validation: float, test: float) -> set[int]:
         return set(store.subset(split, validation_fraction=validation, test_fraction=test).tolist())
@@ -247,7 +247,7 @@ def test_a_key_has_the_same_split_in_every_source(tmp_path: Path) -> None:
     second = PairSource(path=str(write_rows(tmp_path / "b.jsonl", rows[::-1])), document_prompt="d: ")
     held_out = []
     for source in (first, second):
-        store = tokenise(source, tmp_path / "cache")
+        store = tokenize(source, tmp_path / "cache")
         pairs = store.subset("validation", validation_fraction=0.3, test_fraction=0.0)
         held_out.append({store.texts.string(row) for row in store.queries_N[pairs]})
     assert held_out[0] == held_out[1] != set()

@@ -9,46 +9,46 @@ from embedlab.search.policies.policy import History, RoundPolicy
 from embedlab.search.space import Candidate, Space, Trial
 
 
-class Ladder(RoundPolicy):
-    """Rising budgets, each with the best size of the one before and its neighbours, for every method.
+class RisingBudgets(RoundPolicy):
+    """Rising budgets, each with the best size of the one before and its neighbors, for every method.
 
     The best size grows steadily with the budget, so it is looked for near where it last was. The runs on both sides of
     it are what an isoFLOP profile needs.
 
     Args:
-        width: neighbours on each side, in the order of sizes.
-        first_share: of the budget, which the first rung may cost; it is the highest that keeps within.
+        width: neighbors on each side, in the order of sizes.
+        first_share: of the budget, which the first level may cost; it is the highest that keeps within.
     """
 
     def __init__(self, *, width: int = 2, first_share: float = 0.25) -> None:
         if width < 1:
-            raise ConfigError(f"Ladder's width must be at least 1 neighbour on each side, got {width}.")
+            raise ConfigError(f"Ladder's width must be at least 1 neighbor on each side, got {width}.")
         if not 0 < first_share <= 1:
             raise ConfigError(f"Ladder's first_share is a share of the budget in (0, 1], got {first_share}.")
         self.width = width
         self.first_share = first_share
 
     def rounds(self, history: History, budget: float) -> Generator[list[Trial], History, None]:
-        """A round for each rung."""
+        """A round for each level."""
         space = history.space
         first = max(
             (
-                rung
-                for rung in range(space.num_rungs)
-                if history.is_affordable(space.at(rung), self.first_share * budget)
+                level
+                for level in range(space.num_levels)
+                if history.is_affordable(space.at(level), self.first_share * budget)
             ),
             default=0,
         )
         wanted = space.at(first)
-        for rung in range(first, space.num_rungs):
+        for level in range(first, space.num_levels):
             history = yield history.affordable(wanted, budget - history.spent)
-            wanted = [] if rung + 1 == space.num_rungs else space.at(rung + 1, self._ridge(history, rung))
+            wanted = [] if level + 1 == space.num_levels else space.at(level + 1, self._ridge(history, level))
 
-    def _ridge(self, history: History, rung: int) -> list[Candidate]:
-        """The best of a rung and its neighbours, of every method, the nearest first."""
+    def _ridge(self, history: History, level: int) -> list[Candidate]:
+        """The best of a level and its neighbors, of every method, the nearest first."""
         found: list[tuple[int, Candidate]] = []
         for candidates in _by_method(history.space):
-            tried = [trial for trial in history.space.at(rung, candidates) if trial in history]
+            tried = [trial for trial in history.space.at(level, candidates) if trial in history]
             if not tried:
                 continue
             best = candidates.index(min(tried, key=lambda trial: history[trial].loss).candidate)
@@ -58,8 +58,8 @@ class Ladder(RoundPolicy):
         return [candidate for _, candidate in sorted(found, key=lambda one: one[0])]
 
     def choose(self, history: History) -> Candidate:
-        """The least loss on the highest rung."""
-        return history.best_on_the_highest_rung()
+        """The least loss on the highest level."""
+        return history.best_at_the_highest_level()
 
 
 def _by_method(space: Space) -> list[Sequence[Candidate]]:

@@ -1,4 +1,4 @@
-"""Training pairs over tokenised texts: read, checked and tokenised once, kept in the user's cache.
+"""Training pairs over tokenized texts: read, checked and tokenized once, kept in the user's cache.
 
 Axes in names: N pairs, K hard negatives of all pairs.
 """
@@ -21,7 +21,7 @@ from embedlab.data.sources import PairSource, content_fingerprint, counts_of, re
 from embedlab.data.split import split_position
 from embedlab.data.texts import (
     TextWriter,
-    TokenisedTexts,
+    TokenizedTexts,
     cache_key,
     mapped_array,
     require_tokens,
@@ -36,13 +36,13 @@ Split = Literal["train", "validation", "test"]
 _ARRAYS = ("queries", "positives", "negatives", "negative_offsets", "split_positions")
 
 
-class TokenisedPairs:
+class TokenizedPairs:
     """The pairs of one source, as rows of its unique texts.
 
     Files are opened when first used, and a pickled copy opens them again, so that data workers share the pages.
 
     Args:
-        folder: where ``tokenise_pairs`` wrote them.
+        folder: where ``tokenize_pairs`` wrote them.
         source: what they were read from.
 
     Attributes:
@@ -54,9 +54,9 @@ class TokenisedPairs:
         self.folder = folder
         self.source = source
         self.name = source.label
-        self.texts = TokenisedTexts(folder / "texts")
+        self.texts = TokenizedTexts(folder / "texts")
 
-    def __reduce__(self) -> tuple[type[TokenisedPairs], tuple[Path, PairSource]]:
+    def __reduce__(self) -> tuple[type[TokenizedPairs], tuple[Path, PairSource]]:
         return type(self), (self.folder, self.source)
 
     def __len__(self) -> int:
@@ -148,13 +148,13 @@ class TokenisedPairs:
         return mapped_array(self.folder / f"{name}.npy")
 
 
-def tokenise_pairs(
+def tokenize_pairs(
     source: PairSource, tokenizer: PreTrainedTokenizerBase, *, max_length: int, cache_dir: Path
-) -> TokenisedPairs:
-    """Reads and tokenises a source, or finds that done in the cache.
+) -> TokenizedPairs:
+    """Reads and tokenizes a source, or finds that done in the cache.
 
     The cache is keyed by the content of the source's files, the options that say how to read them, the
-    tokenizer's behaviour and the length; a hit reads the files once to know their content, no more.
+    tokenizer's behavior and the length; a hit reads the files once to know their content, no more.
 
     Args:
         source: what to read.
@@ -172,7 +172,7 @@ def tokenise_pairs(
     content = {"content": content_fingerprint(source), **options}
     folder = cache_dir / cache_key("pairs", content, tokenizer, max_length)
     build_once(folder, lambda partial: _build(partial, source, tokenizer, max_length))
-    return TokenisedPairs(folder, source)
+    return TokenizedPairs(folder, source)
 
 
 def _build(folder: Path, source: PairSource, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -183,7 +183,7 @@ def _build(folder: Path, source: PairSource, tokenizer: PreTrainedTokenizerBase,
     texts_folder = folder / "texts"
     texts_folder.mkdir()
     with TextWriter(texts_folder, tokenizer, max_length=max_length) as texts:
-        for row in shown_progress(read_pairs(source, skipped, notes), f"Tokenising {source.label}"):
+        for row in shown_progress(read_pairs(source, skipped, notes), f"Tokenizing {source.label}"):
             queries.append(texts.add(source.query_prompt + row.query))
             positives.append(texts.add(source.document_prompt + row.positive))
             negatives.extend(texts.add(source.document_prompt + text) for text in row.negatives)
@@ -196,7 +196,7 @@ def _build(folder: Path, source: PairSource, tokenizer: PreTrainedTokenizerBase,
         "negative_offsets": np.concatenate([[0], np.cumsum(np.array(negative_counts, dtype=np.int64))]),
         "split_positions": np.array(positions, dtype=np.float64),
     }
-    written = TokenisedTexts(texts_folder)
+    written = TokenizedTexts(texts_folder)
     if source.on_error == "raise":
         require_tokens(written, source.path)
     else:
