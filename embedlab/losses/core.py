@@ -1,7 +1,7 @@
 """Contrastive losses with their gradient in closed form, so that no graph over similarities bounds the batch.
 
-A loss declares which blocks of scores share a softmax (see ``SymmetricInfoNCE``). How scores are computed,
-masked, normalized and differentiated, in chunks of rows and over ranks, stands here once for all of them.
+A loss declares which blocks of scores share a softmax (see ``SymmetricInfoNCE``). How scores are computed, masked,
+normalized and differentiated, in chunks of rows and over ranks, stands here once for all losses.
 
 Axes in names: U unique texts of a rank's batch, P pairs of a rank, N hard negatives of a rank, X the pool
 (queries, positives and hard negatives of all ranks), R anchors of a chunk, M candidates, D dimensions.
@@ -284,45 +284,6 @@ class ContrastiveLoss(nn.Module, ABC):
             exceeds_RM = scores_RM > (cosine_R1 + self.false_negative_margin) * scale
             excluded_RM = exceeds_RM if excluded_RM is None else excluded_RM.logical_or_(exceeds_RM)
         return excluded_RM
-
-
-class InfoNCE(ContrastiveLoss):
-    """Each query's positive among all positives and hard negatives.
-
-    Source: van den Oord et al. 2018, arXiv:1807.03748, eq. 4, with the other pairs of the batch as negatives.
-    """
-
-    terms = ((Block("queries", "documents"),),)
-
-
-class SymmetricInfoNCE(ContrastiveLoss):
-    """The mean of InfoNCE and its mirror image: each positive's query among all queries.
-
-    Source: Radford et al. 2021, arXiv:2103.00020, and Ziarko et al. 2024, arXiv:2406.04165, neither of which
-    has hard negatives. Here they take part from queries to documents only: being documents, they are no
-    candidates for a positive, and there is no query for them to find.
-    """
-
-    terms = ((Block("queries", "documents"),), (Block("positives", "queries"),))
-
-
-class AllPairsInfoNCE(ContrastiveLoss):
-    """One softmax over the scores of a query and of its positive with all other texts.
-
-    Source: GTE, Li et al. 2023, arXiv:2308.03281. As there, the pair's own score is in the softmax twice,
-    once from each side, so the loss stays above log 2. Hard negatives take part from queries to documents
-    only: they were chosen for being near a query, which says nothing of how far from its positive they
-    should be.
-    """
-
-    terms = (
-        (
-            Block("queries", "documents"),
-            Block("queries", "queries"),
-            Block("positives", "queries"),
-            Block("positives", "positives"),
-        ),
-    )
 
 
 @dataclass(frozen=True)
