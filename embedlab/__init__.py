@@ -24,7 +24,8 @@ _HOMES = {
     "embedlab.flops": ["FlopProfile"],
     "embedlab.losses": ["AllPairsInfoNCE", "ContrastiveLoss", "InfoNCE", "SymmetricInfoNCE"],
     "embedlab.method": ["FineTuningMethod"],
-    "embedlab.training.module": ["EmbeddingModule", "OptimizerConfig"],
+    "embedlab.training.module": ["EmbeddingModule"],
+    "embedlab.training.optimizer": ["OptimizerConfig"],
     "embedlab.training.schedule": ["Constant", "Schedule", "WarmupCosine", "WarmupStableDecay"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from embedlab.errors import ConfigError
-from embedlab.training.module import OptimizerConfig
+from embedlab.training.optimizer import OptimizerConfig
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,8 @@ Where a text enters: ``PairBatch`` from ``embedlab.data``. Where an embedding le
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +29,7 @@ from embedlab.model.backbone import BackboneConfig, fingerprint, is_finite, load
 from embedlab.model.encoder import Encoder
 from embedlab.model.pooling import PoolingMode
 from embedlab.training.meter import FlopMeter
-from embedlab.training.optimizer_state import options_of, require_sound_state, take_options
+from embedlab.training.optimizer import OptimizerConfig, options_of, require_sound_state, take_options
 from embedlab.training.schedule import Schedule, WarmupCosine
 from embedlab.training.whole_data import refuse_parts_of_data, refuse_rare_evaluation, sees_a_part
 
@@ -41,56 +39,6 @@ _NOT_IN_FLOAT16 = (
     "trainer.precision bf16-mixed, or bfloat16 for both (bf16-true)."
 )
 _SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
-
-    Args:
-        learning_rate: peak; by default the method's own for this backbone.
-        weight_decay: on matrices; vectors (norms, biases) have none.
-        betas: decay rates of the moments.
-        eps: added to the denominator.
-        clip: the largest norm of the whole gradient; None does not clip.
-        states: ``8bit`` keeps the moments in 8 bits through bitsandbytes (Dettmers et al. 2022, arXiv:2110.02861).
-
-    Raises:
-        ConfigError: If a value would train backwards, not at all, or not to finite numbers.
-    """
-
-    learning_rate: float | None = None
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    clip: float | None = 1.0
-    states: Literal["32bit", "8bit"] = "32bit"
-
-    def __post_init__(self) -> None:
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise ConfigError(
-                f"optimizer.learning_rate must be a number above 0, got {self.learning_rate}. Leave it out for the "
-                "method's own."
-            )
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(
-                f"optimizer.weight_decay must be at least 0, got {self.weight_decay}. Leave it out for 0.1; 0 turns "
-                "it off."
-            )
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(
-                f"optimizer.betas must be two numbers from 0 to below 1, got {list(self.betas)}. Leave them out for "
-                "[0.9, 0.999]."
-            )
-        if not 0 < self.eps < math.inf:
-            raise ConfigError(f"optimizer.eps must be a number above 0, got {self.eps}. Leave it out for 1e-8.")
-        if self.clip is not None and not 0 < self.clip < math.inf:
-            raise ConfigError(
-                f"optimizer.clip is the largest norm of the gradient and must be above 0, got {self.clip}. Write null "
-                "for no clipping, or leave it out for 1.0."
-            )
-        if self.states not in ("32bit", "8bit"):
-            raise ConfigError(f"optimizer.states must be 32bit or 8bit, got {self.states!r}.")
 
 
 class EmbeddingModule(LightningModule):
@@ -139,6 +87,8 @@ class EmbeddingModule(LightningModule):
         self.evaluated_step: int | None = None  # optimizer steps taken when they were measured
         self.accepted_changes: list[str] = []  # by which this run is another than the first of its family
         self.is_another_run = False  # than that of the checkpoint it goes on from, by changes that this process accepts
+        self.record_is_owed: Callable[[], bool] | None = None  # whether the run ended without one, if one is kept
+        self.is_shown_in_table = False  # how good it is: a callback prints a table at the end
         self._split: Literal["validation", "test"] = "validation"
         self.tasks: Sequence[EvaluationTask] = ()
         self._tables: list[EmbeddingTable] = []

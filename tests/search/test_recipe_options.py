@@ -19,7 +19,7 @@ from embedlab.errors import RecordError
 from embedlab.model.backbone import BackboneConfig
 from embedlab.records import FILE, write_record
 from embedlab.scaling.recipe_options import options_of_run
-from embedlab.training.module import OptimizerConfig
+from embedlab.training.optimizer import OptimizerConfig
 from run_records import record
 
 PLAIN: dict[str, Any] = {

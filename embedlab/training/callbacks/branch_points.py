@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 
-from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError
+from embedlab.training.callbacks.base import RunCallback
 from embedlab.training.callbacks.checkpoint import save_whole
 from embedlab.training.checkpoint_file import CHECKPOINTS
 from embedlab.training.module import EmbeddingModule
@@ -24,7 +23,7 @@ MARK = "branch_point"
 _SCHEDULE = "--model.schedule WarmupStableDecay"
 
 
-class BranchPoints(Callback):
+class BranchPoints(RunCallback):
     """Keeps ``checkpoints/branch-<budget>.ckpt`` for shorter and longer runs to branch off, and checks those that do.
 
     Under ``WarmupStableDecay`` a run (the trunk) has a constant rate until its decay. Where a run of a budget would
@@ -73,14 +72,14 @@ class BranchPoints(Callback):
         Raises:
             ConfigError: if a branch would not be what a run from the start is, or a point cannot be reached.
         """
-        assert isinstance(pl_module, EmbeddingModule)
+        module = self.module(trainer)
         if self._is_branch:
-            self._check_branch(trainer, pl_module)
+            self._check_branch(trainer, module)
         if not self.budgets:
             return
-        schedule = _schedule(pl_module, "branch.budgets needs")
-        account = pl_module.flop_meter.account
-        budget = _budget(pl_module, "branch.budgets needs")
+        schedule = _schedule(module, "branch.budgets needs")
+        account = module.flop_meter.account
+        budget = _budget(module, "branch.budgets needs")
         first, last = self.budgets[0], self.budgets[-1]
         if last > budget:
             raise ConfigError(
@@ -101,7 +100,7 @@ class BranchPoints(Callback):
         self._pending = [one for one in self.budgets if one not in there]
         spent = account.algorithmic
         for one in self._pending:
-            if _decays(schedule, one, spent + _cost_of(self._step, trainer, pl_module)):
+            if _decays(schedule, one, spent + _cost_of(self._step, trainer, module)):
                 what = f"the checkpoint has spent {spent:.4g}" if resumed else "the first step costs more"
                 raise ConfigError(
                     f"A run of {one:g} FLOPs (branch.budgets) would begin to decay at {schedule.decay_start * one:.4g},"
@@ -117,11 +116,11 @@ class BranchPoints(Callback):
         Raises:
             TrainingError: if one cannot be written.
         """
-        assert isinstance(pl_module, EmbeddingModule)
+        module = self.module(trainer)
         if not self._pending:
             return
-        after = pl_module.flop_meter.account.algorithmic + _cost_of(trainer.global_step, trainer, pl_module)
-        schedule = _schedule(pl_module, "branch.budgets needs")
+        after = module.flop_meter.account.algorithmic + _cost_of(trainer.global_step, trainer, module)
+        schedule = _schedule(module, "branch.budgets needs")
         while self._pending and _decays(schedule, self._pending[0], after):
             self._is_marking = True
             save_whole(trainer, _name(self._pending.pop(0)))
@@ -165,7 +164,7 @@ def _decays(schedule: WarmupStableDecay, budget: float, flops: float) -> bool:
 
 def _cost_of(step: int, trainer: Trainer, module: EmbeddingModule) -> int:
     module.prepare_training()
-    data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    data = RunCallback.data(trainer)
     profile = module.flop_meter.profile
     assert profile is not None, "with a budget, what cannot be observed is an error"
     return profile.algorithmic(data.batch_lengths(step))

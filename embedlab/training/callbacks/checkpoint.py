@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from embedlab.errors import ConfigError, DataError, TrainingError
 from embedlab.files import link_whole
+from embedlab.training.callbacks.base import RunCallback
 from embedlab.training.callbacks.interrupt import Interrupt, keep_off
 from embedlab.training.checkpoint_file import CHECKPOINTS, LAST, PREVIOUS
 from embedlab.training.loop_state import loops_after
@@ -21,7 +22,7 @@ from embedlab.training.loop_state import loops_after
 _STEPS_BETWEEN_LOOKS = 10  # at the clock: the ranks have to agree on what it shows
 
 
-class RunCheckpoint(Checkpoint):
+class RunCheckpoint(RunCallback, Checkpoint):
     """Writes ``last.ckpt`` every so often and at the end, and ``best.ckpt`` by a validation metric.
 
     A checkpoint is written beside its target, brought to the disk and renamed: a full disk or a kill leaves the one
@@ -139,7 +140,7 @@ class RunCheckpoint(Checkpoint):
             raise DataError(f"The checkpoint's global_step is {step!r:.100}. Expected a number of steps, at least 1.")
         if trainer.state.fn != "fit":
             return
-        steps_per_epoch = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+        steps_per_epoch = RunCallback.data(trainer).steps_per_epoch
         checkpoint["loops"] = loops_after(step, trainer, steps_per_epoch)
         epoch, planned = (step - 1) // steps_per_epoch, trainer.max_epochs
         if planned not in (None, -1) and epoch > planned:

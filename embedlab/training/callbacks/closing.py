@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
-from embedlab.training.callbacks.comparison import ComparisonTable
-from embedlab.training.module import EmbeddingModule
+from embedlab.training.callbacks.base import RunCallback
 
 _SHOWN = ("loss", "mrr@10", "recall@10", "spearman")
 
 
-class ClosingLines(Callback):
+class ClosingLines(RunCallback):
     """Prints a line for each evaluation set, unless a table shows them, and the command that exports the model."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last checkpoint is written."""
-        assert isinstance(pl_module, EmbeddingModule)
+        module = self.module(trainer)
         if not trainer.is_global_zero:
             return
-        if not any(isinstance(callback, ComparisonTable) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            for task in pl_module.tasks:
-                found = {name: pl_module.evaluation.get(f"validation/{task.name}/{name}") for name in _SHOWN}
+        if not module.is_shown_in_table:
+            for task in module.tasks:
+                found = {name: module.evaluation.get(f"validation/{task.name}/{name}") for name in _SHOWN}
                 values = [f"{name} {value:.3f}" for name, value in found.items() if value is not None]
                 if values:
                     print(f"{task.name}: {'  '.join(values)}")

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
 from embedlab.data.evaluation.bm25 import bm25_metrics
 from embedlab.errors import ConfigError, DataError, TrainingError
 from embedlab.files import cannot_write, write_whole
-from embedlab.training.module import EmbeddingModule
+from embedlab.training.callbacks.base import RunCallback
 
 METRICS = ("mrr@10", "ndcg@10", "recall@1", "recall@10")
 BEFORE, CONTROL, AFTER, BM25 = "backbone before training", "same training from random weights", "after training", "BM25"
 
 
-class ComparisonTable(Callback):
+class ComparisonTable(RunCallback):
     """Prints retrieval before and after training and by BM25, and writes it to ``results.json`` in the run's folder.
 
     Args:
@@ -53,6 +53,7 @@ class ComparisonTable(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses what cannot be done, before the training and not after it."""
+        self.module(trainer).is_shown_in_table = True
         if self.random_weights and trainer.world_size > 1:
             raise ConfigError(
                 f"ComparisonTable random_weights trains its control in one process, and this run has "
@@ -61,20 +62,20 @@ class ComparisonTable(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the evaluation before training."""
-        assert isinstance(pl_module, EmbeddingModule)
+        module = self.module(trainer)
         if trainer.sanity_checking and not self.before:
-            self.before = dict(pl_module.evaluation)
+            self.before = dict(module.evaluation)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints and writes the table."""
-        assert isinstance(pl_module, EmbeddingModule)
+        module = self.module(trainer)
         if not trainer.is_global_zero:
             return
         rows = {BEFORE: self.before}
         if self.random_weights:
             rows[CONTROL] = self._train_control(trainer)
-        rows[AFTER] = pl_module.evaluation
-        tasks = {task.name: task.retrieval for task in pl_module.tasks if task.retrieval is not None}
+        rows[AFTER] = module.evaluation
+        tasks = {task.name: task.retrieval for task in module.tasks if task.retrieval is not None}
         if self.bm25:
             rows[BM25] = {
                 f"validation/{task}/{name}": value

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from embedlab.errors import ConfigError
 from embedlab.files import UNFINISHED, cannot_write, sync_folder
-from embedlab.training.module import EmbeddingModule
+from embedlab.training.callbacks.base import RunCallback
 
 UNTRAINED = (
     "`embedlab predict` has no checkpoint, so it would encode with the backbone as it was before training. Add "
@@ -23,7 +23,7 @@ UNTRAINED = (
 )
 
 
-class EmbeddingWriter(BasePredictionWriter):
+class EmbeddingWriter(RunCallback, BasePredictionWriter):
     """Writes ``embeddings.npy`` (texts, dim), float32, unit norm, into the output folder.
 
     Every rank writes its rows into the same memory-mapped file, so that memory does not limit the texts. The file gets
@@ -40,18 +40,19 @@ class EmbeddingWriter(BasePredictionWriter):
         Raises:
             ConfigError: if the model is not trained, or the file is there or cannot be written.
         """
-        assert isinstance(pl_module, EmbeddingModule) and pl_module.encoder is not None
-        if not pl_module.is_trained:
+        module = self.module(trainer)
+        assert module.encoder is not None
+        if not module.is_trained:
             raise ConfigError(UNTRAINED)
         path, unfinished = self.path(trainer), self._unfinished(trainer)
         if trainer.strategy.broadcast(path.exists()):
             raise ConfigError(f"{path} exists. Choose another folder with --output, or move it away.")
-        dimension = pl_module.encoder.dimension()
+        dimension = module.encoder.dimension()
         failure: ConfigError | None = None
         if trainer.is_global_zero:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                shape = (trainer.datamodule.num_predicted_texts, dimension)  # type: ignore[attr-defined]
+                shape = (RunCallback.data(trainer).num_predicted_texts, dimension)
                 np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape).flush()
                 _reserve(unfinished)
             except OSError as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from embedlab.errors import ConfigError
+from embedlab.training.callbacks.base import RunCallback
 
 
-class FewSteps(Callback):
+class FewSteps(RunCallback):
     """Asks for the end, with its evaluation and its record, when some steps are taken.
 
     The run's budget and schedule are those of the whole one, so whatever would refuse that refuses this.

@@ -6,13 +6,11 @@ import math
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
-from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError
-from embedlab.training.callbacks.run_record import RunRecorder
+from embedlab.training.callbacks.base import RunCallback
 from embedlab.training.callbacks.step_clock import TimeLeft
-from embedlab.training.module import EmbeddingModule
 
 _STEPS_LOOKED_AT = 64  # for the mean cost of a step
 _STEPS_TIMED = 5
@@ -37,7 +35,7 @@ def number_of_flops(value: float | str) -> float:
     return flops
 
 
-class FlopBudget(Callback):
+class FlopBudget(RunCallback):
     """Stops training at the step that crosses a budget of algorithmic FLOPs, attention included.
 
     The learning-rate schedule runs over the budget, so that the last step has the schedule's last rate.
@@ -64,7 +62,7 @@ class FlopBudget(Callback):
         Raises:
             ConfigError: if a number of steps is to end the run, or to keep it going, too.
         """
-        assert isinstance(pl_module, EmbeddingModule)
+        module = self.module(trainer)
         if stage != "fit":
             return
         if trainer.max_steps != -1:
@@ -77,7 +75,7 @@ class FlopBudget(Callback):
                 f"trainer.min_epochs {trainer.fit_loop.min_epochs} and min_steps {trainer.min_steps} would keep the "
                 f"run going when its budget of {self.flops:g} FLOPs is spent. Leave them out."
             )
-        pl_module.flop_meter.account.budget = self.flops
+        module.flop_meter.account.budget = self.flops
         self._epochs = trainer.max_epochs if trainer.max_epochs is not None else 1
         trainer.fit_loop.max_epochs = -1
 
@@ -88,18 +86,18 @@ class FlopBudget(Callback):
             ConfigError: if that is less than a step or more than the data may be seen, if it is spent already, or if
                 what the checkpoint has spent is not known.
         """
-        assert isinstance(pl_module, EmbeddingModule)
-        if not pl_module.flop_meter.is_complete:
+        module = self.module(trainer)
+        if not module.flop_meter.is_complete:
             raise ConfigError(
                 "The checkpoint does not say how many FLOPs its run has spent, because they were not counted, so what "
                 f"is left of the budget of {self.flops:g} is unknown. Go on without --budget, or begin a run with it "
                 "in another --output."
             )
-        pl_module.prepare_training()
-        data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        account, profile = pl_module.flop_meter.account, pl_module.flop_meter.profile
+        module.prepare_training()
+        data = RunCallback.data(trainer)
+        account, profile = module.flop_meter.account, module.flop_meter.profile
         assert profile is not None, "with a budget, what cannot be observed is an error"
-        if account.is_spent and self._lacks_its_record(trainer, pl_module):
+        if account.is_spent and module.record_is_owed is not None and module.record_is_owed():
             trainer.should_stop = True  # it was killed in its last validation, which is all that is left to do
             if trainer.is_global_zero:
                 print(f"The budget of {self.flops:g} FLOPs is spent, and the run is evaluated for its record.")
@@ -133,10 +131,6 @@ class FlopBudget(Callback):
                 + (f" {account.algorithmic:.4g} of it are spent." if account.algorithmic else "")
             )
 
-    def _lacks_its_record(self, trainer: Trainer, module: EmbeddingModule) -> bool:
-        recorders = [one for one in trainer.callbacks if isinstance(one, RunRecorder)]  # type: ignore[attr-defined]
-        return any(one.is_owed(trainer, module) for one in recorders)
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets the clock go on: validation is no training."""
         self._time_left.resume()
@@ -145,11 +139,11 @@ class FlopBudget(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Says, after a few steps, how long the budget will last."""
-        assert isinstance(pl_module, EmbeddingModule)
+        module = self.module(trainer)
         self._steps_taken += 1
         if self._steps_taken == 1:  # it warms caches up
-            self._time_left.start(pl_module.share_done)
+            self._time_left.start(module.share_done)
             return
         self._time_left.step()
         if self._steps_taken == 1 + _STEPS_TIMED and trainer.is_global_zero:
-            print(f"It is spent in about {self._time_left.after(pl_module.share_done)}, evaluation not counted.")
+            print(f"It is spent in about {self._time_left.after(module.share_done)}, evaluation not counted.")

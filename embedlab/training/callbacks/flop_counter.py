@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from embedlab.errors import ConfigError
 from embedlab.flops.peak import Peak, device_peak
+from embedlab.training.callbacks.base import RunCallback
 from embedlab.training.callbacks.step_clock import StepClock
-from embedlab.training.module import EmbeddingModule
 
 
-class FlopCounter(Callback):
+class FlopCounter(RunCallback):
     """Logs FLOPs spent (algorithmic and executed), tokens, and the share of the peak that both use.
 
     MFU (model FLOPs utilization: Chowdhery et al. 2022, arXiv:2204.02311, appendix B) takes the algorithmic count,
@@ -36,12 +36,12 @@ class FlopCounter(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says what a token costs, and what the utilization is measured against."""
-        assert isinstance(pl_module, EmbeddingModule)
-        profile, account = pl_module.flop_meter.profile, pl_module.flop_meter.account
+        module = self.module(trainer)
+        profile, account = module.flop_meter.profile, module.flop_meter.account
         if profile is None:
             return
-        peak = self._stated or device_peak(pl_module.device, _dtype(trainer, pl_module))
-        self._peak = pl_module.flop_meter.peak = trainer.world_size * peak.flops_per_second
+        peak = self._stated or device_peak(module.device, _dtype(trainer, module))
+        self._peak = module.flop_meter.peak = trainer.world_size * peak.flops_per_second
         self._before = (account.algorithmic, account.executed)
         if trainer.is_global_zero:
             print(
@@ -60,20 +60,20 @@ class FlopCounter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs the steps since it last did."""
-        assert isinstance(pl_module, EmbeddingModule)
-        if pl_module.flop_meter.profile is None:
+        module = self.module(trainer)
+        if module.flop_meter.profile is None:
             return
         self._seconds += self._clock.lap()
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it by name
         if not every or trainer.global_step % every:
             return  # Lightning would not write it, and to log costs more than to count
-        pl_module.flop_meter.settle()
-        account = pl_module.flop_meter.account
+        module.flop_meter.settle()
+        account = module.flop_meter.account
         after = (account.algorithmic, account.executed)
         algorithmic, executed = (now - before for now, before in zip(after, self._before, strict=True))
         possible = self._peak * self._seconds
         self._before, self._seconds = after, 0.0
-        pl_module.log_dict(
+        module.log_dict(
             {
                 "flops/algorithmic": float(account.algorithmic),
                 "flops/executed": float(account.executed),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
-from embedlab.training.module import EmbeddingModule
+from embedlab.training.callbacks.base import RunCallback
 
 _IS_DUE = "evaluation_is_due"  # what a checkpoint says of its last step
 
 
-class OwedEvaluation(Callback):
+class OwedEvaluation(RunCallback):
     """Evaluate a resumed run where its checkpoint's last step was to be evaluated and had not been."""
 
     def __init__(self) -> None:
@@ -41,7 +41,6 @@ class OwedEvaluation(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say whether the last step is to be evaluated."""
-        assert isinstance(pl_module, EmbeddingModule)
         checkpoint[_IS_DUE] = self._due_step == trainer.global_step
 
 

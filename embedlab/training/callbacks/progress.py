@@ -8,11 +8,11 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
+from embedlab.training.callbacks.base import RunCallback
 from embedlab.training.callbacks.step_clock import TimeLeft
-from embedlab.training.module import EmbeddingModule
 
 
-class ProgressLines(ProgressBar):
+class ProgressLines(RunCallback, ProgressBar):
     """Prints one line every so often: step, loss, learning rate, throughput, and the time left without evaluation.
 
     Args:
@@ -36,9 +36,9 @@ class ProgressLines(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
-        assert isinstance(pl_module, EmbeddingModule)
+        module = self.module(trainer)
         self._printed = time.monotonic()
-        self._time_left.start(pl_module.share_done)
+        self._time_left.start(module.share_done)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets the clock go on."""
@@ -48,17 +48,17 @@ class ProgressLines(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Prints if it is time, and after the last step."""
-        assert isinstance(pl_module, EmbeddingModule)
+        module = self.module(trainer)
         self._time_left.step()
         now = time.monotonic()
-        if not self._enabled or (now - self._printed < self.every_seconds and not pl_module.is_done()):
+        if not self._enabled or (now - self._printed < self.every_seconds and not module.is_done()):
             return
         self._printed = now
-        share = pl_module.share_done
+        share = module.share_done
         values = "  ".join(f"{name} {_short(float(value))}" for name, value in trainer.progress_bar_metrics.items())
         total = trainer.estimated_stepping_batches
         step = f"{trainer.global_step}/{total}" if total < float("inf") else f"{trainer.global_step} ({share:.1%})"
-        meter = pl_module.flop_meter
+        meter = module.flop_meter
         values += f"  flops {meter.account.algorithmic:.3g}" if meter.profile is not None else ""
         print(f"step {step}  {values}  left {self._time_left.after(share)}", flush=True)
 

@@ -13,10 +13,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from embedlab.files import cannot_write, write_whole
 from embedlab.model.backbone import absolute_path
-from embedlab.training.module import EmbeddingModule
+from embedlab.training.callbacks.base import RunCallback
 
 
-class RunConfig(SaveConfigCallback):
+class RunConfig(RunCallback, SaveConfigCallback):
     """Writes ``config.yaml`` into the run's folder, and hyperparameters and the whole text to TensorBoard."""
 
     _path: Path | None = None
@@ -33,13 +33,13 @@ class RunConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the module what its checkpoints say about how to build it again."""
-        assert isinstance(pl_module, EmbeddingModule)
+        module = self.module(trainer)
         self.config = self.config.clone()
         backbone = self.config.model.backbone
         backbone.path = absolute_path(backbone.path)  # a run can be gone on with from any folder
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        model = config["model"] | {"seed": pl_module.seed}  # linked to seed_everything, so not in the dump
-        pl_module.run_config = {"model": model, "data": config["data"]}
+        model = config["model"] | {"seed": module.seed}  # linked to seed_everything, so not in the dump
+        module.run_config = {"model": model, "data": config["data"]}
         if stage == "fit":  # measuring a run leaves its configuration as it is
             self.config.ckpt_path = None
             if not trainer.is_global_zero:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from embedlab.errors import DataError
-from embedlab.training.module import EmbeddingModule
+from embedlab.training.callbacks.base import RunCallback
 
 _EVENTS = "events.out.tfevents."
 _LOGGED = "logged"  # what a checkpoint holds of its last step's values
@@ -55,7 +55,7 @@ class RunLogger(TensorBoardLogger):
         self.experiment.flush()
 
 
-class RunLog(Callback):
+class RunLog(RunCallback):
     """Take up a run's log where its checkpoint stands.
 
     A checkpoint holds the values that belong to its last step, since Lightning logs them after it is saved. A run that
@@ -103,15 +103,15 @@ class RunLog(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Flush the log, and add the values of the step at which it ends."""
+        module = self.module(trainer)
         for logger in _run_loggers(trainer):
             logger.flush()
         step = trainer.global_step
         values = dict(self._values) if self._step == step else {}
-        assert isinstance(pl_module, EmbeddingModule)
-        evaluated = pl_module.evaluated_step
+        evaluated = module.evaluated_step
         if evaluated == step or (step == 1 and evaluated == 0):
-            epoch = (step - 1) // trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
-            values = {"epoch": float(epoch)} | values | pl_module.evaluation
+            epoch = (step - 1) // RunCallback.data(trainer).steps_per_epoch
+            values = {"epoch": float(epoch)} | values | module.evaluation
         checkpoint[_LOGGED] = {"step": step - 1, "values": values}
 
     def _begin(self, trainer: Trainer) -> None:

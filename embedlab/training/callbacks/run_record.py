@@ -15,15 +15,15 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from embedlab.data.datamodule import PairDataModule
 from embedlab.data.evaluation.metrics import LOSS_PROTOCOL
 from embedlab.data.evaluation.tasks import HeldOutPairs
 from embedlab.errors import ConfigError, DataError, DivergenceError, RecordError, suggestion
 from embedlab.records import FILE, Ledger, LossDefinition, RunRecord, Status, write_record
+from embedlab.training.callbacks.base import RunCallback
 from embedlab.training.callbacks.few_steps import FewSteps
 from embedlab.training.callbacks.owed_evaluation import evaluate_last_step
 from embedlab.training.callbacks.step_clock import StepClock
@@ -41,7 +41,7 @@ _RUN_ID = re.compile(r"[0-9a-zA-Z]{1,64}")
 _DATA = "data."  # how the names of options begin that say what is trained on and what is held out
 
 
-class RunRecorder(Callback):
+class RunRecorder(RunCallback):
     """Writes a run's record into its folder: at its end, or where it diverged or failed.
 
     A run that was interrupted or killed has none until it has gone on to its end. A record is final: what goes on from
@@ -89,14 +89,19 @@ class RunRecorder(Callback):
             setattr(self, name, value)
         self.seconds = self.seconds or 0.0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the module say whether its run still needs a record, once the checkpoint has been read."""
+        module = self.module(trainer)
+        module.record_is_owed = lambda: self.is_owed(trainer, module)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says which loss is recorded where there are several.
 
         Raises:
             ConfigError: if there are no held-out pairs of that name.
         """
-        assert isinstance(pl_module, EmbeddingModule)
-        names = [task.name for task in _held_out(pl_module)]
+        module = self.module(trainer)
+        names = [task.name for task in _held_out(module)]
         if self.evaluation_set is not None and self.evaluation_set not in names:
             raise ConfigError(
                 f"record.evaluation_set is '{self.evaluation_set}', and no held-out pairs have that name. There are: "
@@ -115,17 +120,17 @@ class RunRecorder(Callback):
         Raises:
             RecordError: if a record in the run's folder cannot be read.
         """
-        assert isinstance(pl_module, EmbeddingModule)
-        self._device = pl_module.device
-        self._lacks_its_record = self.is_owed(trainer, pl_module)
+        module = self.module(trainer)
+        self._device = module.device
+        self._lacks_its_record = self.is_owed(trainer, module)
         if trainer.is_global_zero:
             self._git_revision = _git_revision()
             if self.run_id is None:
                 self.run_id = _new_id()
-            elif pl_module.is_another_run or self._goes_on_from_another(trainer):
+            elif module.is_another_run or self._goes_on_from_another(trainer):
                 self.parent_run_id = self.parent_run_id or self.run_id
                 self.run_id, self.branch_step = _new_id(), trainer.global_step
-                self.branch_flops = pl_module.flop_meter.account.algorithmic
+                self.branch_flops = module.flop_meter.account.algorithmic
         self._clock.start()
 
     def _goes_on_from_another(self, trainer: Trainer) -> bool:
@@ -158,16 +163,16 @@ class RunRecorder(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records the finished run, after its last validation."""
-        assert isinstance(pl_module, EmbeddingModule)
-        self._finish(trainer, pl_module)
+        module = self.module(trainer)
+        self._finish(trainer, module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records a run of which nothing was left to train, but whose record was missing."""
-        assert isinstance(pl_module, EmbeddingModule)
-        if self._device is None and self.is_owed(trainer, pl_module):
-            self._device, self._lacks_its_record = pl_module.device, True
+        module = self.module(trainer)
+        if self._device is None and self.is_owed(trainer, module):
+            self._device, self._lacks_its_record = module.device, True
             self._git_revision = _git_revision() if trainer.is_global_zero else None
-            self._finish(trainer, pl_module)
+            self._finish(trainer, module)
 
     def _finish(self, trainer: Trainer, module: EmbeddingModule) -> None:
         """Evaluates a run that was killed in its last validation, which Lightning does not repeat, and records it."""
@@ -178,11 +183,11 @@ class RunRecorder(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Records a run that diverged or failed; one that is interrupted (Ctrl-C, SIGTERM) is to go on."""
-        assert isinstance(pl_module, EmbeddingModule)
+        module = self.module(trainer)
         if not isinstance(exception, Exception):
             return
         try:
-            self._write(trainer, pl_module, "diverged" if isinstance(exception, DivergenceError) else "failed")
+            self._write(trainer, module, "diverged" if isinstance(exception, DivergenceError) else "failed")
         except RecordError as error:  # must not hide why the run failed
             rank_zero_warn(str(error))
 
@@ -217,7 +222,7 @@ class RunRecorder(Callback):
 
     def _record(self, trainer: Trainer, module: EmbeddingModule, status: Status) -> RunRecord:
         self._measure_memory()
-        data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = RunCallback.data(trainer)
         if status != "failed":  # a rank that has died answers no more
             module.flop_meter.settle()
         account, profile = module.flop_meter.account, module.flop_meter.profile

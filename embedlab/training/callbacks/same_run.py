@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from embedlab.errors import ConfigError
+from embedlab.training.callbacks.base import RunCallback
 from embedlab.training.callbacks.branch_points import MARK
-from embedlab.training.module import EmbeddingModule
 from embedlab.training.run_identity import SCHEDULE, differences, identity_of
 
 _IDENTITY = "identity"  # what a checkpoint says of its run
 _MOST_CHANGES = 50  # that are kept: each --accept_changes adds some
 
 
-class SameRun(Callback):
+class SameRun(RunCallback):
     """Refuses to go on from a checkpoint by another configuration or with other data.
 
     Args:
@@ -42,8 +42,8 @@ class SameRun(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say in the checkpoint which run it is of."""
-        assert isinstance(pl_module, EmbeddingModule)
-        checkpoint[_IDENTITY] = dict(identity_of(trainer, pl_module))
+        module = self.module(trainer)
+        checkpoint[_IDENTITY] = dict(identity_of(trainer, module))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take what the checkpoint says of its run."""
@@ -58,8 +58,8 @@ class SameRun(Callback):
         Raises:
             ConfigError: If the run differs from the checkpoint's and changes are not accepted.
         """
-        assert isinstance(pl_module, EmbeddingModule)
-        pl_module.accepted_changes = self.changes
+        module = self.module(trainer)
+        module.accepted_changes = self.changes
         if self._step is None:
             return
         if self._before is None:
@@ -69,7 +69,7 @@ class SameRun(Callback):
                     "run goes on with the same data and options cannot be checked."
                 )
             return
-        now = identity_of(trainer, pl_module)
+        now = identity_of(trainer, module)
         if self._is_branch:
             now = {name: value for name, value in now.items() if name != SCHEDULE}
         found = differences(self._before, now)
@@ -82,6 +82,6 @@ class SameRun(Callback):
             )
         self.changes = [*self.changes, *(f"{change} from step {self._step} on" for change in found)]
         self.changes = self.changes[-_MOST_CHANGES:]
-        pl_module.accepted_changes, pl_module.is_another_run = self.changes, True
+        module.accepted_changes, module.is_another_run = self.changes, True
         if trainer.is_global_zero:
             print(f"Goes on as another run of the checkpoint's family: {'; '.join(found)}.")

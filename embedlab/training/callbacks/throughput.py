@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from embedlab.data.collate import PairBatch
+from embedlab.training.callbacks.base import RunCallback
 from embedlab.training.callbacks.step_clock import StepClock
 
 
-class Throughput(Callback):
+class Throughput(RunCallback):
     """Logs real tokens and pairs a second over all ranks, and the share of padding.
 
     A step's time runs from the end of the step before, so that waiting for data counts; validation does not.

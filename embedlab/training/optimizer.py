@@ -1,17 +1,69 @@
-"""The optimizer of a resumed run: its options are the configuration's, and its state is checked as what it is, data."""
+"""The optimizer: its options, which are always those of the configuration, and the check of a stored state."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from embedlab.errors import DataError
+from embedlab.errors import ConfigError, DataError
 
 _ADAMW = {"step", "exp_avg", "exp_avg_sq"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
+
+    Args:
+        learning_rate: peak; by default the method's own for this backbone.
+        weight_decay: on matrices; vectors (norms, biases) have none.
+        betas: decay rates of the moments.
+        eps: added to the denominator.
+        clip: the largest norm of the whole gradient; None does not clip.
+        states: ``8bit`` keeps the moments in 8 bits through bitsandbytes (Dettmers et al. 2022, arXiv:2110.02861).
+
+    Raises:
+        ConfigError: If a value would train backwards, not at all, or not to finite numbers.
+    """
+
+    learning_rate: float | None = None
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float | None = 1.0
+    states: Literal["32bit", "8bit"] = "32bit"
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ConfigError(
+                f"optimizer.learning_rate must be a number above 0, got {self.learning_rate}. Leave it out for the "
+                "method's own."
+            )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(
+                f"optimizer.weight_decay must be at least 0, got {self.weight_decay}. Leave it out for 0.1; 0 turns "
+                "it off."
+            )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(
+                f"optimizer.betas must be two numbers from 0 to below 1, got {list(self.betas)}. Leave them out for "
+                "[0.9, 0.999]."
+            )
+        if not 0 < self.eps < math.inf:
+            raise ConfigError(f"optimizer.eps must be a number above 0, got {self.eps}. Leave it out for 1e-8.")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ConfigError(
+                f"optimizer.clip is the largest norm of the gradient and must be above 0, got {self.clip}. Write null "
+                "for no clipping, or leave it out for 1.0."
+            )
+        if self.states not in ("32bit", "8bit"):
+            raise ConfigError(f"optimizer.states must be 32bit or 8bit, got {self.states!r}.")
 
 
 def options_of(optimizer: Optimizer) -> list[dict[str, Any]]:
