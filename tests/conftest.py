@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process for each core runs te
 
 import pytest
 
-from fuzzing import Fuzz
+from helpers.fuzzing import Fuzz
 
 if TYPE_CHECKING:  # importing them takes ten seconds, and the process that hands out the tests does not need them
     from transformers import PreTrainedModel

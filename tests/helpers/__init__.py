@@ -1,0 +1,1 @@
+"""What several tests share: small runs, searches, corpora and tables."""
