@@ -149,7 +149,9 @@ def test_runs_that_have_hardly_learned_are_warned_of(capsys: pytest.CaptureFixtu
         write_record(record(number, loss=loss, learning_rate=1e-3, **values), tmp_path / str(number))
     report = answered(capsys, "--runs", str(tmp_path), "--budget", "1e11")
     (law,) = report["laws"]
-    assert law["caution"].startswith("2 of its 9 runs, of up to 1.8e+10 FLOPs, have losses near that of a guess, 5.55.")
+    assert law["caution"].startswith(
+        "2 of its 9 runs, of up to 1.8e+10 FLOPs, have losses near that of guessing (5.55)."
+    )
     main(["recipe", "--runs", str(tmp_path), "--budget", "1e11", "--replicates", "10"])
     assert "LoRA: 2 of its 9 runs" in " ".join(capsys.readouterr().out.split())
 
@@ -166,8 +168,8 @@ def test_records_whose_losses_cannot_be_compared_give_no_recipe(
 @pytest.mark.parametrize(
     ("kept", "named"),
     [
-        ("few", "has 4 parameters (E, B, D_0, beta), and 3 runs cannot give them: at least 5 are needed"),
-        ("budget", "All 5 runs have about one budget"),
+        ("few", "has 4 parameters (E, B, D_0, beta), so a fit needs at least 5 runs, got 3"),
+        ("budget", "All 5 runs have about the same budget"),
         ("data", "All 5 runs have the same amount of data"),
     ],
 )
