@@ -31,7 +31,7 @@ class Crossover:
         interval_90: 90 % interval of the budget in FLOPs, with bounds as in ``interval_80``.
         interval_95: 95 % interval of the budget in FLOPs, with bounds as in ``interval_80``.
         probability: Probability that the methods change places within the searched budgets.
-        looked_at: Smallest and largest searched budget in FLOPs.
+        looked_at: Smallest and largest searched budget in FLOPs; only budgets that both laws can predict are searched.
     """
 
     below: str

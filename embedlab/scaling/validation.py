@@ -19,9 +19,9 @@ HELD_OUT = (1, 2, 3)
 """Numbers of budget levels that are held out, counted from the largest level down."""
 
 NUM_STARTS = 6
-"""Number of starting points for the fit of a hold-out.
+"""Number of starting points for the fit of a hold-out: the starting points nearest to the measured losses.
 
-Fewer are enough than for a final fit: on every published table tested, 9 or more of 16 starts reached the best minimum.
+A hold-out needs few starting points: on every tested table, 9 or more of 16 led to the best minimum.
 """
 
 _HARDLY = 0.05  # share of the squared errors: a law may differ this little from a law that is a limiting case
@@ -154,7 +154,7 @@ def preferred(ranked: Sequence[Choice], laws: Sequence[Law]) -> Choice:
 
     With few held-out runs, chance decides most of the ranking. A law that is preferred for other reasons is therefore
     replaced only by a law whose mean squared error is smaller by more than one standard error of the difference
-    (Breiman et al. 1984, section 3.4.3).
+    (Breiman et al. 1984, section 3.4.3) and by more than 5 %.
 
     Args:
         ranked: The laws as ranked by ``choices``, the best first.
