@@ -1,1 +1,1 @@
-"""Scaling laws: what finished runs say of runs that were not made. Needs no torch."""
+"""Scaling laws, which predict the losses of new runs from finished runs. This package does not import torch."""

@@ -1,10 +1,11 @@
-"""How far a fitted law may be off: intervals from a bootstrap over families of runs, and from profiles.
+"""Uncertainty of fitted laws: intervals from a bootstrap over families of runs, and from profile likelihoods.
 
-Replicates weight whole families, as often as each was drawn, so that runs which share noise move together. Quantiles of
-few runs are too narrow by about the root of P / (P - K), K being the parameters that the same runs have paid for:
-replicates are spread by that factor about the estimate. Coverage is tested by simulation. Names end in their axes:
+Each replicate weights a whole family by the number of times that the family was drawn, so runs that share noise stay
+together. Bootstrap intervals from few runs are too narrow by a factor of about sqrt(P / (P - K)) for P runs and K
+fitted parameters, so the distance of each replicate from the estimate is multiplied by this factor. Simulations in the
+tests check the coverage of the intervals. Names of arrays end in their axes:
 
-    R  replicates      P  points      B  budgets
+    R  bootstrap replicates      P  points, one per run      K  parameters
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ from embedlab.scaling.fitting import Fit, Runs, fit
 
 NUM_REPLICATES = 1000
 REPLICATE_TOLERANCE = 1e-10
-"""Relative, of a replicate's objective: far less than replicates differ by."""
+"""Relative change of the objective at which the fit of a replicate stops; replicates differ by far more."""
 
 
 class Interval(NamedTuple):
-    """Between two bounds, with a stated probability; a bound may be infinite."""
+    """An interval that contains a quantity with a stated probability.
+
+    Attributes:
+        low: Lower bound; may be infinite.
+        high: Upper bound; may be infinite.
+    """
 
     low: float
     high: float
@@ -37,12 +43,12 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Replicates:
-    """A fit and what it might have been.
+    """A fit with its bootstrap replicates.
 
     Attributes:
-        fit: to all runs.
-        fits_R: to runs drawn anew.
-        spread: by how much replicates are moved away from the estimate before quantiles are taken.
+        fit: Fit to all runs.
+        fits_R: Fits to families of runs drawn with replacement, one per replicate.
+        spread: Factor that multiplies the distance of each replicate from the estimate before quantiles are computed.
     """
 
     fit: Fit
@@ -50,45 +56,65 @@ class Replicates:
     spread: float
 
     def quantity(self, of: Callable[[Fit], np.ndarray | float]) -> tuple[np.ndarray, np.ndarray]:
-        """Something that a fit implies, best on a scale without bounds: its estimate, and (R, ...) what it might be."""
+        """Return the estimate of a quantity that a fit implies, and the values (R, ...) in the replicates.
+
+        Args:
+            of: Function that returns the quantity of a fit. The quantity should be on a scale without bounds, for
+                example the logarithm of a loss, because ``spread`` moves the replicates away from the estimate.
+        """
         estimate = np.asarray(of(self.fit), dtype=float)
         replicates_R = np.stack([np.asarray(of(one), dtype=float) for one in self.fits_R])
         return estimate, estimate + self.spread * (replicates_R - estimate)
 
     def interval(self, of: Callable[[Fit], float], level: float = 0.9) -> Interval:
-        """That holds a positive quantity with a probability; its quantiles are taken of its logarithm."""
+        """Return the interval of a positive quantity; quantiles are computed from the logarithm of the quantity.
+
+        Args:
+            of: Function that returns the quantity of a fit.
+            level: Probability that the interval contains the quantity.
+        """
         _, replicates_R = self.quantity(lambda one: np.log(of(one)))
         low, high = np.exp(quantiles(replicates_R, level))
         return Interval(float(low), float(high))
 
     def parameter(self, name: str, level: float = 0.9) -> Interval:
-        """Of the law's formula, in its units."""
+        """Return the interval of a parameter of the law, in the units of the formula.
+
+        Args:
+            name: Name of the parameter, as in ``Fit.names``.
+            level: Probability that the interval contains the parameter.
+        """
         return self.interval(lambda one: one.parameters[name], level)
 
     def standard_error(self, of: Callable[[Fit], float]) -> float:
-        """The standard deviation over replicates, which are not moved away from the estimate."""
+        """Return the standard deviation of a quantity over the replicates, without the factor ``spread``."""
         return float(np.std([of(one) for one in self.fits_R], ddof=1))
 
 
 def quantiles(values_R: np.ndarray, level: float) -> np.ndarray:
-    """The two between which lies a share of the values, as much of the rest below as above."""
+    """Return the bounds (2, ...) of the central interval that contains a share of the values.
+
+    Args:
+        values_R: Values (R, ...), one per replicate.
+        level: Share of the values between the bounds.
+    """
     bounds: np.ndarray = np.quantile(values_R, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return bounds
 
 
 def bootstrap(estimate: Fit, runs: Runs, *, num_replicates: int = NUM_REPLICATES, seed: int = 0) -> Replicates:
-    """Fits to families of runs drawn with replacement, each begun at the estimate.
+    """Fit a law to families of runs drawn with replacement; each fit starts at the estimate.
 
     Args:
-        estimate: to the same runs.
-        runs: with their families.
-        num_replicates: R.
-        seed: of the draws.
+        estimate: Fit of the law to all runs.
+        runs: Runs that the estimate was fitted to, with their families.
+        num_replicates: Number of bootstrap replicates (R).
+        seed: Seed of the random draws.
 
     Raises:
-        ConfigError: if there are too few families to draw from.
+        ConfigError: If there are fewer than 3 families to draw from.
     """
-    found: dict[bytes, Fit] = {}  # with few families many draws are the same
+    found: dict[bytes, Fit] = {}  # with few families, many draws are equal
     draws = list(drawn_weights(runs, num_replicates, seed))
     for weights_P in draws:
         if weights_P.tobytes() not in found:
@@ -106,18 +132,23 @@ def bootstrap(estimate: Fit, runs: Runs, *, num_replicates: int = NUM_REPLICATES
 
 
 def drawn_weights(runs: Runs, num_replicates: int, seed: int) -> Iterator[np.ndarray]:
-    """(P,) for each replicate: how often the family of each run was drawn.
+    """Yield the weights (P,) of the runs in each replicate: how often the family of each run was drawn.
+
+    Args:
+        runs: Runs with their families.
+        num_replicates: Number of bootstrap replicates.
+        seed: Seed of the random draws.
 
     Raises:
-        ConfigError: if there are too few families to draw from.
+        ConfigError: If there are fewer than 3 families to draw from.
     """
     families, family_P = np.unique(
         np.arange(len(runs)) if runs.family_P is None else runs.family_P, return_inverse=True
     )
     if len(families) < 3:
         raise ConfigError(
-            f"The {len(runs)} runs are of {len(families)} families, and an interval needs at least 3 that are "
-            "independent. Add runs with another seed, size or learning rate."
+            f"The {len(runs)} runs belong to {len(families)} families, and an interval needs at least 3 independent "
+            "families. Add runs with another seed, size or learning rate."
         )
     generator = np.random.default_rng(seed)
     for _ in range(num_replicates):
@@ -126,24 +157,26 @@ def drawn_weights(runs: Runs, num_replicates: int, seed: int) -> Iterator[np.nda
 
 
 def spread_of(estimate: Fit, runs: Runs) -> float:
-    """By what replicates are too near each other, for the parameters that the runs have paid for."""
+    """Return the factor sqrt(P / (P - K)) by which an interval from P runs and K fitted parameters is too narrow."""
     num_free = max(1, len(runs) - len(estimate.theta_K))
     return float(np.sqrt(len(runs) / num_free))
 
 
 def profile_interval(estimate: Fit, runs: Runs, name: str, *, level: float = 0.9) -> Interval:
-    """Values of a parameter at which the other parameters can still nearly make up for it (profile likelihood).
+    """Return the profile likelihood interval of a parameter, in the units of the formula.
 
-    A parameter whose interval has no bound on one side is not identified there by the runs.
+    For each value of the parameter, all other parameters are fitted again. The interval contains the values at which
+    the objective stays close to its minimum. Where the runs do not limit the parameter on one side, the bound is
+    infinite; the lower bound of a parameter that is fitted as a logarithm is then 0.
 
     Args:
-        estimate: to the same runs.
-        runs: all of them.
-        name: of the parameter, as in ``Fit.names``.
-        level: the probability.
+        estimate: Fit of the law to all runs.
+        runs: Runs that the estimate was fitted to.
+        name: Name of the parameter, as in ``Fit.names``.
+        level: Probability that the interval contains the parameter.
     """
     number = estimate.names.index(name)
-    # The objective's rise that a chi-squared with one degree of freedom allows, in units of its residual dispersion.
+    # Allowed rise of the objective: a chi-squared quantile with 1 degree of freedom, times the residual dispersion.
     dispersion = 2 * estimate.objective / max(1, len(runs) - len(estimate.theta_K))
     allowed = 0.5 * float(chi2.ppf(level, 1)) * dispersion
 
@@ -176,13 +209,18 @@ def profile_interval(estimate: Fit, runs: Runs, name: str, *, level: float = 0.9
     return Interval(estimate.natural(number, low), estimate.natural(number, high))
 
 
-_WEAK = 10.0  # times as large at one end of its interval as at the other
+_WEAK = 10.0  # upper bound of an interval divided by lower bound, above which the runs hardly determine a parameter
 
 
 def weakly_identified(replicates: Replicates, runs: Runs) -> dict[str, Interval]:
-    """The parameters that the runs hardly determine, with their profile intervals (90 %).
+    """Return the parameters that the runs hardly determine, with their 90 % profile likelihood intervals.
 
-    Profiles take many fits, so only those are looked at that stand at a bound or differ much between replicates.
+    A profile takes many fits, so it is computed only for parameters that ended at a bound or vary much between
+    replicates.
+
+    Args:
+        replicates: Fit of the law to all runs, with bootstrap replicates.
+        runs: Runs that the law was fitted to.
     """
     found = {}
     for name in replicates.fit.names:

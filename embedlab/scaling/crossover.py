@@ -1,8 +1,8 @@
-"""From which budget on one method is better than another: an interval, which may have no end within reach.
+"""Crossovers of methods: the budget above which one method is better than another, with intervals.
 
-Names end in their axes:
+An interval is open on a side where the searched budgets do not limit the crossover. Names of arrays end in their axes:
 
-    R  replicates      G  budgets of a grid      C  sizes that exist
+    R  bootstrap replicates      G  budgets on a grid      C  sizes of the backbones
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ import numpy as np
 from embedlab.scaling.bootstrap import Interval
 from embedlab.scaling.method_laws import MethodLaw
 
-_GRID = 81
+_GRID = 81  # number of budgets
 
 
 @dataclass(frozen=True)
 class Crossover:
-    """The budget up to which one method is better, and from which on the other is.
+    """The budget at which two methods change places: below it one method is better, above it the other.
 
     Attributes:
-        below: the method that is better at small budgets.
-        above: the one that is better at large ones.
-        flops: of the budget; 0 or infinite if one method is better at all budgets that were looked at.
-        interval_80: holds it with that probability; a bound of 0 or infinity is one that the runs do not give.
-        interval_90: likewise.
-        interval_95: likewise.
-        probability: that there is one between the budgets that were looked at.
-        looked_at: the smallest and the largest of those.
+        below: Name of the method that is better at small budgets.
+        above: Name of the method that is better at large budgets.
+        flops: Budget of the crossover in FLOPs; 0 or infinity if one method is better at all searched budgets.
+        interval_80: 80 % interval of the budget in FLOPs. A bound of 0 or infinity means that the searched budgets do
+            not limit the crossover on that side.
+        interval_90: 90 % interval of the budget in FLOPs, with bounds as in ``interval_80``.
+        interval_95: 95 % interval of the budget in FLOPs, with bounds as in ``interval_80``.
+        probability: Probability that the methods change places within the searched budgets.
+        looked_at: Smallest and largest searched budget in FLOPs; only budgets that both laws can predict are searched.
     """
 
     below: str
@@ -44,19 +45,22 @@ class Crossover:
 
     @property
     def exists(self) -> bool:
-        """Whether the estimate lies between the budgets that were looked at."""
+        """Whether the estimated crossover lies within the searched budgets."""
         return 0 < self.flops < np.inf
 
 
 def crossover(one: MethodLaw, other: MethodLaw, sizes_C: Sequence[float], low: float, high: float) -> Crossover | None:
-    """Where the best losses of two methods meet, each over all sizes; None if no budget is known to both of their laws.
+    """Find the budget at which the minimum losses of two methods over all model sizes are equal.
 
     Args:
-        one: a method.
-        other: to compare it with.
-        sizes_C: N of the backbones that exist.
-        low: the smallest budget to look at, in FLOPs.
-        high: the largest.
+        one: Law of one method.
+        other: Law of the other method.
+        sizes_C: Numbers of parameters of the backbones (N).
+        low: Smallest budget to search, in FLOPs.
+        high: Largest budget to search, in FLOPs.
+
+    Returns:
+        The crossover, or None if fewer than two budgets on the grid can be predicted by both laws.
     """
     log_flops_G = np.linspace(np.log(low), np.log(high), _GRID)
     first_G, first_RG = one.frontier(np.asarray(sizes_C), np.exp(log_flops_G))
@@ -67,11 +71,11 @@ def crossover(one: MethodLaw, other: MethodLaw, sizes_C: Sequence[float], low: f
     if is_known_G.sum() < 2:
         return None
     more_G, more_RG, log_flops_G = more_G[is_known_G], more_RG[:, is_known_G], log_flops_G[is_known_G]
-    if more_G[-1] < 0:  # the first is better at large budgets
+    if more_G[-1] < 0:  # the first method is better at the largest budget
         one, other, more_G, more_RG = other, one, -more_G, -more_RG
     flops = _last_lead(more_G[None], log_flops_G)[0]
     flops_R = _last_lead(more_RG, log_flops_G)
-    # Quantiles between replicates, not of their mean, which infinite ones do not have.
+    # Quantiles must be values of replicates: a mean of two replicates is undefined if both are infinite.
     intervals = [
         Interval(*(float(q) for q in np.quantile(flops_R, [(1 - p) / 2, (1 + p) / 2], method="inverted_cdf")))
         for p in (0.8, 0.9, 0.95)
@@ -89,7 +93,15 @@ def crossover(one: MethodLaw, other: MethodLaw, sizes_C: Sequence[float], low: f
 
 
 def _last_lead(more_RG: np.ndarray, log_flops_G: np.ndarray) -> np.ndarray:
-    """The largest budget at which the first method's loss is less, between budgets by a straight line."""
+    """Return the largest budget at which the first method has the lower loss, in FLOPs: (R,).
+
+    Budgets between grid points come from linear interpolation over log FLOPs. The value is 0 if the first method never
+    has the lower loss, and infinity if it still has the lower loss at the largest budget.
+
+    Args:
+        more_RG: Log loss of the first method minus log loss of the second method.
+        log_flops_G: Natural logarithms of the budgets in FLOPs.
+    """
     found = []
     for more_G in more_RG:
         leads = np.flatnonzero(more_G < 0)

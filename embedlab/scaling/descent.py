@@ -1,6 +1,6 @@
-"""Descents to the parameters at which residuals are least: the numerical work of fitting a law.
+"""Numerical minimization of residuals, which fits a law to runs.
 
-Names end in their axes: P points, one a run; K parameters.
+Names of arrays end in their axes: P points, one per run; K parameters.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-_FLATTEST = 1e-12
+_FLATTEST = 1e-12  # minimum curvature of a direction, as a share of the maximum curvature
 
 Residuals = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Of parameters: the residual of each run, and their gradients."""
+"""Function of the parameters (K,) that returns the residuals (P,) and their derivatives by parameter (K, P)."""
 
 
 def least_huber(
@@ -27,19 +27,23 @@ def least_huber(
     *,
     near: bool = False,
 ) -> tuple[np.ndarray, float]:
-    """The parameters with the least sum of Huber losses that a descent from a start finds, and that sum.
+    """Minimize the weighted sum of Huber losses of residuals with L-BFGS-B, from one starting point.
 
     Args:
-        residuals: to be small.
-        start_K: where the descent begins.
-        weights_P: of the residuals.
-        bounds: of the parameters.
-        tolerance: relative change of the sum at which it ends.
-        delta: of the Huber loss.
-        near: whether the start is near the end, so that the curvature there is a guide to a shorter way.
+        residuals: Residuals and their derivatives as a function of the parameters.
+        start_K: Starting values of the parameters.
+        weights_P: Weight of each residual in the sum.
+        bounds: Lower and upper bound of each parameter.
+        tolerance: Relative change of the sum at which the descent stops.
+        delta: Absolute residual above which the Huber loss is linear.
+        near: Whether the start is near the minimum. The curvature at the start then rescales the parameters, which
+            shortens the descent. If this descent leaves the bounds, an ordinary descent replaces it.
+
+    Returns:
+        The parameters at the minimum that the descent found, and the sum of Huber losses there.
     """
 
-    def objective(theta_K: np.ndarray) -> tuple[float, np.ndarray]:  # in units of delta
+    def objective(theta_K: np.ndarray) -> tuple[float, np.ndarray]:  # divided by delta
         residual_P, jacobian_KP = residuals(theta_K)
         slope_P = np.clip(residual_P, -delta, delta)
         value_P = slope_P * (residual_P - 0.5 * slope_P)
@@ -66,7 +70,7 @@ def least_huber(
 
 
 def _inverse_root(matrix_KK: np.ndarray) -> np.ndarray:
-    """A root of the inverse of a symmetric matrix; nearly flat directions are not stretched without end."""
+    """Return a square root of the inverse of a symmetric matrix (K, K), with the stretch of flat directions limited."""
     values_K, vectors_KK = np.linalg.eigh(matrix_KK)
     floor = max(float(values_K[-1]), 1e-300) * _FLATTEST
     return np.asarray(vectors_KK / np.sqrt(np.maximum(values_K, floor)))
@@ -79,7 +83,21 @@ def least_squares(
     bounds: list[tuple[float, float]],
     tolerance: float,
 ) -> tuple[np.ndarray, float]:
-    """The same for half the sum of squares, which has a faster method."""
+    """Minimize half the weighted sum of squared residuals, from one starting point.
+
+    Levenberg-Marquardt is tried first. It is several times faster but ignores bounds, so a descent within the bounds
+    follows if the minimum lies outside.
+
+    Args:
+        residuals: Residuals and their derivatives as a function of the parameters.
+        start_K: Starting values of the parameters.
+        weights_P: Weight of each squared residual in the sum.
+        bounds: Lower and upper bound of each parameter.
+        tolerance: Value of ``ftol``, ``xtol`` and ``gtol`` of ``scipy.optimize.least_squares``.
+
+    Returns:
+        The parameters at the minimum that the descent found, and half the weighted sum of squares there.
+    """
     roots_P = np.sqrt(weights_P)
     low_K, high_K = np.array(bounds).T
 
@@ -99,7 +117,7 @@ def least_squares(
 
     start_K = np.clip(start_K, low_K, high_K)
     with np.errstate(over="ignore", invalid="ignore"):
-        theta_K, least = descent(start_K, method="lm")  # knows no bounds, and is several times faster
+        theta_K, least = descent(start_K, method="lm")
     if np.isfinite(least) and ((low_K <= theta_K) & (theta_K <= high_K)).all():
         return theta_K, least
     return descent(start_K, bounds=(low_K, high_K))

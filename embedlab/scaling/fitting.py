@@ -1,11 +1,12 @@
-"""Fits a law to the losses of runs, from many starts, and says how far the answer can be trusted.
+"""Fits a law to the losses of runs from many starting points, and reports how well the data determine the fit.
 
-The objective is the sum over runs of a Huber loss of log L predicted less log L measured, as Hoffmann et al. 2022
-(arXiv:2203.15556, appendix D.3) have it; the sum and not the mean, whose gradient is soon smaller than any optimizer's
-tolerance (Besiroglu et al. 2024, arXiv:2404.10102). Sizes and data are centered in their logarithms, without which the
-parameters are so correlated that few starts end at the same place. Names end in their axes:
+The objective is the sum over runs of a Huber loss of log L predicted minus log L measured, as in Hoffmann et al. 2022
+(arXiv:2203.15556, appendix D.3). The objective is a sum because the gradient of a mean soon falls below the tolerance
+of any optimizer (Besiroglu et al. 2024, arXiv:2404.10102). The logarithms of N and D are centered; without centering,
+the parameters are so correlated that few starts reach the same minimum. Names of arrays end in their axes:
 
-    P  points, one a run      T  terms of the law      S  its shapes      K  all parameters: log coefficients, shapes
+    P  points, one per run      T  terms of the law      S  shapes of the law
+    K  all parameters: log coefficients, then shapes      F  the parameters that are not fixed
 """
 
 from __future__ import annotations
@@ -23,34 +24,34 @@ from embedlab.scaling.descent import least_huber, least_squares
 from embedlab.scaling.laws import Law, Points
 
 HUBER_DELTA = 1e-3
-"""In log loss. Residuals above it count by their size, not by its square; of runs without noise, all are below it."""
+"""Absolute residual of log loss above which the Huber loss is linear. Without noise, all residuals are smaller."""
 
 NUM_STARTS = 16
-_ROUGH_RUNS = 250  # that the starts descend on; the best end goes on with all
-# Relative changes of the objective at which a descent ends: of each start, by method, and of the best.
+_ROUGH_RUNS = 250  # maximum number of runs for the first descents; the last descent uses all runs
+# Relative changes of the objective at which a descent stops: first descents of both methods, then the last descent.
 _ROUGH_SQUARES, _ROUGH_HUBER, _EXACT = 1e-9, 1e-9, 1e-15
-SAME_BASIN = 1e-3  # of the objective
-NO_NOISE = 1e-15  # an objective this small is none
-_VANISHING = 1e-6  # a coefficient this small, in units of the mean loss, is a term that is not there
-_LARGE = 1e6
-_ABSENT = 1e-2  # of the way between bounds: one this near to either stands at it
+SAME_BASIN = 1e-3  # share by which objectives may differ in one basin
+NO_NOISE = 1e-15  # an objective up to this value counts as 0
+_VANISHING = 1e-6  # minimum coefficient as a share of the mean loss: a term this small is absent
+_LARGE = 1e6  # maximum coefficient as a multiple of the mean loss
+_ABSENT = 1e-2  # distance from a bound, as a share of the range, up to which a parameter counts as at the bound
 
 
 @dataclass(frozen=True)
 class Runs:
-    """What finished runs measured, an entry each.
+    """The numbers that laws are fitted to: arrays with one entry per finished run.
 
     Attributes:
-        parameters_P: N, of the backbone, tables left out.
-        tokens_P: D, seen in training, repeats too.
-        loss_P: on held-out data.
-        unique_tokens_P: how many of the tokens are different; as many as there are tokens, by default.
-        family_P: runs with the same number have noise in common (a trunk and its branches, a seed) and are drawn
-            together by the bootstrap; each run is its own family by default.
-        flops_P: that each run cost; 6 N D by default.
+        parameters_P: Number of parameters of the backbone, without embedding tables (N).
+        tokens_P: Number of tokens seen in training, repeated tokens included (D).
+        loss_P: Loss on held-out data.
+        unique_tokens_P: Number of different tokens seen in training. By default, no token is repeated.
+        family_P: Number of the family. Runs of one family share noise (for example a trunk and its branches, or runs
+            with one seed), so the bootstrap draws them together. By default, each run is a family of its own.
+        flops_P: Training cost in FLOPs; 6 N D by default.
 
     Raises:
-        ConfigError: if a value is not finite or not above 0.
+        ConfigError: If a number is not finite or not above 0.
     """
 
     parameters_P: np.ndarray
@@ -69,15 +70,15 @@ class Runs:
             wrong = np.flatnonzero(~(np.isfinite(values_P) & (values_P > 0)))
             if len(wrong):
                 raise ConfigError(
-                    f"{name[:-2]} of run {wrong[0]} is {values_P[wrong[0]]}, and a law needs finite numbers above 0. "
-                    f"Leave the run out ({len(wrong)} of {len(values_P)} are like it)."
+                    f"{name[:-2]} of run {wrong[0]} is {values_P[wrong[0]]}. Expected a finite number above 0, "
+                    f"which {len(wrong)} of {len(values_P)} runs lack. Leave these runs out."
                 )
 
     def __len__(self) -> int:
         return len(self.loss_P)
 
     def where(self, mask_P: np.ndarray) -> Runs:
-        """Those that a mask or an array of indices selects."""
+        """Return the runs that a mask or an array of indices selects."""
         return Runs(
             self.parameters_P[mask_P],
             self.tokens_P[mask_P],
@@ -89,7 +90,7 @@ class Runs:
 
     @property
     def budget_P(self) -> np.ndarray:
-        """Which budget each run had: 0 the largest, and one more for each halving of it."""
+        """The budget level of each run: 0 for the largest budget, and 1 more for each halving, rounded."""
         flops_P = 6 * self.parameters_P * self.tokens_P if self.flops_P is None else self.flops_P
         halvings_P: np.ndarray = np.rint(np.log2(flops_P.max() / flops_P)).astype(int)
         return halvings_P
@@ -97,21 +98,21 @@ class Runs:
 
 @dataclass(frozen=True)
 class Fit:
-    """A law with its parameters.
+    """A law that was fitted to runs.
 
     Attributes:
-        law: the form.
-        theta_K: logarithms of the coefficients, then the shapes, at centered points.
-        center_N: mean of log N over the runs.
-        center_D: mean of log D.
-        log_mean_loss: mean of log L.
-        objective: the sum of Huber losses.
-        num_runs: that it was fitted to.
-        num_starts: that were tried.
-        num_in_basin: how many of them ended at the lowest objective that any of them did.
-        at_bound: parameters that stand at a bound, so that the data do not say what they are.
-        huber_delta: of the objective; None for least squares.
-        in_log: whether its residuals are of log loss.
+        law: Formula of the law.
+        theta_K: Fitted parameters at centered points: natural logarithms of the coefficients, then the shapes.
+        center_N: Mean of log N over the runs.
+        center_D: Mean of log D over the runs.
+        log_mean_loss: Mean of log L over the runs.
+        objective: Minimum of the objective: the weighted sum of Huber losses, or half the weighted sum of squares.
+        num_runs: Number of runs that the law was fitted to.
+        num_starts: Number of starting points that were tried.
+        num_in_basin: Number of starting points from which the descent ended at the lowest objective.
+        at_bound: Names of the parameters that ended at a bound. The data do not determine these parameters.
+        huber_delta: Absolute residual above which the Huber loss is linear; None for least squares.
+        in_log: Whether the residuals are differences of log loss; otherwise they are differences of the loss.
     """
 
     law: Law
@@ -129,12 +130,12 @@ class Fit:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the parameters, in the order of ``theta_K``."""
+        """Names of the parameters, in the order of ``theta_K``."""
         return self.law.names
 
     @cached_property
     def parameters(self) -> dict[str, float]:
-        """By the names of the law's formula, in its units: N in parameters, D in tokens."""
+        """Parameters of the formula by name, in the units of the formula: N in parameters, D in tokens."""
         values = {}
         for number, name in enumerate(self.law.coefficients):
             values[name] = float(np.exp(self.theta_K[number]))
@@ -146,11 +147,16 @@ class Fit:
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
-        """Of the entries of ``theta_K``."""
+        """Lower and upper bound of each entry of ``theta_K``."""
         return _bounds(self.law, self.log_mean_loss)
 
     def natural(self, number: int, value: float) -> float:
-        """What an entry of ``theta_K`` would be in the formula's units, the others being as they are."""
+        """Return the value of one parameter in the units of the formula, with all other parameters as fitted.
+
+        Args:
+            number: Index of the parameter in ``theta_K``.
+            value: Value that the entry of ``theta_K`` would have.
+        """
         of_shape = number - len(self.law.coefficients)
         if of_shape >= 0 and not self.law.shapes[of_shape].is_log:
             return value
@@ -159,13 +165,19 @@ class Fit:
     def loss(
         self, parameters_P: np.ndarray | float, tokens_P: np.ndarray | float, unique_tokens_P: np.ndarray | None = None
     ) -> np.ndarray:
-        """The loss that it predicts."""
+        """Return the loss that the law predicts.
+
+        Args:
+            parameters_P: Number of parameters N.
+            tokens_P: Number of tokens seen D.
+            unique_tokens_P: Number of different tokens; None if no token is repeated.
+        """
         parameters_P, tokens_P = np.broadcast_arrays(np.atleast_1d(parameters_P), np.atleast_1d(tokens_P))
         points = _points(parameters_P, tokens_P, unique_tokens_P, self.center_N, self.center_D)
         return np.asarray(np.exp(_log_loss(self.law, self.theta_K, points)[0]))
 
     def residuals(self, runs: Runs) -> np.ndarray:
-        """log predicted less log measured, of each run."""
+        """Return the logarithm of the predicted loss minus that of the measured loss, for each run: (P,)."""
         predicted_P = self.loss(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P)
         return np.asarray(np.log(predicted_P) - np.log(runs.loss_P))
 
@@ -182,22 +194,23 @@ def fit(
     fixed: Mapping[int, float] | None = None,
     tolerance: float = _EXACT,
 ) -> Fit:
-    """The parameters with the least objective of all starts.
+    """Fit a law to runs: return the fit with the lowest objective that any starting point leads to.
 
     Args:
-        law: the form.
-        runs: at least one more than the law has parameters.
-        huber_delta: where a residual is no longer squared; None for least squares.
-        in_log: take residuals of log loss; else of the loss itself.
-        weights_P: of each run; 1 by default.
-        starts: vectors like ``Fit.theta_K`` of the same runs; by default from the law's shapes, the coefficients
-            by non-negative least squares (variable projection).
-        num_starts: that are made where none are given.
-        fixed: entries of ``Fit.theta_K`` that are not fitted.
-        tolerance: relative change of the objective at which the last descent ends.
+        law: Formula of the law.
+        runs: Runs to fit the law to: at least one more than the law has parameters.
+        huber_delta: Absolute residual above which the Huber loss is linear; None for least squares.
+        in_log: Use differences of log loss as residuals; otherwise differences of the loss.
+        weights_P: Weight of each run in the objective; 1 by default.
+        starts: Starting points, each in the form of ``Fit.theta_K`` for the given runs. By default, starting points
+            combine the starting values of the shapes, with coefficients from non-negative least squares (variable
+            projection).
+        num_starts: Number of starting points to make if ``starts`` is None.
+        fixed: Values of the entries of ``Fit.theta_K`` that are not fitted, by index; None to fit all entries.
+        tolerance: Relative change of the objective at which the last descent stops.
 
     Raises:
-        ConfigError: if there are too few runs, sizes or amounts of data.
+        ConfigError: If there are too few runs, sizes or amounts of data.
     """
     _require_enough(law, runs)
     log_loss_P = np.log(runs.loss_P)
@@ -229,7 +242,7 @@ def fit(
 
         if huber_delta is None:
             return least_squares(residuals, start_F, weights_P[some_P], of_free, tolerance)
-        near = tolerance != rough and not is_at_bound  # from there the way without bounds leads out of them
+        near = tolerance != rough and not is_at_bound  # from a bound, the descent without bounds would cross it
         return least_huber(residuals, start_F, weights_P[some_P], of_free, tolerance, huber_delta, near=near)
 
     everything = slice(None)
@@ -259,11 +272,11 @@ def fit(
 
 
 class LogResiduals:
-    """log predicted less log measured, and its gradient, of a law's parameters: shapes (P,) and (K, P).
+    """Residuals of log loss as a function of the parameters of a law, for a joint fit of several laws.
 
     Args:
-        law: the form.
-        runs: P of them.
+        law: Formula of the law.
+        runs: Runs whose losses are compared with the law (P runs).
     """
 
     def __init__(self, law: Law, runs: Runs) -> None:
@@ -273,13 +286,17 @@ class LogResiduals:
         self._points = _points(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P, center_N, center_D)
 
     def __call__(self, theta_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """At parameters like ``Fit.theta_K`` of these runs."""
+        """Return log predicted minus log measured loss (P,), and the derivatives by parameter (K, P).
+
+        Args:
+            theta_K: Parameters in the form of ``Fit.theta_K`` for the given runs.
+        """
         predicted_P, jacobian_KP = _log_loss(self._law, theta_K, self._points)
         return predicted_P - self._log_loss_P, jacobian_KP
 
 
 def _some(num_runs: int) -> np.ndarray | slice:
-    """A fixed random choice of the runs, where there are many."""
+    """Return indices of a fixed random choice of the runs if there are many runs; otherwise select all runs."""
     if num_runs <= _ROUGH_RUNS:
         return slice(None)
     return np.random.default_rng(0).choice(num_runs, _ROUGH_RUNS, replace=False)
@@ -296,24 +313,24 @@ def _at_bound(law: Law, theta_K: np.ndarray, bounds: list[tuple[float, float]]) 
 
 def _require_enough(law: Law, runs: Runs) -> None:
     if not len(runs):
-        raise ConfigError("There is no run to fit a law to. Expected finished ones, with a loss.")
+        raise ConfigError("There is no run to fit a law to. Add finished runs with a loss.")
     names = law.names
     for name, values_P in (("size", runs.parameters_P), ("amount of data", runs.tokens_P)):
         needed = "beta" in names if name != "size" else "alpha" in names
         if needed and len(np.unique(values_P)) < 2:
             raise ConfigError(
-                f"All {len(runs)} runs have the same {name}, {values_P[0]:g}, so no law can say what it is worth. "
-                f"Add runs with another {name}."
+                f"All {len(runs)} runs have the same {name}, {values_P[0]:g}, so no law can tell its effect on the "
+                f"loss. Add runs with another {name}."
             )
     if "alpha" in names and len(np.unique(runs.budget_P)) == 1:
         raise ConfigError(
-            f"All {len(runs)} runs have about one budget, so no law can say what more of it is worth: where there is "
-            "more data there is less size. Add runs with a budget four times as large or as small."
+            f"All {len(runs)} runs have about the same budget, so runs with more data have smaller models and no law "
+            "can tell the two effects apart. Add runs with a budget four times as large or as small."
         )
     if len(runs) <= len(names):
         raise ConfigError(
-            f"{type(law).__name__} has {len(names)} parameters ({', '.join(names)}), and {len(runs)} runs cannot give "
-            f"them: at least {len(names) + 1} are needed. Run more, or choose a law with fewer."
+            f"{type(law).__name__} has {len(names)} parameters ({', '.join(names)}), so a fit needs at least "
+            f"{len(names) + 1} runs, got {len(runs)}. Add runs, or choose a law with fewer parameters."
         )
 
 
@@ -330,7 +347,7 @@ def _points(
 
 
 def _log_loss(law: Law, theta_K: np.ndarray, points: Points) -> tuple[np.ndarray, np.ndarray]:
-    """The predicted log loss at each point, and its gradient."""
+    """Return the predicted log loss at each point (P,), and the derivatives by parameter (K, P)."""
     num_terms = len(law.coefficients)
     terms = law.terms(theta_K[num_terms:], points)
     log_TP = theta_K[:num_terms, None] + terms.log_TP
@@ -348,9 +365,11 @@ def _bounds(law: Law, log_loss: float) -> list[tuple[float, float]]:
 
 
 def _starts(law: Law, points: Points, loss_P: np.ndarray, num_starts: int) -> list[np.ndarray]:
-    """For each combination of shapes the coefficients by least squares; with few of those, for some constants too.
+    """Return the starting points that are nearest to the measured losses, in the form of ``Fit.theta_K``.
 
-    Of them those that are nearest to the losses.
+    Each combination of starting values of the shapes gives a starting point, with coefficients from non-negative least
+    squares. If there are fewer combinations than ``num_starts``, more starting points fix the constant at some shares
+    of the lowest loss.
     """
     grid = [np.array(values) for values in product(*(shape.starts for shape in law.shapes))]
     constants: list[float | None] = [None, 0.9, 0.5, 0.1]

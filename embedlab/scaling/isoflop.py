@@ -1,6 +1,6 @@
-"""IsoFLOP profiles: loss against size at one budget, a look at the runs that needs no law (Hoffmann et al. 2022, 3.2).
+"""IsoFLOP profiles: loss by model size at one budget, without a law (Hoffmann et al. 2022, arXiv:2203.15556, 3.2).
 
-A diagnostic only: it shows whether a best size lies between the sizes that were tried.
+The profiles are a diagnostic: they show whether the best size lies between the sizes of the runs.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import numpy as np
 
 from embedlab.scaling.fitting import Runs
 
-_FEWEST_SIZES = 4  # one more than a parabola has parameters
+_FEWEST_SIZES = 4  # of one budget: one more than the parameters of a parabola
 
 
 @dataclass(frozen=True)
 class IsoFlopProfile:
-    """A parabola of log loss in log N through the runs of one budget.
+    """A parabola of log loss over log N, fitted to the runs of one budget level.
 
     Attributes:
-        flops: of the budget, the geometric mean of its runs.
-        num_runs: that it goes through.
-        curvature: above 0 where the loss has a least value.
-        optimal_parameters: N at the vertex.
-        loss: there.
-        is_interior: whether the vertex is a least value between the smallest and the largest N of the runs.
+        flops: Budget in FLOPs: the geometric mean over the runs.
+        num_runs: Number of runs that the parabola was fitted to.
+        curvature: Coefficient of (log N)^2; above 0 if the parabola has a minimum.
+        optimal_parameters: Number of parameters N at the vertex.
+        loss: Loss at the vertex.
+        is_interior: Whether the vertex is a minimum between the smallest and the largest N of the runs.
     """
 
     flops: float
@@ -36,7 +36,11 @@ class IsoFlopProfile:
 
 
 def isoflop_profiles(runs: Runs) -> list[IsoFlopProfile]:
-    """One for each budget that has enough sizes, the largest budget first."""
+    """Fit a profile to the runs of each budget level that has at least 4 sizes; the largest budget comes first.
+
+    Args:
+        runs: Runs of one method.
+    """
     flops_P = 6 * runs.parameters_P * runs.tokens_P if runs.flops_P is None else runs.flops_P
     found = []
     for budget in np.unique(runs.budget_P):
@@ -47,7 +51,7 @@ def isoflop_profiles(runs: Runs) -> list[IsoFlopProfile]:
         n, c = log_n - log_n.mean(), log_c - log_c.mean()
         columns = [n**2, n, np.ones_like(n)]
         if np.ptp(c) > 0.1 and len(n) > len(columns) + 1:
-            columns.append(c)  # a budget's runs may differ by up to its double
+            columns.append(c)  # runs of one budget level may differ by up to a factor of 2 in FLOPs
         (curvature, slope, constant), *_ = np.split(
             np.linalg.lstsq(np.stack(columns, axis=1), np.log(runs.loss_P[mask_P]), rcond=None)[0], [3]
         )
@@ -66,7 +70,7 @@ def isoflop_profiles(runs: Runs) -> list[IsoFlopProfile]:
 
 
 def has_interior_optimum(runs: Runs) -> bool:
-    """Whether most budgets, and two at least, have their best size between the sizes that were tried."""
+    """Return whether most profiles, and at least 2, have their best size between the sizes of the runs."""
     profiles = isoflop_profiles(runs)
     interior = sum(profile.is_interior for profile in profiles)
     return interior >= 2 and 2 * interior > len(profiles)

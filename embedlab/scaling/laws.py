@@ -1,10 +1,10 @@
-"""How loss depends on model size and data: each law is a sum of a constant and power terms, with its own gradient.
+"""Scaling laws: how the loss depends on model size and data. Each law is a constant plus power terms, with gradients.
 
-L(N, D) = sum over terms t of c_t phi_t(N, D; s), with coefficients c_t > 0 and shapes s (exponents, mostly). Being
-linear in the coefficients gives every law a good start; being a sum of positive terms, the logarithm of its loss is a
-log-sum-exp, which is how it is fitted. Names end in their axes:
+L(N, D) = sum over terms t of c_t phi_t(N, D; s), with coefficients c_t > 0 and shapes s, most of which are exponents.
+A law is linear in its coefficients, so good starting values are easy to compute. All terms are positive, so the
+logarithm of the loss is a log-sum-exp; laws are fitted in this form. Names of arrays end in their axes:
 
-    P  points, one a run      T  terms      S  shapes
+    P  points, one per run      T  terms      S  shapes
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from typing import NamedTuple
 import numpy as np
 
 IRREDUCIBLE = "E"
-"""The coefficient of the constant: what no size and no data take away."""
+"""Name of the coefficient of the constant term: the loss that remains at unlimited model size and data."""
 
 
 @dataclass(frozen=True)
 class Points:
-    """Where a law is evaluated.
+    """Model sizes and amounts of data at which a law is evaluated.
 
     Attributes:
-        log_parameters_P: natural logarithm of N, less a center.
-        log_tokens_P: natural logarithm of D, the tokens seen, less a center.
-        log_passes_P: natural logarithm of D over the tokens that are unique: 0 where none is seen twice.
+        log_parameters_P: Natural logarithm of the number of parameters N, minus a center.
+        log_tokens_P: Natural logarithm of the number of tokens seen D, minus a center.
+        log_passes_P: Natural logarithm of the number of epochs, which is D / number of unique tokens. It is 0 where
+            no token is repeated.
     """
 
     log_parameters_P: np.ndarray
@@ -35,19 +36,19 @@ class Points:
     log_passes_P: np.ndarray
 
     def where(self, some_P: np.ndarray | slice) -> Points:
-        """Those that indices select."""
+        """Return the points that indices, a mask or a slice select."""
         return Points(self.log_parameters_P[some_P], self.log_tokens_P[some_P], self.log_passes_P[some_P])
 
 
 class LawShape(NamedTuple):
-    """A parameter that a law is not linear in.
+    """A parameter of a law in which the law is not linear.
 
     Attributes:
-        name: as in the law's formula.
-        low: its bound below.
-        high: its bound above.
-        starts: values to begin a fit from.
-        is_log: whether it is the logarithm of what the formula names.
+        name: Name of the parameter in the formula of the law.
+        low: Lower bound of the fitted value.
+        high: Upper bound of the fitted value.
+        starts: Values to start a fit from.
+        is_log: Whether the fitted value is the natural logarithm of the parameter in the formula.
     """
 
     name: str
@@ -58,12 +59,12 @@ class LawShape(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """A law's terms at some points, for coefficients of 1.
+    """The terms of a law at some points, with all coefficients set to 1.
 
     Attributes:
-        log_TP: their logarithms.
-        by_shape_TSP: the gradient of those.
-        by_tokens_TP: their derivatives by log D.
+        log_TP: Natural logarithms of the terms.
+        by_shape_TSP: Derivatives of ``log_TP`` with respect to the shapes.
+        by_tokens_TP: Derivatives of ``log_TP`` with respect to log D.
     """
 
     log_TP: np.ndarray
@@ -76,40 +77,53 @@ def _exponent(name: str) -> LawShape:
 
 
 class Law(ABC):
-    """A form that losses of runs may follow."""
+    """A formula for the loss as a function of model size and data, with parameters that are to be fitted."""
 
     @property
     @abstractmethod
     def coefficients(self) -> tuple[str, ...]:
-        """Names of the terms' coefficients, the constant's first."""
+        """Names of the coefficients of the terms; the constant comes first."""
 
     @property
     @abstractmethod
     def shapes(self) -> tuple[LawShape, ...]:
-        """What it is not linear in."""
+        """The parameters in which the law is not linear."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all parameters: the coefficients, then the shapes."""
+        """Names of all parameters: first the coefficients, then the shapes."""
         return (*self.coefficients, *(shape.name for shape in self.shapes))
 
     @abstractmethod
     def terms(self, shape_S: np.ndarray, points: Points) -> Terms:
-        """Its terms at some points, and their gradients."""
+        """Return the terms of the law at some points, with their derivatives.
+
+        Args:
+            shape_S: Values of the shapes, in the order of ``shapes``.
+            points: Where to evaluate the terms.
+        """
 
     @abstractmethod
     def uncentered(
         self, coefficients: Mapping[str, float], shapes: Mapping[str, float], center_N: float, center_D: float
     ) -> dict[str, float]:
-        """The formula's parameters, from those of a fit at centered points (``center_N`` is a mean of log N)."""
+        """Return the parameters of the formula, converted from a fit at centered points.
+
+        Args:
+            coefficients: Coefficients of the fit, by name.
+            shapes: Shapes of the fit, by name; no logarithms.
+            center_N: Mean of the natural logarithm of N over the fitted runs.
+            center_D: Mean of the natural logarithm of D over the fitted runs.
+        """
 
 
 class Chinchilla(Law):
-    """E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, arXiv:2203.15556, approach 3).
+    """The law E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, arXiv:2203.15556, approach 3).
 
     Args:
-        tied: one exponent for both, as Gadre et al. 2024 (arXiv:2403.08540) find for over-trained models: their
-            E + (a M^eta + b M^-eta) C^-eta with M = D / N and C = 6 N D is this with alpha = beta = 2 eta.
+        tied: Use one exponent for N and D, as Gadre et al. 2024 (arXiv:2403.08540) do for over-trained models. The
+            law of Gadre et al., E + (a M^eta + b M^-eta) C^-eta with M = D / N and C = 6 N D, is the tied law with
+            alpha = beta = 2 eta.
     """
 
     def __init__(self, *, tied: bool = False) -> None:
@@ -143,7 +157,7 @@ class Chinchilla(Law):
 
 
 class Multiplicative(Law):
-    """E + A / (N^alpha D^beta) (Zhang et al. 2024, arXiv:2402.17193, for fine-tuning)."""
+    """The law E + A / (N^alpha D^beta), proposed for fine-tuning (Zhang et al. 2024, arXiv:2402.17193)."""
 
     @property
     def coefficients(self) -> tuple[str, ...]:
@@ -168,12 +182,13 @@ class Multiplicative(Law):
 
 
 class Rectified(Law):
-    """E + A / N^alpha + B / (D_0 + D^beta): fine-tuning starts with data that pre-training has seen.
+    """The rectified law E + A / N^alpha + B / (D_0 + D^beta), in which pre-training counts as data seen earlier.
 
-    Lin et al. 2024 (arXiv:2402.02314) give it for one model, without the term in N; D_0 is what pre-training is worth.
+    D_0 expresses how much data pre-training is worth. Lin et al. 2024 (arXiv:2402.02314) propose the law for one
+    model, without the term in N; the term in N is added here.
 
     Args:
-        one_model: leave out the term in N, for runs of a single backbone.
+        one_model: Leave out the term in N, for runs of a single backbone.
     """
 
     def __init__(self, *, one_model: bool = False) -> None:
@@ -185,7 +200,7 @@ class Rectified(Law):
 
     @property
     def shapes(self) -> tuple[LawShape, ...]:
-        # In the fit's units D is near 1: D_0 from nothing to more than all data add.
+        # In the units of the fit, D is near 1, so the bounds let D_0 range from nothing to far more than all data.
         start = LawShape("D_0", -20.0, 20.0, (-3.0, 0.0, 3.0), is_log=True)
         of_tokens = (start, _exponent("beta"))
         return of_tokens if self.one_model else (_exponent("alpha"), *of_tokens)
@@ -218,10 +233,13 @@ class Rectified(Law):
 
 
 class Repeated(Law):
-    """Another law over what repeated data are worth (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5).
+    """A law in which repeated tokens count less than new tokens (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5).
 
-    D tokens of which U are unique are worth U + U R (1 - exp(-(D / U - 1) / R)): beyond some R epochs more teach
-    nothing.
+    D tokens, of which U are unique, count as U + U R (1 - exp(-(D / U - 1) / R)) tokens. Much beyond R repetitions,
+    more epochs improve nothing.
+
+    Args:
+        law: Law that gives the loss for the number of tokens after this correction.
     """
 
     def __init__(self, law: Law) -> None:
@@ -239,7 +257,7 @@ class Repeated(Law):
         epochs = np.exp(shape_S[-1])
         repeats_P = np.expm1(points.log_passes_P)
         decay_P = np.exp(-repeats_P / epochs)
-        worth_P = 1 + epochs * (1 - decay_P)  # in units of the unique tokens
+        worth_P = 1 + epochs * (1 - decay_P)  # effective tokens, in units of the unique tokens
         tokens_P = points.log_tokens_P - points.log_passes_P + np.log(worth_P)
         inner = self.law.terms(shape_S[:-1], replace(points, log_tokens_P=tokens_P))
         by_epochs_P = (epochs * (1 - decay_P) - repeats_P * decay_P) / worth_P

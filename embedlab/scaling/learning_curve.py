@@ -1,10 +1,10 @@
-"""What a candidate will reach with more data than it has seen, from the losses of its short runs.
+"""Extrapolation of learning curves: predicts a loss with more data from the losses of a candidate's shorter runs.
 
-A law with four parameters goes through a handful of losses in many ways that part soon after, so the answer is the mean
-of all that go through them within the noise, with their spread.
-Names end in their axes:
+Many curves of a law with four parameters fit a handful of losses, but differ widely beyond them. The prediction is
+therefore a mean over all curves that fit within the noise, and the spread of the curves is its uncertainty. Names of
+arrays end in their axes:
 
-    P  points, one a run      G  laws of the grid
+    P  points, one per run      G  laws on the grid
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import numpy as np
 from embedlab.scaling.laws import Points, Rectified
 
 NOISE = 0.01
-"""By which losses differ from any law, as a share of them."""
+"""Standard deviation of measured losses around a law, as a share of the loss."""
 
 _LAW = Rectified(one_model=True)
-# Of data in units of the longest run: pre-training is worth from nothing to a hundred times as much.
+# Logarithms of D_0 on the grid, with data in units of the longest run: D_0 is from about 0 to 100.
 _LOG_STARTS = (-20.0, *np.log(np.geomspace(1e-3, 1e2, 16)))
 _EXPONENTS = np.linspace(0.05, 1.0, 20)
 
 
 class Extrapolation(NamedTuple):
-    """A loss that was not measured.
+    """The predicted loss of a run that was not made.
 
     Attributes:
-        loss: expected.
-        spread: standard deviation of its logarithm, over the laws that explain the losses.
+        loss: Predicted loss.
+        spread: Standard deviation of the logarithm of the predicted loss, over the laws on the grid as weighted.
     """
 
     loss: float
@@ -42,16 +42,16 @@ class Extrapolation(NamedTuple):
 def extrapolated(
     tokens: Sequence[float], losses: Sequence[float], target: float, *, noise: float = NOISE
 ) -> Extrapolation:
-    """The loss at an amount of data, by the rectified law (Lin et al. 2024, arXiv:2402.02314).
+    """Predict the loss at an amount of data with the rectified law (Lin et al. 2024, arXiv:2402.02314).
 
-    L(D) = E + B / (D_0 + D^beta), with E and B of least squares for each of a grid of D_0 and beta. Each law of the
-    grid weighs as much as the losses are likely under it: exp(-sum of squares / 2 noise^2).
+    The law is L(D) = E + B / (D_0 + D^beta). For each pair of D_0 and beta on a grid, E and B are fitted by least
+    squares of relative residuals. Each law is weighted by its likelihood, exp(-sum of squares / (2 noise^2)).
 
     Args:
-        tokens: D of the runs, rising.
-        losses: of the runs, finite.
-        target: D to say the loss of.
-        noise: standard deviation of a loss, as a share of it.
+        tokens: Number of tokens of each run (D), in increasing order.
+        losses: Loss of each run; all losses are finite.
+        target: Number of tokens to predict the loss for.
+        noise: Standard deviation of a loss, as a share of the loss.
     """
     unit = tokens[-1]
     basis_GP, at_target_G = _basis(tuple(amount / unit for amount in tokens), target / unit)
@@ -60,7 +60,7 @@ def extrapolated(
     x_P, y_GP = 1 / loss_P, basis_GP / loss_P
     xx, xy_G, yy_G = x_P @ x_P, y_GP @ x_P, (y_GP**2).sum(axis=1)
     x, y_G = x_P.sum(), y_GP.sum(axis=1)
-    determinant_G = np.maximum(xx * yy_G - xy_G**2, 1e-12 * xx * yy_G)  # of one run only the sum is known
+    determinant_G = np.maximum(xx * yy_G - xy_G**2, 1e-12 * xx * yy_G)  # with one run, the system is singular
     constant_G = np.maximum((x * yy_G - y_G * xy_G) / determinant_G, 0.0)
     scale_G = np.maximum((y_G - xy_G * constant_G) / yy_G, 0.0)
     constant_G = np.where(scale_G > 0, constant_G, x / xx)
@@ -72,7 +72,7 @@ def extrapolated(
     return Extrapolation(float(np.exp(mean)), spread)
 
 
-@lru_cache(maxsize=1024)  # candidates that have seen the same amounts have it in common
+@lru_cache(maxsize=1024)  # candidates with the same amounts of data share a basis
 def _basis(amounts: tuple[float, ...], target: float) -> tuple[np.ndarray, np.ndarray]:
     log_tokens_P = np.log([*amounts, target])
     nothing_P = np.zeros_like(log_tokens_P)

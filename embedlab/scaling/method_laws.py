@@ -1,8 +1,8 @@
-"""A law for each method, chosen, fitted and doubted: what every plan rests on.
+"""The law of each method, with its uncertainty: chooses a law, fits it, and estimates its errors.
 
-Names end in their axes:
+Recipes, crossovers and reports are computed from these laws. Names of arrays end in their axes:
 
-    R  replicates      C  configurations      G  budgets
+    R  bootstrap replicates      C  configurations      G  budgets
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from embedlab.scaling.observations import Observation, runs_of
 from embedlab.scaling.validation import Choice, choices, preferred
 
 FARTHEST = 10.0
-"""Times beyond its runs, in FLOPs and in tokens a parameter, up to which a law is trusted."""
+"""Factor beyond the runs, in FLOPs and in tokens per parameter, up to which a law is trusted."""
 
 _SEED_OF_ERRORS = 1
-MANY_EPOCHS = 1.5  # passes over the data, in some run, from which on their worth can be fitted
+MANY_EPOCHS = 1.5  # epochs of at least one run, above which the effect of repeated data is fitted
 
 
 @dataclass(frozen=True)
 class MethodLaw:
-    """What the runs of one method say.
+    """The law of one method, with its uncertainty.
 
     Attributes:
-        method: its name.
-        observations: the runs.
-        choices: the laws that were tried, the one that was taken first.
-        replicates: of the best one's fit.
-        held_out_error: by which it is off, as a share of the loss (root mean square), one, two and three budgets beyond
-            what it was fitted to, as far as the runs allow that; empty if they do not.
-        held_out_families: how many families of runs each of these is the error of.
+        method: Name of the method.
+        observations: Runs that the law was fitted to.
+        choices: The laws that were tried; the chosen law comes first.
+        replicates: Fit of the chosen law to all runs, with bootstrap replicates.
+        held_out_error: Root mean square error of log loss (about a share of the loss) on the 1, 2 and 3 largest budget
+            levels, when these are held out of the fit. Numbers of levels that the runs do not allow are missing; empty
+            if none can be held out.
+        held_out_families: Number of families of runs behind each entry of ``held_out_error``.
     """
 
     method: str
@@ -52,57 +53,75 @@ class MethodLaw:
 
     @property
     def fit(self) -> Fit:
-        """Of the law to all runs."""
+        """Fit of the law to all runs."""
         return self.replicates.fit
 
     @property
     def caution(self) -> str:
-        """That runs have hardly learned, whose losses fall otherwise than a law has it; empty where they have."""
+        """A warning about runs that have hardly learned, which no law describes; empty without such runs."""
         near = [row for row in self.observations if row.is_near_chance]
         if not near:
             return ""
         return (
             f"{len(near)} of its {len(self.observations)} runs, of up to {max(row.flops for row in near):.3g} FLOPs, "
-            f"have losses near that of a guess, {near[0].chance:.3g}. Losses fall faster than a power of data where "
-            "learning begins, so the law may say too high ones beyond its runs: leave small budgets out, or add larger "
-            "ones."
+            f"have losses near that of guessing ({near[0].chance:.3g}). Early in training, losses fall faster than a "
+            "power law, so the law may predict too high losses beyond its runs. Leave small budgets out, or add larger "
+            "budgets."
         )
 
     @cached_property
     def weakly_identified(self) -> dict[str, Interval]:
-        """The parameters that the runs hardly determine, with their 90 % intervals by profile likelihood."""
+        """The parameters that the runs hardly determine, with their 90 % profile likelihood intervals."""
         return weakly_identified(self.replicates, self.runs)
 
     @property
     def runs(self) -> Runs:
-        """The numbers of its observations."""
+        """The observations as arrays, one entry per run."""
         return runs_of(self.observations)
 
     @property
     def largest_flops(self) -> float:
-        """Of its runs."""
+        """Training cost of the largest run, in FLOPs."""
         return max(row.flops for row in self.observations)
 
     def flops_per_token(self, parameters_C: np.ndarray) -> np.ndarray:
-        """What its runs cost, at any size: between sizes along the line through their logarithms."""
+        """Return the training FLOPs per token at any model sizes: (C,).
+
+        The FLOPs per token and parameter are medians over the runs of each size. They are interpolated between sizes
+        on logarithmic scales, and constant beyond the sizes of the runs.
+
+        Args:
+            parameters_C: Model sizes, in parameters.
+        """
         by_size: dict[float, list[float]] = {}
         for row in self.observations:
             by_size.setdefault(row.parameters, []).append(row.flops / row.tokens)
         sizes = np.array(sorted(by_size))
-        # Per parameter it hardly changes, so beyond the sizes of the runs it is taken to stay.
+        # The cost per parameter hardly changes with size, so it can stay constant beyond the sizes of the runs.
         per_parameter = np.array([np.median(by_size[size]) / size for size in sizes])
         return np.asarray(parameters_C * np.exp(np.interp(np.log(parameters_C), np.log(sizes), np.log(per_parameter))))
 
     def knows(self, parameters: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Of which configurations, of any shape, the tokens a parameter are not too far from those of the runs."""
+        """Return where the tokens per parameter are within ``FARTHEST`` times the range of the runs.
+
+        Args:
+            parameters: Model sizes, in parameters; an array of any shape.
+            tokens: Amounts of data, in tokens; an array of the same shape.
+        """
         ratios = [row.tokens / row.parameters for row in self.observations]
         ratio = tokens / parameters
         return np.asarray((min(ratios) / FARTHEST <= ratio) & (ratio <= max(ratios) * FARTHEST))
 
     def frontier(self, sizes_C: np.ndarray, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logarithms of the least loss over some sizes: (G,) by the fit, and (R, G) as it might be.
+        """Return the logarithm of the minimum loss over some model sizes, at each budget.
 
-        NaN at a budget of which the law knows none of the sizes.
+        Args:
+            sizes_C: Model sizes, in parameters.
+            flops_G: Budgets, in FLOPs.
+
+        Returns:
+            The estimates (G,), and the values in the bootstrap replicates with errors of the law added (R, G). A value
+            is NaN at a budget for which no size has a trusted number of tokens per parameter.
         """
         tokens_GC = flops_G[:, None] / self.flops_per_token(sizes_C)
         sizes_GC = np.broadcast_to(sizes_C, tokens_GC.shape)
@@ -119,40 +138,57 @@ class MethodLaw:
 
     @property
     def error(self) -> float:
-        """By which a prediction may be off, as a share of the loss, besides what the bootstrap says.
+        """Typical relative error of a prediction, in addition to the bootstrap: the maximum of ``held_out_error``.
 
-        The largest of the hold-outs' errors: the largest budgets are often of a run or two, which by chance lie near
-        the law and say little. It holds both how far the law is off beyond its runs and the noise of a single run.
+        The maximum is used because the largest budget levels often have only one or two runs, which may lie near the
+        law by chance. The error includes both the error of the law beyond its runs and the noise of a single run.
         """
         return max(self.held_out_error, default=0.0)
 
     def log_losses(
         self, parameters_C: np.ndarray, tokens_C: np.ndarray, unique_tokens: float | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Logarithms of predicted losses: (C,) by the fit, and (R, C) as they might be, hold-out errors in them."""
+        """Return the logarithms of predicted losses.
+
+        Args:
+            parameters_C: Model sizes, in parameters.
+            tokens_C: Amounts of data, in tokens.
+            unique_tokens: Number of different tokens available; None if no token is repeated.
+
+        Returns:
+            The estimates (C,), and the values in the bootstrap replicates with errors of the law added (R, C).
+        """
         unique_C = None if unique_tokens is None else np.minimum(tokens_C, unique_tokens)
         estimate_C, log_RC = self.replicates.quantity(lambda one: np.log(one.loss(parameters_C, tokens_C, unique_C)))
         return estimate_C, log_RC + self.errors(len(log_RC))[:, None]
 
     def errors(self, num_replicates: int) -> np.ndarray:
-        """(R,): by what each replicate may be off; where a law is off, it is off for all sizes and budgets.
+        """Return an error of the law for each bootstrap replicate, as a difference of log loss: (R,).
 
-        An error that is known from few runs is not known well: it has Student's distribution, with as many degrees of
-        freedom as there are families in the largest hold-out.
+        A replicate has one error for all sizes and budgets. The errors follow Student's t-distribution, scaled by
+        ``error``, because an error that was measured on few runs is uncertain. The number of degrees of freedom is the
+        number of families in the largest hold-out. All errors are 0 if no budget level could be held out.
+
+        Args:
+            num_replicates: Number of bootstrap replicates (R).
         """
         if not self.held_out_error:
             return np.zeros(num_replicates)
         families = max(self.held_out_families, default=np.inf)
         generator = np.random.default_rng([_SEED_OF_ERRORS, *self.method.encode()])
-        # Each as probable as another, in an order of chance: quantiles as exact as so many replicates can have them.
+        # Equally spaced probabilities in random order give more exact quantiles than independent draws.
         probability_R = (generator.permutation(num_replicates) + 0.5) / num_replicates
         return np.asarray(self.error * student_t.ppf(probability_R, families))
 
 
 def laws_to_try(runs: Runs) -> list[Law]:
-    """The laws that these runs can tell apart, sums first, whose best size is neither the least nor the largest.
+    """Return the laws that the runs can tell apart; laws that are sums of power terms come first.
 
-    A product of powers has its best size at an end, so it is not tried where the runs show it in between.
+    A sum can have its best model size inside the range of sizes. A product of powers has its best size at an end of
+    the range, so ``Multiplicative`` is not tried if the runs show a best size in between.
+
+    Args:
+        runs: Runs of one method.
     """
     one_size = len(np.unique(runs.parameters_P)) == 1
     laws: list[Law] = [Rectified(one_model=True)] if one_size else [Chinchilla(), Rectified()]
@@ -172,15 +208,22 @@ def law_of(
     num_replicates: int = NUM_REPLICATES,
     seed: int = 0,
 ) -> MethodLaw:
-    """Chooses a law by hold-out, fits it to all runs and draws them anew.
+    """Choose a law by its errors on held-out budget levels, fit the law to all runs, and make bootstrap replicates.
+
+    Args:
+        method: Name of the method.
+        observations: Runs of the method.
+        huber_delta: Absolute residual of log loss above which the Huber loss is linear; None for least squares.
+        num_replicates: Number of bootstrap replicates.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ConfigError: if there are too few runs, sizes or amounts of data for any law.
+        ConfigError: If there are too few runs, families, sizes or amounts of data for every law.
     """
     return _law_of(method, tuple(observations), huber_delta, num_replicates, seed)
 
 
-@lru_cache  # a search asks for the same law before a confirmation, for it and after it
+@lru_cache  # a search computes the same law before, during and after a confirmation
 def _law_of(
     method: str, observations: tuple[Observation, ...], huber_delta: float | None, num_replicates: int, seed: int
 ) -> MethodLaw:
@@ -202,7 +245,7 @@ def _law_of(
         families = tuple(held.num_families for held in choice.hold_outs)
         return MethodLaw(method, observations, in_order, replicates, errors, families)
     assert refusal is not None
-    raise ConfigError(f"The runs of {method} give no law. {refusal}") from refusal
+    raise ConfigError(f"No law can be fitted to the runs of {method}. {refusal}") from refusal
 
 
 def laws_of(
@@ -211,15 +254,23 @@ def laws_of(
     huber_delta: float | None = HUBER_DELTA,
     num_replicates: int = NUM_REPLICATES,
 ) -> tuple[list[MethodLaw], dict[str, str]]:
-    """A law for each method, and of those that have none the reason.
+    """Fit a law for each method.
+
+    Args:
+        observations: Runs of each method, by the name of the method.
+        huber_delta: Absolute residual of log loss above which the Huber loss is linear; None for least squares.
+        num_replicates: Number of bootstrap replicates.
+
+    Returns:
+        The laws, and for each method without a law the reason.
 
     Raises:
-        ConfigError: if no method has one.
+        ConfigError: If no method has a law.
     """
     found: list[MethodLaw] = []
     refused: dict[str, str] = {}
     for number, (method, rows) in enumerate(observations.items()):
-        try:  # another seed for each: what runs of one method might have been says nothing of another's
+        try:  # a seed per method, so that the replicates of methods are independent
             found.append(law_of(method, rows, huber_delta=huber_delta, num_replicates=num_replicates, seed=number))
         except ConfigError as error:
             refused[method] = str(error)

@@ -1,4 +1,7 @@
-"""What laws are fitted to, whoever ran it: one row a run, from embedlab's records or from somebody else's table."""
+"""The common form of all runs that laws are fitted to: one row per run.
+
+Rows come from the run records of embedlab, or from a table of runs that were trained elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -15,32 +18,32 @@ from embedlab.errors import RecordError, plain_text
 from embedlab.records import Ledger, LossDefinition, RunRecord
 from embedlab.scaling.fitting import Runs
 
-_NEAR_CHANCE = 0.95  # of the loss of a guess
-_SAME_DATA = 0.02  # amounts of data that differ by less are the same one
+_NEAR_CHANCE = 0.95  # share of the loss of uniform guessing above which a run has hardly learned
+_SAME_DATA = 0.02  # share by which amounts of data may differ and still count as equal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """One run.
+    """One training run, as the fit of a law sees the run.
 
     Attributes:
-        name: unique among the runs.
-        method: what was trained, and how; a law is fitted to each.
-        backbone: path, id or size.
-        parameters: N, without tables.
-        tokens: D, seen in training, repeats too.
-        loss: on held-out data.
-        flops: of training; 6 N D where nothing else is known.
-        unique_tokens: how many of the tokens are different.
-        family: runs of the same one have noise in common.
-        learning_rate: peak; None where it is not known.
-        pairs: seen in training; None where it is not known.
-        seconds: of training; None where it is not known.
-        utilization: of the device's peak, by ``flops``; None where it is not known.
-        memory_bytes: of a device, at its peak; None where it is not known.
-        folder: of the run, with its configuration; None if it is somebody else's.
-        left_out: why no law is fitted to it; None if one is.
-        chance: loss of one that guesses; None where it is not known.
+        name: Name of the run, unique among the runs.
+        method: Name of the fine-tuning method, with its options where they differ between runs. Each method gets a law.
+        backbone: Path or id of the backbone, or a description of its size.
+        parameters: Number of parameters of the backbone, without embedding tables (N).
+        tokens: Number of tokens seen in training, repeated tokens included (D).
+        loss: Loss on held-out data.
+        flops: Training cost in FLOPs; 6 N D where the source of the row states no cost.
+        unique_tokens: Number of different tokens among the tokens seen in training.
+        family: Name of the family of the run. Runs of one family share noise, for example a trunk and its branches.
+        learning_rate: Peak learning rate; None if unknown.
+        pairs: Number of text pairs seen in training; None if unknown.
+        seconds: Duration of training in seconds; None if unknown.
+        utilization: ``flops`` per second as a share of the peak FLOP/s of the devices; None if unknown.
+        memory_bytes: Peak memory of one device in bytes; None if unknown.
+        folder: Folder of the run, which holds its configuration; None for a row of a table.
+        left_out: Reason why no law is fitted to the run; None if the run is used.
+        chance: Loss of a model that guesses uniformly among the candidates; None if unknown.
     """
 
     name: str
@@ -63,29 +66,37 @@ class Observation:
 
     @property
     def is_near_chance(self) -> bool:
-        """Whether it has hardly learned to tell texts apart: laws describe what comes after that."""
+        """Whether the run has hardly learned to tell texts apart. Laws describe losses after this phase."""
         return self.chance is not None and self.loss > _NEAR_CHANCE * self.chance
 
 
 def of_ledger(ledger: Ledger) -> list[Observation]:
-    """Rows of all records of a ledger that can be used, with the folders of their runs; a line says what cannot.
+    """Return the rows of all usable records of a ledger, with the folders of their runs.
+
+    For records that cannot be used, the ledger prints lines to standard error.
+
+    Args:
+        ledger: The ledger to read.
 
     Raises:
-        RecordError: If none can be used, or the losses of runs to be fitted are of different definitions.
+        RecordError: If a folder is missing, if no record can be used, or if the losses of the runs to fit have
+            different definitions.
     """
     entries = ledger.usable()
     return of_records([record for _, record in entries], [path.parent for path, _ in entries])
 
 
 def of_records(records: Iterable[RunRecord], folders: Iterable[Path] | None = None) -> list[Observation]:
-    """Rows of records; a method that was run with several options is as many methods.
+    """Return the rows of run records.
+
+    A method that was run with several sets of options becomes several methods, one for each set.
 
     Args:
-        records: of the runs.
-        folders: of each, where its configuration is to be found.
+        records: Records of the runs.
+        folders: Folder of each run, in the order of ``records``; None if the folders are unknown.
 
     Raises:
-        RecordError: if the losses of runs to be fitted are of different definitions.
+        RecordError: If the losses of the runs to fit have different definitions.
     """
     records = list(records)
     _require_one_definition([record for record in records if record.left_out is None])
@@ -139,15 +150,23 @@ def _require_one_definition(records: Sequence[RunRecord]) -> None:
         f"{name} {plain_text(getattr(one, name))} and {plain_text(getattr(other, name))}" for name in differ
     )
     raise RecordError(
-        f"Losses of different definitions cannot be compared: {described} ({len(its)} runs like {its[0]}, "
-        f"{len(others)} like {others[0]}). Fit them apart."
+        f"Losses of different definitions cannot be compared: {described} (number of runs: {len(its)} like {its[0]}, "
+        f"{len(others)} like {others[0]}). Fit each group of runs separately."
     )
 
 
 def with_best_learning_rates(observations: Sequence[Observation]) -> list[Observation]:
-    """The same rows, but of runs that differ in their learning rate alone only the best is fitted.
+    """Return the rows, marking a run as left out if a similar run with another learning rate has a lower loss.
 
-    A law is about what a size and an amount of data can reach; what a bad learning rate costs is no part of it.
+    Runs are similar if they have the same method, backbone and size, and about the same number of tokens. A law
+    predicts the loss that a model size and an amount of data can reach; the loss that a bad learning rate adds is not
+    part of the law.
+
+    Args:
+        observations: Rows of the runs.
+
+    Returns:
+        All rows in the given order. The field ``left_out`` of a run that is not fitted states the reason.
     """
     alike: dict[tuple[str, str, float, int], list[Observation]] = {}
     for row in observations:
@@ -159,15 +178,18 @@ def with_best_learning_rates(observations: Sequence[Observation]) -> list[Observ
         best = min(rows, key=lambda row: row.loss)
         for row in rows:
             if row.learning_rate != best.learning_rate:
-                worse[row.name] = f"learning rate {best.learning_rate:g} is better ({best.name})"
+                worse[row.name] = f"learning rate {best.learning_rate:g} gave a lower loss ({best.name})"
     return [replace(row, left_out=worse.get(row.name, row.left_out)) for row in observations]
 
 
 def by_method(observations: Iterable[Observation]) -> dict[str, list[Observation]]:
-    """The rows that laws are fitted to.
+    """Return the rows that laws are fitted to, by the name of the method.
+
+    Args:
+        observations: Rows of the runs. Rows that state a reason in ``left_out`` are dropped.
 
     Raises:
-        RecordError: if there is none.
+        RecordError: If no row is left.
     """
     found: dict[str, list[Observation]] = {}
     reasons: Counter[str] = Counter()
@@ -177,16 +199,17 @@ def by_method(observations: Iterable[Observation]) -> dict[str, list[Observation
         else:
             reasons[row.left_out] += 1
     if not found:
-        why = "; ".join(f"{plain_text(reason)} ({count} of them)" for reason, count in reasons.most_common(3))
+        total = reasons.total()
+        why = "; ".join(f"{plain_text(reason)} ({count} of {total})" for reason, count in reasons.most_common(3))
         raise RecordError(
-            f"There is no run to fit a law to; {reasons.total()} were left out{': ' + why if why else ''}. Expected "
-            "finished ones, with a loss."
+            f"There is no run to fit a law to; number of runs left out: {total}{', because: ' + why if why else ''}. "
+            "Add finished runs with a loss."
         )
     return dict(sorted(found.items()))
 
 
 def runs_of(observations: Sequence[Observation]) -> Runs:
-    """The numbers of some rows."""
+    """Return the numbers of the rows as arrays, one entry per row."""
     _, family_P = np.unique([row.family for row in observations], return_inverse=True)
     return Runs(
         parameters_P=np.array([row.parameters for row in observations]),

@@ -1,8 +1,8 @@
-"""The size and the amount of data that a law would choose if there were a backbone of every size.
+"""Optimal model size and amount of data for a budget, as if a backbone of every size existed.
 
-Names end in their axes:
+Names of arrays end in their axes:
 
-    R  replicates      G  budgets      C  sizes that are tried
+    R  bootstrap replicates      G  budgets      C  sizes on the search grid
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from embedlab.scaling.bootstrap import Interval, quantiles
 from embedlab.scaling.fitting import Fit
 from embedlab.scaling.method_laws import FARTHEST, MethodLaw
 
-_SIZES_TO_TRY = 97
+_SIZES_TO_TRY = 97  # on the search grid
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """What a budget is best spent on by one method, with 80 % intervals from the bootstrap.
+    """The optimal model size and amount of data of one method for one budget, with bootstrap intervals.
 
     Attributes:
-        method: its name.
-        parameters: N.
-        parameters_80: holds it.
-        tokens: D.
-        tokens_80: holds it.
-        tokens_per_parameter: D / N.
-        tokens_per_parameter_80: holds it.
+        method: Name of the method.
+        parameters: Optimal number of parameters (N).
+        parameters_80: 80 % interval of the optimal number of parameters.
+        tokens: Optimal number of tokens (D).
+        tokens_80: 80 % interval of the optimal number of tokens.
+        tokens_per_parameter: Optimal number of tokens per parameter (D / N).
+        tokens_per_parameter_80: 80 % interval of the optimal number of tokens per parameter.
     """
 
     method: str
@@ -42,7 +42,15 @@ class Optimum:
 
 
 def optimum(law: MethodLaw, budget: float) -> Optimum | None:
-    """Of one budget, in FLOPs; None where the law has none within ``FARTHEST`` times the sizes of the runs."""
+    """Return the optimal model size and amount of data of a method for a budget.
+
+    Args:
+        law: Law of the method.
+        budget: Budget in FLOPs.
+
+    Returns:
+        The optimum, or None if the law has no optimal size within ``FARTHEST`` times the sizes of the runs.
+    """
     if not has_best_size(law):
         return None
     log_G, log_RG = best_sizes(law, np.array([budget]))
@@ -67,14 +75,22 @@ def optimum(law: MethodLaw, budget: float) -> Optimum | None:
 
 
 def has_best_size(law: MethodLaw) -> bool:
-    """Whether its runs say what size is worth."""
+    """Return whether the law depends on model size and its runs have more than one size."""
     return "alpha" in law.fit.names and len({row.parameters for row in law.observations}) > 1
 
 
 def best_sizes(law: MethodLaw, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logarithms of the N with the least loss, whether or not a backbone has it: (G,) and (R, G).
+    """Return the logarithm of the model size N with the minimum loss at each budget, for sizes without a backbone, too.
 
-    It is looked for up to ``FARTHEST`` times beyond the sizes of the runs; NaN in the estimate where it is farther.
+    Sizes up to ``FARTHEST`` times beyond the sizes of the runs are searched.
+
+    Args:
+        law: Law of the method.
+        flops_G: Budgets, in FLOPs.
+
+    Returns:
+        The estimates (G,), which are NaN where the optimum is not inside the searched range, and the values in the
+        bootstrap replicates (R, G), which are limited to the range.
     """
     sizes = [row.parameters for row in law.observations]
     log_C = np.linspace(np.log(min(sizes) / FARTHEST), np.log(max(sizes) * FARTHEST), _SIZES_TO_TRY)

@@ -1,9 +1,9 @@
-"""What to train with a budget: which backbone, on how much data, by which method, and how sure that is.
+"""Recipes: recommends what to train with a budget (backbone, amount of data, method), with the uncertainty.
 
-Of the sizes that exist each takes what the budget leaves it in data; the laws of the methods say what that reaches.
-Names end in their axes:
+For each backbone and method, the whole budget gives an amount of data, and the law of the method predicts the loss.
+Names of arrays end in their axes:
 
-    R  replicates      C  configurations
+    R  bootstrap replicates      C  configurations
 """
 
 from __future__ import annotations
@@ -19,23 +19,33 @@ from embedlab.scaling.method_laws import FARTHEST, MethodLaw
 from embedlab.scaling.observations import Observation
 
 MOST_EPOCHS = 4.0
-"""Repetitions that cost next to nothing (Muennighoff et al. 2023, arXiv:2305.16264): the limit where no law says."""
+"""Maximum number of epochs if the law of a method does not model repeated data.
+
+Up to 4 epochs, repeated data are almost as good as new data (Muennighoff et al. 2023, arXiv:2305.16264).
+"""
 
 _UNKNOWN = Interval(np.nan, np.nan)
 INDISTINGUISHABLE = 0.1
-"""The least probability of being better than the best, of what cannot be told apart from it."""
+"""Minimum probability of a lower loss than the best configuration.
+
+A configuration with at least this probability cannot be told apart from the best configuration.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constraints:
-    """What a configuration has to keep within.
+    """Limits that a recommended configuration has to meet. Every limit is off by default.
 
     Attributes:
-        max_parameters: N, at most.
-        max_memory: GiB of a device, at most.
-        unique_pairs: that there are to train on.
-        serve_tokens: that the model will embed in its life: they are paid from the budget, 2 N FLOPs each.
-        hours: of training, at most.
+        max_parameters: Maximum number of parameters of the backbone, without embedding tables (N).
+        max_memory: Maximum memory per device in GiB.
+        unique_pairs: Number of different text pairs available for training.
+        serve_tokens: Number of tokens that the trained model will embed in its lifetime. The budget pays for this
+            use, too, with 2 N FLOPs per token.
+        hours: Maximum duration of training in hours.
+
+    Raises:
+        ConfigError: If a limit is not a finite number above 0.
     """
 
     max_parameters: float | None = None
@@ -47,29 +57,31 @@ class Constraints:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None and not (np.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} is {value}. Expected a finite number above 0; leave it out for no limit.")
+                raise ConfigError(f"{name} is {value}. Expected a finite number above 0. Leave {name} out for no limit.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """A backbone that takes the whole budget, by a method.
+    """A backbone to train with a method until the whole budget is spent.
 
     Attributes:
-        method: name.
-        backbone: name.
-        parameters: N.
-        tokens: D.
-        flops: of training.
-        loss: predicted.
-        interval_80: holds the loss with that probability.
-        interval_95: likewise.
-        probability_best: of being the best of all configurations.
-        cannot_be_told_apart: from the best one: it is better with a probability of a tenth or more.
-        learning_rate: of the best run of this method on the backbone that is nearest; None where no run says.
-        pairs: seen; None where no run says how long one is.
-        epochs: over the unique pairs; None where that is not known.
-        hours: on the device that was named, or on that of the runs; None where no run says.
-        memory_bytes: of that device; None where no run says.
+        method: Name of the method.
+        backbone: Name of the backbone.
+        parameters: Number of parameters of the backbone, without embedding tables (N).
+        tokens: Number of tokens to train on (D).
+        flops: Training cost in FLOPs: the budget minus the cost of ``Constraints.serve_tokens``.
+        loss: Predicted loss on held-out data.
+        interval_80: 80 % interval of the loss.
+        interval_95: 95 % interval of the loss.
+        probability_best: Probability of the lowest loss of all configurations.
+        cannot_be_told_apart: Whether this is the best configuration, or has a lower loss than the best configuration
+            with a probability of at least 10 %.
+        learning_rate: Peak learning rate of a run of the method on the backbone, or else on the backbone of the nearest
+            size. Of these runs, the run with the cost nearest to the budget is taken. None if no run states a rate.
+        pairs: Number of text pairs to train on; None if no run states how many pairs it saw.
+        epochs: Number of times that the unique pairs are seen; None if unknown.
+        hours: Duration of training in hours, on the named device or on the device of the runs; None if unknown.
+        memory_bytes: Peak memory of one device in the runs of the method on the backbone, in bytes; None if unknown.
     """
 
     method: str
@@ -91,14 +103,15 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The answer for one budget.
+    """The recommendation for one budget.
 
     Attributes:
-        budget: FLOPs.
-        configurations: the best first.
-        method_probability: by method, of reaching the least loss.
-        extrapolation: the budget by the FLOPs of the largest run.
-        ruled_out: how many configurations each constraint rules out.
+        budget: Budget in FLOPs.
+        configurations: Possible configurations; the lowest predicted loss comes first.
+        method_probability: Probability that a method has the configuration with the lowest loss, by method.
+        extrapolation: Budget divided by the FLOPs of the largest run.
+        ruled_out: Number of configurations that a reason rules out, by reason. A reason is the name of a constraint,
+            with an explanation where needed.
     """
 
     budget: float
@@ -109,7 +122,7 @@ class Recipe:
 
     @property
     def best(self) -> Configuration:
-        """The one with the least predicted loss."""
+        """The configuration with the lowest predicted loss."""
         return self.configurations[0]
 
 
@@ -121,17 +134,19 @@ def recipe(
     extrapolate: bool = False,
     peak: float | None = None,
 ) -> Recipe:
-    """The best configurations for a budget.
+    """Recommend configurations for a budget, based on the laws of the methods.
 
     Args:
-        laws: of the methods.
-        budget: FLOPs.
-        constraints: that limit the choice.
-        extrapolate: answer beyond ``FARTHEST`` times the largest run, too.
-        peak: FLOP/s of another device than that of the runs, of which a run uses the same share.
+        laws: Laws of the methods.
+        budget: Budget in FLOPs.
+        constraints: Limits that a configuration has to meet; None for no limits.
+        extrapolate: Answer for budgets beyond ``FARTHEST`` times the largest run, too.
+        peak: Peak FLOP/s of the device to train on, of which training is assumed to use the same share as the runs did
+            on their device. None for the speed of the runs.
 
     Raises:
-        ConfigError: if the budget is no number above 0 or too far beyond the runs, or nothing meets the constraints.
+        ConfigError: If the budget is not a finite number above 0 or is too far beyond the runs, or if no configuration
+            meets the constraints.
     """
     if not (np.isfinite(budget) and budget > 0):
         raise ConfigError(f"The budget is {budget} FLOPs. Expected a finite number above 0.")
@@ -139,13 +154,13 @@ def recipe(
     largest = max(law.largest_flops for law in laws)
     if budget > FARTHEST * largest and not extrapolate:
         raise ConfigError(
-            f"The budget of {budget:g} FLOPs is {budget / largest:.3g} times the largest run, {largest:.3g}, and "
-            f"{FARTHEST:g} times is as far as a law is trusted. Run larger ones, or add --extrapolate."
+            f"The budget of {budget:g} FLOPs is {budget / largest:.3g} times that of the largest run ({largest:.3g} "
+            f"FLOPs), and laws are trusted up to {FARTHEST:g} times. Train larger runs, or add --extrapolate."
         )
     suite = suite_of(laws)
     per_pair = tokens_per_pair(laws)
     if constraints.unique_pairs is not None and per_pair is None:
-        raise ConfigError("unique_pairs is given, and no run says how many pairs it saw. Leave it out.")
+        raise ConfigError("unique_pairs is set, but no run states how many pairs it saw. Leave unique_pairs out.")
     unique_tokens = None
     if constraints.unique_pairs is not None and per_pair is not None:
         unique_tokens = constraints.unique_pairs * per_pair
@@ -166,18 +181,18 @@ def recipe(
     if not possible:
         most = max(ruled_out, key=lambda reason: ruled_out[reason])
         raise ConfigError(
-            f"Nothing meets the constraints at a budget of {budget:g} FLOPs: "
+            f"No configuration meets the constraints at a budget of {budget:g} FLOPs: "
             + "; ".join(
                 f"{reason} rules out {count} of {len(laws) * len(suite)}" for reason, count in ruled_out.items()
             )
-            + f". Relax {most}."
+            + f". Relax {most}, or change the budget."
         )
     ranked, probability = _ranked(laws, possible, unique_tokens)
     return Recipe(budget, tuple(ranked), probability, budget / largest, ruled_out)
 
 
 def suite_of(laws: Sequence[MethodLaw]) -> list[tuple[str, float]]:
-    """The backbones that exist, by size."""
+    """Return the name and the number of parameters of each backbone in the runs; the smallest comes first."""
     sizes: dict[str, list[float]] = {}
     for law in laws:
         for row in law.observations:
@@ -223,7 +238,18 @@ def _distance(one: float, other: float) -> float:
 def by_size(
     observations: Sequence[Observation], parameters: float, of: Callable[[Observation], float | None]
 ) -> float | None:
-    """The median over the runs of a size, between sizes along the line through the logarithms; None if none says."""
+    """Return a quantity of runs at a model size: the median over runs of a size, interpolated between sizes.
+
+    Interpolation is linear in the logarithms of size and quantity; beyond the sizes of the runs the value is constant.
+
+    Args:
+        observations: Runs of one method.
+        parameters: Model size, in parameters.
+        of: Function that returns the quantity of a run, above 0; None if the run does not state the quantity.
+
+    Returns:
+        The quantity, or None if no run states it.
+    """
     values: dict[float, list[float]] = {}
     for row in observations:
         value = of(row)
@@ -237,39 +263,45 @@ def by_size(
 
 
 def tokens_per_pair(laws: Sequence[MethodLaw]) -> float | None:
-    """The median over the runs; None if none says how many pairs it saw."""
+    """Return the median number of tokens per text pair over all runs; None if no run states how many pairs it saw."""
     ratios = [row.tokens / row.pairs for law in laws for row in law.observations if row.pairs]
     return float(np.median(ratios)) if ratios else None
 
 
 def _ruled_out_by(configuration: Configuration, law: MethodLaw, constraints: Constraints) -> str | None:
-    """The constraint that a configuration does not meet, as the user wrote it."""
+    """Return the reason that rules a configuration out, beginning with the name of a constraint; None if there is none."""
     if configuration.flops <= 0:
-        return "serve_tokens, which cost the whole budget,"
+        return "serve_tokens (serving alone costs the whole budget)"
     if not law.knows(np.array(configuration.parameters), np.array(configuration.tokens)):
-        return f"tokens a parameter {FARTHEST:g} times beyond those of the runs"
+        return f"the limit on tokens per parameter (up to {FARTHEST:g} times beyond the runs)"
     if constraints.max_parameters is not None and configuration.parameters > constraints.max_parameters:
         return "max_parameters"
     if constraints.max_memory is not None:
         if configuration.memory_bytes is None:
-            return "max_memory, of which no run says anything,"
+            return "max_memory (no run states the memory that is needed)"
         if configuration.memory_bytes > constraints.max_memory * 2**30:
             return "max_memory"
     if constraints.hours is not None:
         if configuration.hours is None:
-            return "hours, of which no run says anything,"
+            return "hours (no run states the time that is needed)"
         if configuration.hours > constraints.hours:
             return "hours"
     knows_repetition = "R" in law.fit.names
     if configuration.epochs is not None and configuration.epochs > MOST_EPOCHS and not knows_repetition:
-        return f"unique_pairs, seen more than {MOST_EPOCHS:g} times, of which no run says what they are worth,"
+        return f"unique_pairs (seen more than {MOST_EPOCHS:g} times, which no run shows the effect of)"
     return None
 
 
 def _ranked(
     laws: Sequence[MethodLaw], possible: Sequence[Configuration], unique_tokens: float | None
 ) -> tuple[list[Configuration], dict[str, float]]:
-    """The configurations with their losses, the best first, and how probably each method has the best of all."""
+    """Return the configurations with predicted losses, the best first, and the probability of each method to be best.
+
+    Args:
+        laws: Laws of the methods.
+        possible: Configurations that meet the constraints.
+        unique_tokens: Number of different tokens available; None if no token is repeated.
+    """
     order: list[Configuration] = []
     estimates, replicates = [], []
     for law in laws:

@@ -1,8 +1,10 @@
-"""Laws of several methods with one irreducible loss: what no method learns is a matter of the data.
+"""Laws of several methods that share one irreducible loss E, for methods whose losses end at the same value.
 
-Where few runs of each method come near it, they know it together better than each alone. Names end in their axes:
+If few runs of each method come near E, all methods together determine E better than each method alone. Names of arrays
+end in their axes:
 
-    M  methods      P  points of all methods      K  parameters of a law      J  parameters of all, E once
+    M  methods      R  bootstrap replicates      P  points of all methods, one per run
+    K  parameters of one law      J  parameters of all laws, with E once
 """
 
 from __future__ import annotations
@@ -23,17 +25,18 @@ _EXACT = 1e-15
 
 
 def share_irreducible_loss(laws: Sequence[MethodLaw], *, num_replicates: int) -> list[MethodLaw]:
-    """The same laws, fitted again with one E for all of them, drawn anew and judged by budgets held out of all.
+    """Fit the laws of several methods again, with one irreducible loss E for all of them.
 
-    It is done where it is asked for, and never chosen: whether methods have an end in common is for the user to know.
-    What it does to the hold-outs' error is in ``MethodLaw.choices``, where the law alone comes second.
+    Bootstrap replicates and errors on held-out budget levels are computed anew, too. A shared E is used only on
+    request: the user has to know whether all methods approach the same loss. The effect on the held-out error can be
+    read from ``MethodLaw.choices``: the first entry is the law with the shared E, the second is the law alone.
 
     Args:
-        laws: of the methods, each with Huber residuals of log loss.
-        num_replicates: of the bootstrap; in each, every method's families are drawn by themselves.
+        laws: Laws of the methods, each fitted with Huber residuals of log loss.
+        num_replicates: Number of bootstrap replicates. In each replicate, families are drawn separately per method.
 
     Raises:
-        ConfigError: if a method has too few families to draw from.
+        ConfigError: If a method has too few families to draw from, or if a law cannot share E.
     """
     runs_M = [law.runs for law in laws]
     joint = _Joint([law.fit for law in laws], runs_M)
@@ -59,7 +62,16 @@ def share_irreducible_loss(laws: Sequence[MethodLaw], *, num_replicates: int) ->
 
 
 def _hold_outs(laws: Sequence[MethodLaw], runs_M: Sequence[Runs], num_budgets: int) -> list[HoldOut] | None:
-    """Of each method, without the largest budgets of all; None if what remains is too little for a law."""
+    """Return the errors of each method on its largest budget levels, from joint fits to the other runs.
+
+    Args:
+        laws: Laws of the methods.
+        runs_M: Runs of each method.
+        num_budgets: Number of budget levels to hold out of each method.
+
+    Returns:
+        The hold-out of each method, or None if the remaining runs of a method are too few for its law.
+    """
     parts_M = [without_largest(runs, num_budgets) for runs in runs_M]
     rest_M, held_out_M = ([part[i] for part in parts_M if part is not None] for i in (0, 1))
     if len(rest_M) < len(laws):
@@ -76,12 +88,23 @@ def _hold_outs(laws: Sequence[MethodLaw], runs_M: Sequence[Runs], num_budgets: i
 
 
 class _Joint:
-    """The fit of all laws at once; E is the first parameter of each."""
+    """The joint fit of the laws of all methods with one E, which is the first parameter of each law.
+
+    Args:
+        alone_M: Fit of each law alone.
+        runs_M: Runs of each method.
+
+    Raises:
+        ConfigError: If a law has no E, or was not fitted with Huber residuals of log loss.
+    """
 
     def __init__(self, alone_M: Sequence[Fit], runs_M: Sequence[Runs]) -> None:
         for one in alone_M:
             if one.names[0] != "E" or one.huber_delta is None or not one.in_log:
-                raise ConfigError(f"{type(one.law).__name__} cannot share E: it has none, or is fitted otherwise.")
+                raise ConfigError(
+                    f"{type(one.law).__name__} cannot share E. Expected a law with E that was fitted with Huber "
+                    "residuals of log loss. Fit the laws without a shared E."
+                )
         self._alone_M = alone_M
         self._runs_M = runs_M
         self._residuals_M = [LogResiduals(one.law, runs) for one, runs in zip(alone_M, runs_M, strict=True)]
@@ -90,7 +113,10 @@ class _Joint:
         self._bounds = [(float(low.max()), float(high.min())), *rest]
 
     def fit(self) -> list[Fit]:
-        """From each method's own E in turn, the others' parameters made to suit it."""
+        """Fit the laws jointly, starting from the E of each method in turn, and return the best fits.
+
+        For each start, the other parameters of every law are first fitted to this E.
+        """
         tried = []
         for first in self._alone_M:
             constant = float(np.clip(first.theta_K[0], *self._bounds[0]))
@@ -105,7 +131,13 @@ class _Joint:
         return [replace(one, num_starts=len(tried), num_in_basin=in_basin) for one in tried[least]]
 
     def descent(self, from_M: Sequence[Fit], weights_M: Sequence[np.ndarray], tolerance: float) -> list[Fit]:
-        """From fits with one E to better ones."""
+        """Minimize the joint objective, starting from fits that have one E.
+
+        Args:
+            from_M: Fit of each law to start from.
+            weights_M: Weights of the runs of each method, (P,) each.
+            tolerance: Relative change of the objective at which the descent stops.
+        """
         delta = self._alone_M[0].huber_delta
         assert delta is not None
         start_J = np.concatenate([from_M[0].theta_K[:1], *(one.theta_K[1:] for one in from_M)])
@@ -137,6 +169,6 @@ class _Joint:
 
 
 def _objective(residual_P: np.ndarray, weights_P: np.ndarray, delta: float) -> float:
-    """In the units of ``Fit.objective``."""
+    """Return the weighted sum of Huber losses of residuals, in the units of ``Fit.objective``."""
     slope_P = np.clip(residual_P, -delta, delta)
     return float(weights_P @ (slope_P * (residual_P - 0.5 * slope_P)))

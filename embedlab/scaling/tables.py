@@ -1,4 +1,7 @@
-"""Runs that somebody else made, from a table whose columns have whatever names they have."""
+"""Tables of runs that were trained elsewhere: reads CSV and TSV files, whatever the names of their columns.
+
+The columns to read are named by ``Columns``. Every row becomes one or more observations, to which laws are fitted.
+"""
 
 from __future__ import annotations
 
@@ -21,40 +24,40 @@ from embedlab.errors import ConfigError, RecordError, plain_text, suggestion
 from embedlab.scaling.observations import Observation
 
 AMOUNTS = "columns"
-"""For ``Columns.tokens``: the columns whose names are numbers, whose cells are losses."""
+"""Value of ``Columns.tokens`` for a table with columns named by numbers of tokens, whose cells hold losses."""
 
-_FEWEST_PARAMETERS = 1e4  # of a language model, its tables left out
-_FEWEST_TOKENS = 1e4  # of a training run
-_LARGEST = 1e36  # of any number: its square is one, too
+_FEWEST_PARAMETERS = 1e4  # of a language model, without embedding tables; a lower median means another unit
+_FEWEST_TOKENS = 1e4  # of a training run; a lower median means another unit
+_LARGEST = 1e36  # of a number in a cell, whose square is still finite
 
-_MOST_BYTES = 2**28  # of a table, unpacked
+_MOST_BYTES = 2**28  # of a table after decompression
 _MOST_ROWS = 1_000_000
 _MOST_COLUMNS = 10_000
-_MOST_NAMES = 20  # in a message
-_LONGEST_NAME, _MOST_COMPARED = 100, 1_000  # of columns that may be meant by another name
-_MOST_LINES = 20  # of a row, whose cells may have line breaks between quotes
-_LONGEST_CELL = 10_000  # characters
+_MOST_NAMES = 20  # of columns shown in a message
+_LONGEST_NAME, _MOST_COMPARED = 100, 1_000  # column names compared for a suggestion: characters, number
+_MOST_LINES = 20  # of a row: quoted cells may contain line breaks
+_LONGEST_CELL = 10_000  # characters of a name in a cell
 _DELIMITERS = (",", "\t", ";", "|")
 _NO_TEXT = {b"PAR1": "a Parquet file", b"PK\x03\x04": "a spreadsheet or a ZIP archive", b"version https://git-lfs": ""}
 
 UNNAMED = "all runs"
-"""The method of the runs of a table that names none."""
+"""Name of the method of all runs in a table without a column of methods."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which column of a table holds what. A name may be followed by a factor: ``N_millions*1e6``.
+    """Names of the columns of a table. A factor may follow a name, for example ``N_millions*1e6``.
 
     Attributes:
-        parameters: N.
-        loss: on held-out data.
-        tokens: D; ``columns`` for a table with an amount of data in the name of each column and losses below. Where
-            there is none, it is FLOPs / 6 N.
-        flops: of training; 6 N D where there is none.
-        method: what to compare.
-        backbone: name of the model.
-        unique_tokens: how many of the tokens are different.
-        family: of runs that have noise in common.
+        parameters: Column with the number of model parameters (N).
+        loss: Column with the loss on held-out data.
+        tokens: Column with the number of tokens seen in training (D); ``columns`` for a table in which the column
+            names are numbers of tokens and the cells below are losses. By default, D is FLOPs / (6 N).
+        flops: Column with the training cost in FLOPs. By default, the cost is 6 N D.
+        method: Column with the name of the method; each method gets its own law. By default, all runs have one method.
+        backbone: Column with the name of the model. By default, the model is named by its number of parameters.
+        unique_tokens: Column with the number of different tokens seen. By default, no token is repeated.
+        family: Column with the family of the run; runs of one family share noise. By default, runs are independent.
     """
 
     parameters: str = "parameters"
@@ -68,11 +71,11 @@ class Columns:
 
 
 class _Column(NamedTuple):
-    """A column that is asked for.
+    """A column to read.
 
     Attributes:
-        name: Its name.
-        factor: Number that its cells are multiplied by.
+        name: Name of the column.
+        factor: Factor that the numbers of the column are multiplied by.
     """
 
     name: str
@@ -80,16 +83,19 @@ class _Column(NamedTuple):
 
 
 def require_columns(columns: Columns) -> None:
-    """Refuse names of columns that no table could have, before any is read.
+    """Check the options of the columns before a table is read.
+
+    Args:
+        columns: Names of the columns.
 
     Raises:
-        ConfigError: If a factor is no number above 0.
-        RecordError: If nothing says how much data a run saw.
+        ConfigError: If a factor is not a finite number above 0.
+        RecordError: If neither a column of tokens nor a column of FLOPs is named.
     """
     if columns.tokens is None and columns.flops is None:
         raise RecordError(
-            "A table of runs needs an amount of data: name its column of tokens (columns.tokens) or of FLOPs "
-            "(columns.flops)."
+            "A table of runs needs an amount of data per run. Name the column with tokens (columns.tokens) or the "
+            "column with FLOPs (columns.flops)."
         )
     for field in fields(columns):
         written = getattr(columns, field.name)
@@ -97,19 +103,25 @@ def require_columns(columns: Columns) -> None:
             column = _column(written)
             if not (math.isfinite(column.factor) and column.factor > 0):
                 raise ConfigError(
-                    f"columns.{field.name} is '{plain_text(written)}'. Expected a factor above 0, for instance "
+                    f"columns.{field.name} is '{plain_text(written)}'. Expected a finite factor above 0, for example "
                     f"'{plain_text(column.name)}*1e6'."
                 )
 
 
 def read_table(path: Path, columns: Columns) -> list[Observation]:
-    """One observation a row of a CSV or TSV file, gzipped or not; what cannot be fitted is left out with its reason.
+    """Return the observations of a CSV or TSV file, which may be compressed with gzip.
 
-    A row that is broken (a stray quote, a cell too few) is left out, too, and reading goes on at the next line.
+    Each row gives one observation, or one per column of losses if ``columns.tokens`` is ``columns``. An observation
+    that no law can be fitted to states the reason in ``left_out``. A broken row, for example a row with a stray quote
+    or with a missing cell, is left out as well; reading continues on the next line.
+
+    Args:
+        path: The file to read.
+        columns: Names of the columns to read.
 
     Raises:
-        ConfigError: if the factor of a column is no number above 0.
-        RecordError: if the file cannot be read, lacks a column, or its N or D is in another unit.
+        ConfigError: If the factor of a column is not a finite number above 0.
+        RecordError: If the file cannot be read, lacks a column, has too many runs, or if N or D is in another unit.
     """
     require_columns(columns)
     table = _Table(path, _text(path), columns)
@@ -129,9 +141,9 @@ def read_table(path: Path, columns: Columns) -> list[Observation]:
         else:
             found.append(_observation(name, row, asked, None, row[asked["loss"].name]))
         if len(found) > _MOST_ROWS:
-            raise RecordError(f"{_named(path)} has more than {_MOST_ROWS} runs. Leave some out.")
+            raise RecordError(f"{_named(path)} has more than {_MOST_ROWS} runs, the maximum. Remove some rows.")
     if not found:
-        raise RecordError(f"{_named(path)} has a header and no rows. Expected one row a run below it.")
+        raise RecordError(f"{_named(path)} has a header and no rows. Add one row per run below the header.")
     _require_unit(path, columns.parameters, "parameters", [row.parameters for row in found], _FEWEST_PARAMETERS)
     if columns.tokens is not None and not amounts:
         _require_unit(path, columns.tokens, "tokens", [row.tokens for row in found], _FEWEST_TOKENS)
@@ -143,18 +155,29 @@ def _named(path: Path) -> str:
 
 
 def _require_unit(path: Path, column: str, field: str, values: list[float], fewest: float) -> None:
-    """That a column counts ones, not millions of them."""
+    """Check that a column counts single parameters or tokens, not millions: its median must not be too small.
+
+    Args:
+        path: Path of the file, for the message.
+        column: Column as the user wrote it.
+        field: Field of ``Columns``.
+        values: Numbers of the column.
+        fewest: Minimum of the median.
+
+    Raises:
+        RecordError: If the median is below the minimum.
+    """
     finite = [value for value in values if math.isfinite(value)]
     if finite and np.median(finite) < fewest:
         name = plain_text(_column(column).name)
         raise RecordError(
-            f"Column '{plain_text(column)}' of {_named(path)} has a median of {np.median(finite):g}, which is no "
-            f"number of {field}. Where it is in millions, say --columns.{field} '{name}*1e6'."
+            f"Column '{plain_text(column)}' of {_named(path)} has a median of {np.median(finite):g}, which is too "
+            f"small for a number of {field}. If the column is in millions, use --columns.{field} '{name}*1e6'."
         )
 
 
 def _column(written: str) -> _Column:
-    """A name and its factor; a star with no number behind it is part of the name."""
+    """Return the name and the factor of a column. A star that no number follows is part of the name."""
     name, star, factor = written.rpartition("*")
     try:
         return _Column(name.strip(), float(factor)) if star else _Column(written.strip(), 1.0)
@@ -166,22 +189,25 @@ def _column(written: str) -> _Column:
 
 
 def _text(path: Path) -> str:
-    """The whole text of a file, unpacked and decoded."""
+    """Return the whole text of a file, decompressed and decoded."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            what = "a folder; those of runs go to --runs" if path.is_dir() else "no regular file"
-            raise RecordError(f"{_named(path)} is {what}. Expected a CSV or TSV file with a row a run.")
+            what = "a folder, and folders of runs go to --runs" if path.is_dir() else "no regular file"
+            raise RecordError(f"{_named(path)} is {what}. Expected a CSV or TSV file with one row per run.")
         with path.open("rb") as file:
             content = _unpacked(file)
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: a path that no system has
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: an impossible path
         reason = error.strerror if isinstance(error, OSError) and error.strerror else plain_text(error)
         raise RecordError(f"{_named(path)} cannot be read as a table: {reason}.") from error
     if len(content) > _MOST_BYTES:
-        raise RecordError(f"{_named(path)} holds more than {_MOST_BYTES / 2**20:g} MiB, too much for a table of runs.")
+        raise RecordError(
+            f"{_named(path)} holds more than {_MOST_BYTES / 2**20:g} MiB, the maximum for a table of runs. Remove rows "
+            "or columns."
+        )
     for magic, kind in _NO_TEXT.items():
         if content.startswith(magic):
-            what = kind or "not there: a pointer of git-lfs stands for it, and `git lfs pull` fetches it"
-            raise RecordError(f"{_named(path)} is {what}. Expected a CSV or TSV file with a row a run.")
+            what = kind or "only a pointer of Git LFS, and `git lfs pull` fetches the file"
+            raise RecordError(f"{_named(path)} is {what}. Expected a CSV or TSV file with one row per run.")
     encoding = "utf-8-sig"
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
@@ -191,15 +217,20 @@ def _text(path: Path) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         raise RecordError(
             f"{_named(path)} cannot be read as a table: line {line} is not {encoding.removesuffix('-sig')} text. Save "
-            "it as CSV in UTF-8."
+            "the table as CSV in UTF-8."
         ) from error
     if "\0" in text:
-        raise RecordError(f"{_named(path)} cannot be read as a table: it has NUL bytes. Save it as CSV in UTF-8.")
+        raise RecordError(
+            f"{_named(path)} cannot be read as a table: it has NUL bytes. Save the table as CSV in UTF-8."
+        )
     return text
 
 
 def _unpacked(file: io.BufferedReader) -> bytes:
-    """The content, as much of it as a table may have and one byte more, whatever the file's name says of its format."""
+    """Return the decompressed content of a file, cut one byte after the maximum size of a table.
+
+    Compression is detected from the first two bytes, not from the name of the file.
+    """
     if file.peek(2)[:2] != b"\x1f\x8b":
         return file.read(_MOST_BYTES + 1)
     with gzip.open(file) as unpacked:
@@ -208,16 +239,20 @@ def _unpacked(file: io.BufferedReader) -> bytes:
 
 
 class _Table:
-    """Rows of a text, below a header in which every column that is asked for stands once.
+    """The header and the rows of a table. The header names each column to read exactly once.
 
     Args:
-        path: The file, for messages.
-        text: Its text.
-        columns: What is asked for.
+        path: Path of the file, for messages.
+        text: Text of the file.
+        columns: Names of the columns to read.
 
     Attributes:
-        asked: Column of each field that is asked for.
-        amounts: Columns by the amounts of data that name them; empty unless they were asked for.
+        asked: Column to read for each field of ``Columns`` that is set.
+        amounts: Name of a column by the number of tokens that is its name, before any factor. Empty unless
+            ``Columns.tokens`` is ``columns``.
+
+    Raises:
+        RecordError: If the text is empty, the header is too long, or a column is missing or ambiguous.
     """
 
     def __init__(self, path: Path, text: str, columns: Columns) -> None:
@@ -228,14 +263,16 @@ class _Table:
         written = {field.name: getattr(columns, field.name) for field in fields(columns)}
         written = {name: column for name, column in written.items() if column is not None}
         self._delimiter, self._header = own, self._first(own)
-        for delimiter in _DELIMITERS:  # what a spreadsheet of another country writes
+        for delimiter in _DELIMITERS:  # spreadsheets of some countries write semicolons
             header = self._first(delimiter)
             if self._lacking(header, written) is None and self._lacking(self._header, written) is not None:
                 self._delimiter, self._header = delimiter, header
         if not self._header:
-            raise RecordError(f"{_named(path)} is empty. Expected a header with the names of columns, and a row a run.")
+            raise RecordError(f"{_named(path)} is empty. Expected a header with names of columns, and one row per run.")
         if len(self._header) > _MOST_COLUMNS:
-            raise RecordError(f"{_named(path)} has {len(self._header)} columns, and {_MOST_COLUMNS} can be read.")
+            raise RecordError(
+                f"{_named(path)} has {len(self._header)} columns, and the maximum is {_MOST_COLUMNS}. Remove columns."
+            )
         self.amounts = self._amounts() if _column(written.get("tokens", "")).name == AMOUNTS else {}
         lacking = self._lacking(self._header, written)
         if lacking is not None:
@@ -249,8 +286,8 @@ class _Table:
         for name in [*names, *self.amounts.values()]:
             if self._header.count(name) > 1:
                 raise RecordError(
-                    f"{_named(path)} has the column '{plain_text(name)}' {self._header.count(name)} times, so it is "
-                    "not known which one is meant. Rename or remove the others."
+                    f"{_named(path)} has the column '{plain_text(name)}' {self._header.count(name)} times, so the "
+                    "column to read is ambiguous. Rename or remove the other columns of this name."
                 )
 
     def _first(self, delimiter: str) -> list[str]:
@@ -258,12 +295,12 @@ class _Table:
         return [] if cells is None else [name.strip() for name in cells]
 
     def _found(self, written: str, header: Sequence[str]) -> _Column:
-        """A column as it is written, or without the factor at its end."""
+        """Return the column that the whole text names, if the header has it; else the column without a factor."""
         whole = written.strip()
         return _Column(whole, 1.0) if whole in header else _column(written)
 
     def _lacking(self, header: Sequence[str], written: Mapping[str, str]) -> str | None:
-        """The first field whose column a header lacks."""
+        """Return the first field whose column the header lacks; None if the header has all columns."""
         of_amounts = _column(written.get("tokens", "")).name == AMOUNTS
         for name, column in written.items():
             if of_amounts and name in ("tokens", "loss"):
@@ -279,9 +316,9 @@ class _Table:
         more = f" and {len(header) - _MOST_NAMES} more" if len(header) > _MOST_NAMES else ""
         hint = suggestion(name[:_LONGEST_NAME], [one for one in header[:_MOST_COMPARED] if len(one) <= _LONGEST_NAME])
         if all(map(_is_number, header)):
-            hint = " Its first line holds numbers: write the names of the columns above it."
+            hint = " Its first line holds numbers: insert a line with the names of the columns above."
         raise RecordError(
-            f"{_named(self._path)} has no column '{plain_text(name)}' (columns.{field}). It has {shown}{more}."
+            f"{_named(self._path)} has no column '{plain_text(name)}' (columns.{field}). Its columns are {shown}{more}."
             + plain_text(hint)
         )
 
@@ -290,17 +327,18 @@ class _Table:
         found = {float(name): name for name in numbers}
         if len(found) < len(numbers):
             raise RecordError(
-                f"{_named(self._path)} has two columns of the same amount of data. Rename or remove one of them."
+                f"{_named(self._path)} has two columns with the same amount of data. Rename or remove one of the two."
             )
         if not found:
             names = ", ".join(plain_text(name, longest=60) for name in self._header[:_MOST_NAMES])
             raise RecordError(
-                f"columns.tokens is '{AMOUNTS}', and no column of the table is named by a number: {names}."
+                f"columns.tokens is '{AMOUNTS}', but no column of the table has a number as its name: {names}. Give "
+                "columns.tokens the name of a column."
             )
         return found
 
     def rows(self) -> Iterator[tuple[int, dict[str, str] | str]]:
-        """Each row with the number of its first line, as an editor shows it; of a broken one, what is wrong with it."""
+        """Yield the number of each row's first line (from 1) and the cells by column, or what is wrong with the row."""
         used = {column.name for column in self.asked.values()} | set(self.amounts.values())
         places = {name: place for place, name in enumerate(self._header) if name in used}
         _, at = self._record(self._begin, self._delimiter)
@@ -313,15 +351,20 @@ class _Table:
             while cells is not None and len(cells) > len(self._header) and not cells[-1].strip():
                 cells.pop()
             if cells is None or len(cells) != len(self._header):
-                reason = "a quote in it has no end" if cells is None else f"it has {len(cells)} cells"
-                yield number, f"its row is broken: {reason}, and the header {len(self._header)}"
-                at += 1  # what a stray quote has swallowed are rows
+                reason = "a quote has no end"
+                if cells is not None:
+                    reason = f"it has {len(cells)} cells, and the header has {len(self._header)}"
+                yield number, f"the row is broken: {reason}"
+                at += 1  # a stray quote may have swallowed the rows that follow
                 continue
             yield number, {name: cells[place] for name, place in places.items()}
             at = behind
 
     def _record(self, at: int, delimiter: str) -> tuple[list[str] | None, int]:
-        """The cells of the record that begins on a line, and the line behind it; None where it has no end nearby."""
+        """Return the cells of the record that begins on a line, and the line after the record.
+
+        The cells are None if the record does not end within the maximum number of lines.
+        """
         reader = csv.reader(itertools.islice(self._lines, at, at + _MOST_LINES), delimiter=delimiter, strict=True)
         try:
             cells = next(reader, [])
@@ -359,7 +402,17 @@ def _broken(name: str, reason: str) -> Observation:
 def _observation(
     name: str, row: Mapping[str, str], asked: Mapping[str, _Column], tokens: float | None, loss_text: str
 ) -> Observation:
-    """A row's numbers, and why it is left out if one of them is none."""
+    """Return the observation of one row.
+
+    If a cell that should hold a usable number does not, ``left_out`` states the reason.
+
+    Args:
+        name: Name of the observation.
+        row: Cells of the row, by the names of the columns.
+        asked: Column of each field that is read.
+        tokens: Number of tokens according to the name of the column of losses; None for a table with one run per row.
+        loss_text: Cell with the loss.
+    """
     wrong: list[str] = []
 
     def number(what: str, text: str, factor: float) -> float:
@@ -375,17 +428,17 @@ def _observation(
     def of(field: str, what: str) -> float:
         return number(what, row[asked[field].name], asked[field].factor)
 
-    parameters = of("parameters", "parameters")
+    parameters = of("parameters", "number of parameters")
     loss = number("loss", loss_text, 1.0 if tokens is not None else asked["loss"].factor)
-    flops = of("flops", "flops") if "flops" in asked else None
+    flops = of("flops", "number of FLOPs") if "flops" in asked else None
     if tokens is not None:
         if not 0 < tokens < _LARGEST:
-            wrong.append("it saw no data")
+            wrong.append("the run saw no data")
     elif "tokens" in asked:
-        tokens = of("tokens", "tokens")
+        tokens = of("tokens", "number of tokens")
     else:
         tokens = (math.nan if flops is None else flops) / (6 * parameters)
-    unique = min(tokens, of("unique_tokens", "unique tokens")) if "unique_tokens" in asked else tokens
+    unique = min(tokens, of("unique_tokens", "number of unique tokens")) if "unique_tokens" in asked else tokens
     texts = {field: row[asked[field].name] for field in ("method", "backbone", "family") if field in asked}
     for field, text in texts.items():
         if len(text) > _LONGEST_CELL:

@@ -1,7 +1,7 @@
-"""How far a law is off where it was not fitted: on the largest budgets, which is where it will be used.
+"""Validation of laws on held-out runs with the largest budgets, because laws are used to predict larger runs.
 
-In-sample error falls with every parameter; a law is chosen by what it says of runs that cost more than all that it has
-seen, and its intervals are widened by what it was off there.
+The error on the fitted runs falls with every parameter that a law has. A law is therefore chosen by its errors on runs
+that cost more than all runs of the fit, and the intervals of its predictions are widened by these errors.
 """
 
 from __future__ import annotations
@@ -16,26 +16,29 @@ from embedlab.scaling.fitting import HUBER_DELTA, Fit, Runs, fit
 from embedlab.scaling.laws import Law
 
 HELD_OUT = (1, 2, 3)
-"""Budgets that are held out, the largest first."""
+"""Numbers of budget levels that are held out, counted from the largest level down."""
 
 NUM_STARTS = 6
-"""The nearest to the losses: of sixteen, nine or more end at the best place on every table that was tried."""
+"""Number of starting points for the fit of a hold-out: the starting points nearest to the measured losses.
 
-_HARDLY = 0.05  # of squared errors: a law that has another as a limit may differ from it by as little
+A hold-out needs few starting points: on every tested table, 9 or more of 16 led to the best minimum.
+"""
+
+_HARDLY = 0.05  # share of the squared errors: a law may differ this little from a law that is a limiting case
 
 
 @dataclass(frozen=True)
 class HoldOut:
-    """A law's errors on budgets that it was not fitted to.
+    """Errors of a law on budget levels that were held out of the fit, as log predicted minus log measured loss.
 
     Attributes:
-        num_budgets: how many of the largest were held out.
-        num_runs: that they had.
-        num_families: of those, which have no noise in common.
-        root_mean_square: of log predicted less log measured.
-        bias: its mean: above 0 where the prediction is too high.
-        largest: of its absolute values.
-        errors: all of them, in the order of the runs.
+        num_budgets: Number of the largest budget levels that were held out.
+        num_runs: Number of runs at the held-out levels.
+        num_families: Number of families of the held-out runs; different families share no noise.
+        root_mean_square: Root mean square of the errors.
+        bias: Mean of the errors; above 0 if predictions are too high on average.
+        largest: Maximum absolute error.
+        errors: Error of each held-out run, in the order of the runs.
     """
 
     num_budgets: int
@@ -48,7 +51,17 @@ class HoldOut:
 
 
 def hold_out(law: Law, runs: Runs, num_budgets: int, *, huber_delta: float | None = HUBER_DELTA) -> HoldOut | None:
-    """Fits without the largest budgets and predicts them; None if what remains is too little for the law."""
+    """Fit a law without the runs of the largest budget levels, and return its errors on these runs.
+
+    Args:
+        law: Formula of the law.
+        runs: Runs of one method.
+        num_budgets: Number of budget levels to hold out.
+        huber_delta: Absolute residual of log loss above which the Huber loss is linear; None for least squares.
+
+    Returns:
+        The errors, or None if the remaining runs are too few for the law.
+    """
     parts = without_largest(runs, num_budgets)
     if parts is None:
         return None
@@ -61,7 +74,15 @@ def hold_out(law: Law, runs: Runs, num_budgets: int, *, huber_delta: float | Non
 
 
 def without_largest(runs: Runs, num_budgets: int) -> tuple[Runs, Runs] | None:
-    """The runs without their largest budgets, and those of these; None if there are no others."""
+    """Split runs into the runs below the largest budget levels and the runs at these levels.
+
+    Args:
+        runs: Runs of one method.
+        num_budgets: Number of the largest budget levels to split off.
+
+    Returns:
+        The remaining runs and the split-off runs, or None if no run would remain.
+    """
     budgets = np.unique(runs.budget_P)
     if num_budgets >= len(budgets):
         return None
@@ -70,7 +91,13 @@ def without_largest(runs: Runs, num_budgets: int) -> tuple[Runs, Runs] | None:
 
 
 def errors_of(found: Fit, held_out: Runs, num_budgets: int) -> HoldOut:
-    """Those of a law that was fitted without some runs, on them."""
+    """Return the errors of a fitted law on runs that it was not fitted to.
+
+    Args:
+        found: Fit of the law to the other runs.
+        held_out: Runs to predict.
+        num_budgets: Number of budget levels of the held-out runs.
+    """
     errors = found.residuals(held_out)
     return HoldOut(
         num_budgets=num_budgets,
@@ -85,13 +112,13 @@ def errors_of(found: Fit, held_out: Runs, num_budgets: int) -> HoldOut:
 
 @dataclass(frozen=True)
 class Choice:
-    """A law and why it was chosen, or not.
+    """A law that was tried, with its errors on held-out runs.
 
     Attributes:
-        law: the form.
-        hold_outs: by number of budgets; those that the runs allow.
-        error: the mean of their root-mean-square errors; infinite if there is none.
-        shares_irreducible_loss: whether its E is that of the laws of all methods.
+        law: Formula of the law.
+        hold_outs: Errors for 1, 2 and 3 held-out budget levels; numbers that the runs do not allow are missing.
+        error: Mean of the root mean square errors of the hold-outs that are compared; infinite without a hold-out.
+        shares_irreducible_loss: Whether the laws of all methods share the E of this law.
     """
 
     law: Law
@@ -101,9 +128,15 @@ class Choice:
 
 
 def choices(laws: Sequence[Law], runs: Runs, *, huber_delta: float | None = HUBER_DELTA) -> list[Choice]:
-    """The laws, the one that predicts held-out budgets best first.
+    """Rank laws by their errors on held-out budget levels; the law with the smallest error comes first.
 
-    Only numbers of budgets that every comparable law could do without count, so that all are judged on the same runs.
+    Only the numbers of held-out levels that leave enough runs for every comparable law count, so that all laws are
+    compared on the same runs. A law is comparable if it can be fitted without the largest level.
+
+    Args:
+        laws: Formulas of the laws.
+        runs: Runs of one method.
+        huber_delta: Absolute residual of log loss above which the Huber loss is linear; None for least squares.
     """
     tried = {law: [hold_out(law, runs, number, huber_delta=huber_delta) for number in HELD_OUT] for law in laws}
     possible = {law: found for law, found in tried.items() if found[0] is not None}
@@ -117,14 +150,15 @@ def choices(laws: Sequence[Law], runs: Runs, *, huber_delta: float | None = HUBE
 
 
 def preferred(ranked: Sequence[Choice], laws: Sequence[Law]) -> Choice:
-    """The first of the laws that is not told to be worse than the best one, by the rule of one standard error.
+    """Return the first law, in order of preference, that is not clearly worse than the best law on held-out runs.
 
-    A few held-out runs rank laws almost by chance: one that is preferred for other reasons gives way only to a law
-    whose squared errors are smaller by more than the standard error of that difference (Breiman et al. 1984, 3.4.3).
+    With few held-out runs, chance decides most of the ranking. A law that is preferred for other reasons is therefore
+    replaced only by a law whose mean squared error is smaller by more than one standard error of the difference
+    (Breiman et al. 1984, section 3.4.3) and by more than 5 %.
 
     Args:
-        ranked: choices between them, the best first.
-        laws: the preferred ones first.
+        ranked: The laws as ranked by ``choices``, the best first.
+        laws: The laws in order of preference.
     """
     best = ranked[0]
     by_law = {choice.law: choice for choice in ranked}

@@ -75,7 +75,7 @@ def test_somebody_elses_fine_tuning_gives_a_recipe(capsys: pytest.CaptureFixture
     table = ["--table", str(PUBLISHED / "rectified_ft" / f"{name}.csv")]
     report = answered(capsys, *table, *FINE_TUNING, "--budget", "1e15")
     assert report["recipes"][0]["configurations"] and report["laws"][0]["runs"] > 400
-    assert all(reason == "it saw no data" for reason in report["left_out"].values())
+    assert all(reason == "the run saw no data" for reason in report["left_out"].values())
 
 
 def test_ten_thousand_records_are_answered_in_a_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +127,7 @@ def test_runs_without_a_loss_are_left_out_and_named(capsys: pytest.CaptureFixtur
     main(["recipe", *table, "--budget", "1e16", "--replicates", "10"])
     printed = " ".join(capsys.readouterr().out.split())
     assert "Left out: runs.csv:42, its loss is 'nan' (2 like it)." in printed
-    assert "Left out: runs.csv:44, its tokens is '' (1 like it)." in printed
+    assert "Left out: runs.csv:44, its number of tokens is '' (1 like it)." in printed
 
 
 def test_a_recipe_from_runs_of_one_size_says_that_it_knows_no_other(
@@ -149,7 +149,9 @@ def test_runs_that_have_hardly_learned_are_warned_of(capsys: pytest.CaptureFixtu
         write_record(record(number, loss=loss, learning_rate=1e-3, **values), tmp_path / str(number))
     report = answered(capsys, "--runs", str(tmp_path), "--budget", "1e11")
     (law,) = report["laws"]
-    assert law["caution"].startswith("2 of its 9 runs, of up to 1.8e+10 FLOPs, have losses near that of a guess, 5.55.")
+    assert law["caution"].startswith(
+        "2 of its 9 runs, of up to 1.8e+10 FLOPs, have losses near that of guessing (5.55)."
+    )
     main(["recipe", "--runs", str(tmp_path), "--budget", "1e11", "--replicates", "10"])
     assert "LoRA: 2 of its 9 runs" in " ".join(capsys.readouterr().out.split())
 
@@ -160,14 +162,14 @@ def test_records_whose_losses_cannot_be_compared_give_no_recipe(
     write_record(record(0), tmp_path / "0")
     write_record(record(1, loss_definition=replace(DEFINITION, temperature=0.02)), tmp_path / "1")
     printed = error_of(capsys, ["recipe", "--runs", str(tmp_path), "--budget", "1e11"])
-    assert "temperature 0.05 and 0.02" in printed and "Fit them apart" in printed
+    assert "temperature 0.05 and 0.02" in printed and "Fit each group of runs separately" in printed
 
 
 @pytest.mark.parametrize(
     ("kept", "named"),
     [
-        ("few", "has 4 parameters (E, B, D_0, beta), and 3 runs cannot give them: at least 5 are needed"),
-        ("budget", "All 5 runs have about one budget"),
+        ("few", "has 4 parameters (E, B, D_0, beta), so a fit needs at least 5 runs, got 3"),
+        ("budget", "All 5 runs have about the same budget"),
         ("data", "All 5 runs have the same amount of data"),
     ],
 )

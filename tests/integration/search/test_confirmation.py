@@ -96,7 +96,7 @@ def test_without_smaller_runs_there_is_nothing_to_predict_from(
         ConfigError, match=r"No run had fewer than 2e\+07 FLOPs, so there is nothing to predict .* from"
     ):
         confirm(2e7, observations, tmp_path, JobRunner(launcher))
-    with pytest.raises(ConfigError, match=r"The runs of FullFineTuning give no law"):
+    with pytest.raises(ConfigError, match="No law can be fitted to the runs of FullFineTuning"):
         confirm(4e7, observations, tmp_path, JobRunner(launcher))
     assert not list(tmp_path.iterdir()) and not launcher.trained
 

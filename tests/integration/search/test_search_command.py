@@ -116,7 +116,7 @@ def test_another_plan_is_refused_and_taken_if_accepted(
     assert "was begun by another plan: total_flops: None became 1000000000.0. Add --accept-changes" in error
     # Four runs of a method give no law, which is an error of the recipe, and not of what was trained.
     error = refusal(capsys, finished.config, *other, "--accept-changes", "--confirm")
-    assert "The runs of FullFineTuning give no law." in error
+    assert "No law can be fitted to the runs of FullFineTuning." in error
     assert written(tmp_path / "copy").keys() == {
         tmp_path / "copy" / path.relative_to(finished.folder) for path in written(finished.folder)
     }

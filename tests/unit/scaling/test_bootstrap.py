@@ -66,7 +66,7 @@ def test_what_is_drawn_twice_is_fitted_once() -> None:
 def test_two_families_are_too_few() -> None:
     runs = made(LAW, TRUTH, noise=0.01)
     runs = replace(runs, family_P=np.arange(len(runs)) % 2)
-    with pytest.raises(ConfigError, match="40 runs are of 2 families, and an interval needs at least 3"):
+    with pytest.raises(ConfigError, match="40 runs belong to 2 families, and an interval needs at least 3"):
         bootstrap(fit(LAW, runs), runs)
 
 

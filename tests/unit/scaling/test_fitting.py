@@ -90,7 +90,7 @@ def test_a_term_that_is_not_there_stands_at_its_bound() -> None:
 def test_too_few_runs_and_runs_of_one_size_are_refused() -> None:
     law, truth = TRUTHS[0]
     runs = made(law, truth)
-    with pytest.raises(ConfigError, match=r"5 parameters .* and 5 runs cannot give them: at least 6"):
+    with pytest.raises(ConfigError, match=r"5 parameters .* at least 6 runs, got 5"):
         fit(law, runs.where(np.arange(0, 40, 9)))
     with pytest.raises(ConfigError, match="the same size, 1e\\+06"):
         fit(law, runs.where(runs.parameters_P == runs.parameters_P.min()))

@@ -45,10 +45,10 @@ def test_a_run_near_the_loss_of_a_guess_is_told_from_one_that_has_learnt() -> No
 
 def test_losses_of_different_definitions_are_not_mixed() -> None:
     other = record(1, loss_definition=replace(DEFINITION, temperature=0.02))
-    with pytest.raises(RecordError, match=r"temperature 0.05 and 0.02 \(1 runs like run-0, 1 like run-1\)"):
+    with pytest.raises(RecordError, match=r"temperature 0.05 and 0.02 .*: 1 like run-0, 1 like run-1\)"):
         of_records([record(), other])
     of_records([record(), replace(other, status="failed")])
-    with pytest.raises(RecordError, match=r"no run to fit a law to; 1 were left out: failed \(1 of them\)"):
+    with pytest.raises(RecordError, match=r"no run to fit a law to; .* left out: 1, because: failed \(1 of 1\)"):
         by_method(of_records([record(status="failed")]))
 
 
@@ -62,7 +62,9 @@ def test_of_runs_that_differ_in_their_learning_rate_the_best_is_fitted() -> None
         ]
     )
     reasons = [row.left_out for row in with_best_learning_rates(rows)]
-    assert reasons == ["learning rate 0.003 is better (run-1)", None, None, None], "another seed is no worse rate"
+    assert reasons == ["learning rate 0.003 gave a lower loss (run-1)", None, None, None], (
+        "another seed is no worse rate"
+    )
 
 
 TABLE = "model,N (M),tok,val,set\na,70,1e9,3.5,x\nb,160,2e9,3.1,y\nc,410,4e9,nan,x\nd,410,,2.9,y\n"
@@ -80,7 +82,7 @@ def test_a_table_with_other_names_and_units_is_read(tmp_path: Path) -> None:
     assert [row.parameters for row in rows] == [70e6, 160e6, 410e6, 410e6]
     assert [row.method for row in rows] == ["x", "y", "x", "y"] and rows[0].backbone == "a"
     assert rows[0].flops == 6 * 70e6 * 1e9 and rows[0].name == "runs.csv:2"
-    assert [row.left_out for row in rows] == [None, None, "its loss is 'nan'", "its tokens is ''"]
+    assert [row.left_out for row in rows] == [None, None, "its loss is 'nan'", "its number of tokens is ''"]
     zipped = tmp_path / "runs.tsv.gz"
     with gzip.open(zipped, "wt") as file:
         file.write(TABLE.replace(",", "\t"))
@@ -97,7 +99,7 @@ def test_a_table_with_an_amount_of_data_in_each_column_is_read(tmp_path: Path) -
     path = written(tmp_path, "model,size,0,200,400\na,1e8,4.0,3.5,3.2\n")
     rows = read_table(path, Columns(parameters="size", tokens="columns*64", backbone="model", family="model"))
     assert [(row.tokens, row.loss) for row in rows] == [(0, 4.0), (12800, 3.5), (25600, 3.2)]
-    assert [row.left_out for row in rows] == ["it saw no data", None, None]
+    assert [row.left_out for row in rows] == ["the run saw no data", None, None]
     assert {row.family for row in rows} == {"a"} and len({row.name for row in rows}) == 3
 
 
@@ -105,11 +107,17 @@ def test_a_table_with_an_amount_of_data_in_each_column_is_read(tmp_path: Path) -
     ("columns", "message"),
     [
         (Columns(parameters="N (M)", tokens="tok", loss="val"), r"median of 285.*--columns.parameters 'N \(M\)\*1e6'"),
-        (Columns(parameters="n", tokens="tok", loss="val"), "no column 'n' .columns.parameters.. It has model, N"),
+        (
+            Columns(parameters="n", tokens="tok", loss="val"),
+            "no column 'n' .columns.parameters.. Its columns are model, N",
+        ),
         (Columns(parameters="N (M)*1e6", tokens="tok", loss="vall"), "Did you mean 'val'"),
         (Columns(parameters="N (M)*1e6", loss="val"), "columns.tokens.*columns.flops"),
         (Columns(parameters="N (M)*many", tokens="tok", loss="val"), r"no column 'N \(M\)\*many'"),
-        (Columns(parameters="N (M)*1e6", tokens="columns", loss="val"), "no column of the table is named by a number"),
+        (
+            Columns(parameters="N (M)*1e6", tokens="columns", loss="val"),
+            "no column of the table has a number as its name",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_used_is_one_clear_error(tmp_path: Path, columns: Columns, message: str) -> None:
@@ -151,7 +159,7 @@ ASKED = Columns(parameters="N", tokens="D", method="set")
         (GOOD.encode("utf-16-le"), "NUL bytes"),
         (GOOD.replace("x", "é").encode("latin-1"), "line 2 is not utf-8 text"),
         (("N,D,loss,set," + ",".join(map(str, range(20_000))) + "\n").encode(), "20004 columns"),
-        (b"\x1b[31m,b\n1,2\n", r"It has \\x1b\[31m, b"),
+        (b"\x1b[31m,b\n1,2\n", r"Its columns are \\x1b\[31m, b"),
         (("," * 200 + "\n1\n").encode(), "has no column 'N'"),
     ],
 )
@@ -164,7 +172,7 @@ def test_a_damaged_table_is_one_line_that_names_it(tmp_path: Path, content: byte
 
 
 def test_a_folder_or_a_pipe_is_no_table(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="is a folder; those of runs go to --runs"):
+    with pytest.raises(RecordError, match="is a folder, and folders of runs go to --runs"):
         read_table(tmp_path, ASKED)
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(RecordError, match="no regular file"):
@@ -201,6 +209,6 @@ def test_a_stray_quote_costs_one_row(tmp_path: Path) -> None:
     rows = read_table(written(tmp_path, broken), ASKED)
     assert sum(row.left_out is None for row in rows) == 41
     assert [(row.name, row.left_out) for row in rows if row.left_out] == [
-        ("runs.csv:4", "its row is broken: a quote in it has no end, and the header 4"),
-        ("runs.csv:44", "its row is broken: it has 2 cells, and the header 4"),
+        ("runs.csv:4", "the row is broken: a quote has no end"),
+        ("runs.csv:44", "the row is broken: it has 2 cells, and the header has 4"),
     ]
