@@ -1,4 +1,4 @@
-"""Fine-tuning methods: the interface that a plugin implements, and the door that it comes through."""
+"""The interface of fine-tuning methods, which a plugin implements, and the registry that finds the plugins."""
 
 from embedlab.method.interface import (
     FineTuningMethod,

@@ -1,4 +1,4 @@
-"""The one interface a fine-tuning method implements, so that methods can come from anyone."""
+"""The one interface that every fine-tuning method implements, so that anyone can add a method."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from embedlab.errors import ConfigError, PluginError
 
-# Peak learning rates of Pythia's pre-training by non-embedding parameters (Biderman et al. 2023,
-# arXiv:2304.01373, table 1 for the sizes; the rates as in Ziarko et al. 2024, arXiv:2406.04165).
+# Peak learning rates of Pythia's pre-training, by number of non-embedding parameters. The sizes are those of
+# Biderman et al. 2023, arXiv:2304.01373, table 1; the learning rates are those of Ziarko et al. 2024, arXiv:2406.04165.
 _PYTHIA_PEAKS = (
     (1_189_888, 1e-3),
     (4_739_072, 1e-3),
@@ -29,35 +29,42 @@ _PYTHIA_PEAKS = (
 
 
 class FineTuningMethod(ABC):
-    """What of a backbone is trained, and how.
+    """A fine-tuning method: it decides which weights of a backbone are trained, and how.
 
-    A method is a small class whose constructor's keyword-only arguments are its options: their types and
-    docstring are the command line's schema and help. It declares no costs; FLOPs are observed.
+    A method is a small class. The keyword-only arguments of its constructor are the method's options: their types
+    are the schema of the command line, and the class's docstring is their help. A method declares no costs, because
+    embedlab observes the FLOPs of the prepared model.
 
-    Register it as an entry point in the group ``embedlab.methods``, under its class name.
+    Register a method as an entry point in the group ``embedlab.methods``, under the name of its class.
     """
 
     def backbone_kwargs(self) -> dict[str, Any]:
-        """Extra keyword arguments for ``AutoModel.from_pretrained``, a quantization config for instance."""
+        """Return extra keyword arguments for ``AutoModel.from_pretrained``, for example a quantization config."""
         return {}
 
     @abstractmethod
     def prepare(self, backbone: PreTrainedModel) -> nn.Module:
-        """Freezes, wraps or inserts; returns the module that is called in place of the backbone.
+        """Freeze, wrap or insert modules, and return the module to call in place of the backbone.
 
-        Idempotent: preparing a prepared model again changes nothing. The returned module takes the
-        backbone's ``input_ids`` (batch, length) and ``attention_mask`` (batch, length) and returns an
-        output with ``last_hidden_state`` (batch, length, dim).
+        The method is idempotent: preparing a prepared model again changes nothing.
+
+        Args:
+            backbone: The pre-trained backbone, which may be changed in place.
+
+        Returns:
+            A module that takes ``input_ids`` (batch, length) and ``attention_mask`` (batch, length), as the backbone
+            does, and returns an output with ``last_hidden_state`` (batch, length, dim).
 
         Raises:
-            ConfigError: if the method does not fit this backbone; the message says which would.
+            ConfigError: If the method does not fit this backbone. The message names what would fit.
         """
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Optimizer groups: what requires a gradient, with weight decay on matrices only.
+        """Return the optimizer's parameter groups: all parameters that require a gradient.
 
-        A group may set ``weight_decay`` (0 for vectors here; matrices take the run's) and
-        ``lr_scale`` (a factor on the run's learning rate, 1 by default).
+        The default puts matrices into a group with the run's weight decay, and vectors into a group without weight
+        decay. A group may set ``weight_decay`` (by default the run's) and ``lr_scale`` (a factor on the run's learning
+        rate, by default 1).
         """
         trainable = [p for p in model.parameters() if p.requires_grad]
         matrices = [p for p in trainable if p.ndim >= 2]
@@ -70,31 +77,42 @@ class FineTuningMethod(ABC):
         return groups
 
     def default_learning_rate(self, backbone: PreTrainedModel) -> float:
-        """A tenth of the backbone's pre-training peak, the rule of Ziarko et al. 2024 for every method."""
+        """Return the peak learning rate of a run that sets none.
+
+        The default is a tenth of the peak learning rate of the backbone's pre-training, the rule of
+        Ziarko et al. 2024, arXiv:2406.04165, for every method.
+        """
         return pretraining_peak_learning_rate(backbone) / 10
 
     def merged(self, model: nn.Module) -> PreTrainedModel:
-        """A plain backbone with what was learned folded in, for export. May change ``model`` in place."""
+        """Return a plain backbone that contains all that was learned, for export. May change ``model`` in place.
+
+        Raises:
+            PluginError: If ``model`` is not a model of transformers, and the method does not override ``merged``.
+        """
         if not isinstance(model, PreTrainedModel):
             raise PluginError(
-                f"{type(self).__name__}.prepare returned a {type(model).__name__}, which is no transformers "
+                f"{type(self).__name__}.prepare returned a {type(model).__name__}, which is not a transformers "
                 "model and cannot be exported as it is. Override merged() to return a plain backbone."
             )
         return model
 
 
 def prepare_backbone(method: FineTuningMethod, backbone: PreTrainedModel) -> nn.Module:
-    """The backbone as ``method`` prepares it, checked: the one way from a backbone to what is trained.
+    """Prepare a backbone with a method, and check the result. Every backbone is prepared by this function.
+
+    Returns:
+        The model to train, with at least one trainable parameter.
 
     Raises:
-        ConfigError: if the method does not fit the backbone, or leaves nothing trainable.
-        PluginError: if the method returns no module.
+        ConfigError: If the method does not fit the backbone, or leaves nothing trainable.
+        PluginError: If the method returns something other than a module.
     """
     name = type(method).__name__
     model = method.prepare(backbone)
     if not isinstance(model, nn.Module):
         raise PluginError(
-            f"{name}.prepare returned {model!r}. Expected the torch.nn.Module that is called in place of the backbone."
+            f"{name}.prepare returned {model!r}. Expected a torch.nn.Module to call in place of the backbone."
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
@@ -105,46 +123,51 @@ def prepare_backbone(method: FineTuningMethod, backbone: PreTrainedModel) -> nn.
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """The decoder's blocks in order: the ``ModuleList`` that holds the most weights.
+    """Return the decoder's blocks in order: the ``ModuleList`` that holds the most weights.
 
-    A list inside a block (experts, say) can be longer than the list of blocks, but never holds more.
+    A list inside a block (for example of experts) can have more entries than the list of blocks, but never holds more
+    weights.
 
     Raises:
-        PluginError: if the model has no such list.
+        PluginError: If the model has no ``ModuleList`` with entries.
     """
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     if not lists:
         raise PluginError(
-            f"{type(model).__name__} has no list of decoder blocks. Expected a decoder-only transformer whose "
-            "blocks stand in one torch.nn.ModuleList."
+            f"{type(model).__name__} has no list of decoder blocks. Expected a decoder-only transformer with all "
+            "blocks in one torch.nn.ModuleList."
         )
     return max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
 
 
 def embedding_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """Token and position embeddings and the unembedding: what "non-embedding parameters" leaves out."""
+    """Return the parameters of token embeddings, position embeddings and the unembedding.
+
+    The term "non-embedding parameters" means all other parameters.
+    """
     tables = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     return tables | unembedding_parameters(model)
 
 
 def unembedding_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """Of the language-model head, where there is one."""
+    """Return the parameters of the language-model head; an empty set if the model has no head."""
     heads = (module.get_output_embeddings() for module in model.modules() if isinstance(module, PreTrainedModel))
     return {parameter for head in heads if head is not None for parameter in head.parameters()}
 
 
 def num_nonembedding_parameters(model: PreTrainedModel) -> int:
-    """Parameters without token and position embeddings and without the unembedding."""
+    """Return the number of parameters without token embeddings, position embeddings and the unembedding."""
     left_out = embedding_parameters(model)
     return sum(p.numel() for p in model.parameters() if p not in left_out)
 
 
 def pretraining_peak_learning_rate(backbone: PreTrainedModel) -> float:
-    """The peak learning rate this backbone was pre-trained with, or one usual for its size.
+    """Return the peak learning rate of a backbone's pre-training, or a usual value for a backbone of this size.
 
-    Read from the configuration's ``pretraining_peak_learning_rate`` where it is there (the ladders that
-    ``embedlab pretrain`` makes have it); else interpolated, log-log in non-embedding parameters, between
-    Pythia's sizes (14M to 12B) and constant beyond them.
+    The value is read from the field ``pretraining_peak_learning_rate`` of the backbone's configuration, if the field
+    is set (models that ``embedlab pretrain`` makes have it). Otherwise it is interpolated between the learning rates
+    of Pythia's sizes (14M to 12B), linearly in the logarithms of learning rate and non-embedding parameters. Outside
+    the range of Pythia's sizes the value is constant.
     """
     stated = getattr(backbone.config, "pretraining_peak_learning_rate", None)
     if stated is not None:

@@ -1,4 +1,4 @@
-"""Finds the fine-tuning methods that installed packages register, so that anyone can add one."""
+"""The registry of the fine-tuning methods in all installed packages, so that anyone can add a method."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class MethodEntry:
     """One name in the entry-point group ``embedlab.methods``.
 
     Attributes:
-        name: the entry point's name, which is the class's.
-        cls: the method; None if it could not be loaded.
-        origin: the distribution that registers it, and its version.
-        error: why it could not be loaded; None if it could.
+        name: Name of the entry point, which is also the name of the class.
+        cls: Class of the method; None if the method could not be loaded.
+        origin: Name and version of the package that registers the method; several if packages register one name.
+        error: Reason why the method could not be loaded; None if it was loaded.
     """
 
     name: str
@@ -38,9 +38,10 @@ class MethodEntry:
 
 @cache
 def discover() -> Mapping[str, MethodEntry]:
-    """All registered methods by name, imported, so that configurations can name them by their class alone.
+    """Import all registered methods, and return them by name.
 
-    A method that cannot be loaded is an entry with an ``error`` and a warning, never an exception: the others work.
+    A configuration can name an imported method by its class name, without the module. A method that cannot be loaded
+    gives an entry with an ``error`` and a warning, never an exception, so that all other methods work.
     """
     registered: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=GROUP):
@@ -49,11 +50,11 @@ def discover() -> Mapping[str, MethodEntry]:
 
 
 def method_class(name: str) -> type[FineTuningMethod]:
-    """The method registered under ``name``.
+    """Return the class of the method that is registered under ``name``.
 
     Raises:
-        ConfigError: if there is none.
-        PluginError: if it could not be loaded.
+        ConfigError: If no method has this name.
+        PluginError: If the method could not be loaded.
     """
     entries = discover()
     if name not in entries:
@@ -71,9 +72,9 @@ def _load(name: str, points: list[EntryPoint]) -> MethodEntry:
     origin = ", ".join(sorted(f"{point.dist.name} {point.dist.version}" for point in points if point.dist))
     try:
         if len(points) > 1:
-            raise PluginError("it is registered more than once. Uninstall all but one of these packages")
+            raise PluginError("the name is registered more than once. Uninstall all but one of these packages")
         return MethodEntry(name, _checked(name, points[0].load()), origin, None)
-    except (Exception, SystemExit) as error:  # importing a stranger's module can raise anything
+    except (Exception, SystemExit) as error:  # the import of a third party's module can raise anything
         entry = MethodEntry(name, None, origin, f"{type(error).__name__}: {error}")
         warnings.warn(_failure(entry), stacklevel=3)
         return entry
@@ -83,9 +84,9 @@ def _checked(name: str, loaded: object) -> type[FineTuningMethod]:
     if not (isinstance(loaded, type) and issubclass(loaded, FineTuningMethod)):
         raise PluginError(f"expected a subclass of embedlab.method.FineTuningMethod, got {loaded!r}")
     if inspect.isabstract(loaded):
-        raise PluginError(f"it does not implement {', '.join(sorted(loaded.__abstractmethods__))}")
+        raise PluginError(f"the class does not implement {', '.join(sorted(loaded.__abstractmethods__))}")
     if loaded.__name__ != name:
-        raise PluginError(f"the entry point must have the class's name, '{loaded.__name__}'")
+        raise PluginError(f"the name of the entry point must be the class's name, '{loaded.__name__}'")
     return loaded
 
 
@@ -94,13 +95,13 @@ def _failure(entry: MethodEntry) -> str:
 
 
 class MethodRow(NamedTuple):
-    """What ``embedlab methods`` shows of a method; every field is text.
+    """A method's row in the table that ``embedlab methods`` prints; every field is text.
 
     Attributes:
-        name: the method's name.
-        origin: distribution and version.
-        options: one option a line, ``name: type = default``, and what it means.
-        summary: the first line of its docstring, or why it cannot be used.
+        name: Name of the method.
+        origin: Name and version of the package that registers the method.
+        options: One line per option: ``name: type = default``, followed by the option's description.
+        summary: First sentence of the method's docstring, or the reason why the method cannot be used.
     """
 
     name: str
@@ -110,7 +111,7 @@ class MethodRow(NamedTuple):
 
 
 def rows() -> list[MethodRow]:
-    """A row for each registered method, read from its constructor's signature and its docstring."""
+    """Return a row for each registered method, read from the constructor's signature and the class's docstring."""
     return [_row(entry) for entry in discover().values()]
 
 

@@ -1,4 +1,4 @@
-"""Run records: the contract between training, which writes them, and planning, which fits laws to them."""
+"""Run records: the contract between training, which writes records, and planning, which fits laws to records."""
 
 from embedlab.records.run_record import (
     FILE,

@@ -1,6 +1,7 @@
-"""Names that earlier versions wrote into configurations, plans and predictions, and what they are called now.
+"""Current names of what earlier versions of embedlab wrote into files, so that files of earlier versions still work.
 
-Whatever reads such a file asks here, so that files of earlier versions go on working.
+All code that reads configurations, plans or predictions looks up old names of modules, classes, options and fields
+here.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ _MODULES: Final = {
     "embedlab.search.policy": "embedlab.search.policies.policy",
 }
 _CLASSES: Final = {"Ladder": "RisingBudgets"}
-_OPTIONS: Final = {"fewest_rungs": "fewest_levels"}  # of ExtrapolatedHalving
-_FIELDS: Final = {"passes": "epochs"}  # of a prediction
+_OPTIONS: Final = {"fewest_rungs": "fewest_levels"}  # an option of ExtrapolatedHalving
+_FIELDS: Final = {"passes": "epochs"}  # a field of predictions
 
 
 def current_class(name: str) -> str:
-    """Return what a class is called now, by its name alone or with its module.
+    """Return the current name of a class.
+
+    Args:
+        name: Name that a file holds: a class name, with or without the module before it.
 
     >>> current_class("embedlab.callbacks.comparison.ComparisonTable")
     'embedlab.training.callbacks.comparison.ComparisonTable'
@@ -44,17 +48,25 @@ def current_class(name: str) -> str:
 
 
 def current_option(name: str) -> str:
-    """Return what an option of a class is called now, by its name without its parents'."""
+    """Return the current name of an option of a class.
+
+    Args:
+        name: Name that a file holds, without the names of parent options before it.
+    """
     return _OPTIONS.get(name, name)
 
 
 def current_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return stored fields by what they are called now."""
+    """Return stored fields of a prediction under their current names."""
     return {_FIELDS.get(name, name): value for name, value in values.items()}
 
 
 def current_plan(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a search's plan, by dotted names, with options and classes by what they are called now."""
+    """Return the values of a search's plan, with the current names of options and classes.
+
+    Args:
+        values: Values by dotted option name, as the plan's file holds them.
+    """
     found: dict[str, Any] = {}
     for name, value in values.items():
         parents, dot, last = name.rpartition(".")

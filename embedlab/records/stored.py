@@ -1,7 +1,7 @@
-"""Reads what was stored as plain data: bounded, checked field by field, and with one line for whatever is wrong.
+"""The reader of files of plain data: limits their size, checks each field, and reports every fault in one line.
 
-A record may be a stranger's, a copy that was cut off, or no record at all. Nothing that is read here runs code, and
-the types and ranges of the fields are those that the dataclass states in its annotations.
+A record may come from a third party, may be an incomplete copy, or may not be a record. No content of a file is run as
+code. The annotations of a dataclass state which types and ranges its fields may have.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 from embedlab.errors import RecordError, plain_text
 
 MOST_BYTES = 4 * 2**20
-"""Size of the largest JSON file that is read: a thousand times that of a record."""
+"""Maximum size of a JSON file that is read, in bytes: a thousand times the size of a record."""
 
-_LARGEST = 1e36  # of any number that is stored: more is no count, and its square is no number
-_LONGEST_TEXT = 10_000  # characters
-_MOST_ENTRIES = 1_000  # of a mapping
-_MOST_NODES = 10_000  # of free data, nested or not
+_LARGEST = 1e36  # maximum of every stored number: no count is larger, and squares stay finite
+_LONGEST_TEXT = 10_000  # characters of a text
+_MOST_ENTRIES = 1_000  # entries of a mapping or a list
+_MOST_NODES = 10_000  # values in data of any type, nested values included
 _SHOWN = 60  # characters of a value in a message
 _LONGEST_PATH = 1_000  # characters of a path in a message
 
-_REPR = reprlib.Repr()  # of data that may be nested a thousandfold by YAML's aliases
+_REPR = reprlib.Repr()  # limited, because YAML's aliases can make data of a thousand levels
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring = 2, 4, 4, _SHOWN
 
 _Stored = TypeVar("_Stored", bound=object)
@@ -41,11 +41,11 @@ _Check = Callable[[Any], bool]
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers that a field may hold, for ``Annotated[int, Range(1)]``.
+    """The range of numbers that a field may hold, for example in ``Annotated[int, Range(1)]``.
 
     Attributes:
-        lowest: Smallest number.
-        may_be_unknown: Whether NaN and infinity are allowed, too: a loss that was not reached.
+        lowest: Smallest number that is allowed.
+        may_be_unknown: Whether NaN and infinity are allowed, too, for example for a loss that was not measured.
     """
 
     lowest: float
@@ -58,11 +58,11 @@ class Range:
 
 @dataclass(frozen=True)
 class Pattern:
-    """Texts that a field may hold, for ``Annotated[str, Pattern("[a-z]+", "small letters")]``.
+    """The pattern of texts that a field may hold, for example in ``Annotated[str, Pattern("[a-z]+", "small letters")]``.
 
     Attributes:
-        expression: Regular expression of the whole text.
-        words: What it says, for people.
+        expression: Regular expression that the whole text must match.
+        words: Description of the regular expression, for messages.
     """
 
     expression: str
@@ -73,7 +73,7 @@ class Pattern:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder; a name that no system takes, being too long, is none."""
+    """Return whether a path is a folder; False for a name that is too long for the system."""
     try:
         return path.is_dir()
     except OSError:
@@ -81,46 +81,46 @@ def is_folder(path: Path) -> bool:
 
 
 def read_bytes(path: Path, *, most: int = MOST_BYTES) -> bytes:
-    """Return the content of a regular file of limited size; a pipe or a device is never waited for.
+    """Return the content of a regular file of limited size, without waiting for a pipe or a device.
 
     Args:
-        path: The file.
-        most: Size of the largest file that is read, in bytes.
+        path: Path of the file.
+        most: Maximum size of the file, in bytes.
 
     Raises:
-        RecordError: If the file cannot be read, is no regular file, or is larger.
+        RecordError: If the file cannot be read, is not a regular file, or is larger than ``most`` bytes.
     """
     try:
         with open(path, "rb", buffering=0, opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise RecordError(f"{_named(path)} is no regular file. Remove it, or leave the folder out.")
+                raise RecordError(f"{_named(path)} is not a regular file. Remove it, or leave out its folder.")
             if status.st_size <= most:
                 return file.read(status.st_size + 1)
     except OSError as error:
         raise RecordError(f"{_named(path)} cannot be read: {error.strerror or error}.") from error
-    raise RecordError(f"{_named(path)} is larger than {most / 2**20:g} MiB, which no file of embedlab's is.")
+    raise RecordError(f"{_named(path)} is larger than {most / 2**20:g} MiB. Expected a smaller file of embedlab.")
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe that nobody writes to
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # do not wait for a pipe without a writer
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
+    """Return the object in a JSON file.
 
     Args:
-        path: The file.
-        what: What the file should be, for the message: "a run record".
+        path: Path of the file.
+        what: Description of the expected content, for messages, for example "a run record".
 
     Raises:
-        RecordError: If the file cannot be read, or holds something else.
+        RecordError: If the file cannot be read, or does not hold a JSON object.
     """
     content = read_bytes(path)
     try:
         values = json.loads(content, object_pairs_hook=_without_repetition)
-    except (ValueError, RecursionError) as error:  # also of text that is not Unicode, and of numbers with many digits
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else plain_text(error)
+    except (ValueError, RecursionError) as error:  # also for text that is not Unicode, and numbers with many digits
+        reason = "its values are nested too deeply" if isinstance(error, RecursionError) else plain_text(error)
         raise RecordError(f"{_named(path)} cannot be read as {what}: {reason}.") from error
     if not isinstance(values, dict):
         raise RecordError(f"{_named(path)} cannot be read as {what}: it holds {_shown(values)}.")
@@ -132,21 +132,22 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"it has {_shown(twice)} twice")
+        raise ValueError(f"the name {_shown(twice)} occurs twice in an object")
     return values
 
 
 def from_plain(kind: type[_Stored], values: Mapping[str, Any], path: Path, *, prefix: str = "") -> _Stored:
-    """Return a dataclass made of plain data, when each field has been checked against its annotation.
+    """Check plain data against the annotations of a dataclass, and return an instance of the dataclass.
 
-    Fields that the dataclass does not have are left out: a later version wrote them.
+    Fields that the dataclass does not have are ignored, because a later version of embedlab may have written them.
 
     Args:
-        kind: The dataclass. Its annotations state what is allowed: ``int``, ``float``, ``bool``, ``str``, ``Literal``,
-            ``Mapping``, ``list``, ``Any``, ``Annotated`` with a ``Range`` or a ``Pattern``, a dataclass, and unions.
-        values: The data.
-        path: The file that they are from, for the message.
-        prefix: The name of the field that they are in, with a point at its end.
+        kind: Dataclass to make. Its annotations state which values are allowed. They may be ``int``, ``float``,
+            ``bool``, ``str``, ``Literal``, ``Mapping``, ``list``, ``Any``, ``Annotated`` with a ``Range`` or a
+            ``Pattern``, a dataclass, and unions.
+        values: Values of the fields, by name.
+        path: Path of the file that the values were read from, for messages.
+        prefix: Name of the field that contains ``values``, with a dot at its end; empty at the top level.
 
     Raises:
         RecordError: If a field is missing, of another type, or out of range.
@@ -168,35 +169,36 @@ def from_plain(kind: type[_Stored], values: Mapping[str, Any], path: Path, *, pr
 
 
 def arguments_of(kind: type, values: Mapping[str, Any], path: Path, *, prefix: str = "") -> dict[str, Any]:
-    """Return the arguments of a class's constructor, when each has been checked against its annotation.
+    """Check stored arguments against the annotations of a class's constructor, and return them.
 
-    Only parameters whose annotation states plain data are taken: no class, function or path is looked up by a name.
+    Only parameters with annotations of plain data are accepted, so that no class, function or path is looked up by a
+    stored name.
 
     Args:
         kind: Class whose constructor takes the arguments.
         values: Arguments by name, as they were stored.
-        path: File that the values are from, for the message.
-        prefix: Name of the field that the values are in, with a point at its end.
+        path: Path of the file that the values were read from, for messages.
+        prefix: Name of the field that contains ``values``, with a dot at its end; empty at the top level.
 
     Raises:
-        RecordError: If a value is for no such parameter or of another type, or one is missing.
+        RecordError: If an argument is unknown, of another type, or missing.
     """
     hints = {name: hint for name, hint in get_type_hints(kind.__init__).items() if name != "return" and _is_data(hint)}  # type: ignore[misc]
     for name, value in values.items():
         if name not in hints:
             known = ", ".join(hints) or "none"
-            raise wrong_field(path, f"{prefix}{name}", value, f"no such option; options of {kind.__name__}: {known}")
+            raise wrong_field(path, f"{prefix}{name}", value, f"only options of {kind.__name__}: {known}")
         check, expected = _check(hints[name])
         if not check(value):
             raise wrong_field(path, f"{prefix}{name}", value, expected)
     for name, parameter in inspect.signature(kind).parameters.items():
         if parameter.default is parameter.empty and name in hints and name not in values:
-            raise RecordError(f"{_named(path)} is without {prefix}{name}. Write it anew, or remove it.")
+            raise RecordError(f"{_named(path)} lacks {prefix}{name}. Write the file again, or remove it.")
     return dict(values)
 
 
 def _is_data(hint: Any) -> bool:
-    """Whether all values of an annotation are plain data."""
+    """Return whether all values of an annotation are plain data."""
     origin = get_origin(hint)
     if origin is Literal:
         return all(isinstance(one, str) for one in get_args(hint))
@@ -208,15 +210,17 @@ def _is_data(hint: Any) -> bool:
 
 
 def without_fields(kind: type, values: Mapping[str, Any], path: Path, prefix: str) -> RecordError:
-    """Return the error of data that lack fields which have no default."""
+    """Return the error about data in which fields without a default are missing."""
     missing = sorted(name for name, field in fields_of(kind).items() if field.is_needed and name not in values)
     names = ", ".join(prefix + name for name in missing)
-    return RecordError(f"{_named(path)} is without {names}. Write it anew, or remove it.")
+    return RecordError(f"{_named(path)} lacks {names}. Write the file again, or remove it.")
 
 
 def wrong_field(path: Path, name: str, value: object, expected: str) -> RecordError:
-    """Return the error of a field that holds what it may not."""
-    return RecordError(f"{_named(path)}: {name} is {_shown(value)}. Expected {expected}. Write it anew, or remove it.")
+    """Return the error about a field with a value that is not allowed."""
+    return RecordError(
+        f"{_named(path)}: {name} is {_shown(value)}. Expected {expected}. Write the file again, or remove it."
+    )
 
 
 def _named(path: Path) -> str:
@@ -226,20 +230,20 @@ def _named(path: Path) -> str:
 def _shown(value: object) -> str:
     try:
         return plain_text(_REPR.repr(value), longest=_SHOWN)
-    except (ValueError, RecursionError):  # an int of more digits than Python writes
+    except (ValueError, RecursionError):  # an int with more digits than Python converts to text
         return f"a very large {type(value).__name__}"
 
 
 class Field(NamedTuple):
-    """What the annotation of a field states.
+    """The requirements of a field, as its annotation states them.
 
     Attributes:
-        check: Whether a value may stand there, unless it is an object that is a dataclass itself.
-        expected: What the check expects, for people.
-        nested: The dataclass that an object there is.
-        nested_in_list: The dataclass that each object of a list there is.
+        check: Function that returns whether a value is allowed. Objects of a nested dataclass are not checked by it.
+        expected: Description of the allowed values, for messages.
+        nested: Dataclass of an object in this field; None if objects are not dataclasses.
+        nested_in_list: Dataclass of each object of a list in this field; None if the objects are not dataclasses.
         is_needed: Whether the field has no default.
-        is_sequence: Whether the field is a ``Sequence``, and a list there becomes a tuple.
+        is_sequence: Whether the field is a ``Sequence``, so that a list in the file becomes a tuple.
     """
 
     check: _Check
@@ -252,7 +256,7 @@ class Field(NamedTuple):
 
 @cache
 def fields_of(kind: type) -> dict[str, Field]:
-    """Return what the annotations of a dataclass state, by field."""
+    """Return the requirements of a dataclass's fields, by field name."""
     assert is_dataclass(kind)
     hints = get_type_hints(kind, include_extras=True)
     found = {}
@@ -271,11 +275,11 @@ def _dataclass_of(hints: Iterable[Any]) -> type | None:
 
 
 def _check(hint: Any) -> tuple[_Check, str]:
-    """The check of an annotation, and what it expects in words."""
+    """Return the check of an annotation, and a description of the values that the check allows."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         checks, expected = zip(*(_check(one) for one in arguments), strict=True)
-        if len(checks) == 2 and arguments[1] is NoneType:  # most fields: as fast as can be
+        if len(checks) == 2 and arguments[1] is NoneType:  # a fast path, because most unions are like this
             first = checks[0]
             return (lambda value: value is None or first(value)), " or ".join(expected)
         return (lambda value: any(check(value) for check in checks)), " or ".join(expected)
@@ -285,7 +289,7 @@ def _check(hint: Any) -> tuple[_Check, str]:
         return _annotated(*arguments)
     if origin is Literal:
         return (lambda value: isinstance(value, str) and value in arguments), f"one of {', '.join(arguments)}"
-    if is_dataclass(hint):  # its fields are read one by one where it is an object
+    if is_dataclass(hint):  # an object is read by from_plain, field by field, so other values remain here
         names = ", ".join(sorted(field.name for field in fields(hint)))
         return (lambda value: False), f"an object with {names}"
     if hint is bool:
@@ -300,7 +304,7 @@ def _check(hint: Any) -> tuple[_Check, str]:
         return _list(arguments[0])
     if origin is tuple:
         return _tuple(arguments)
-    if isinstance(hint, type) and issubclass(hint, tuple):  # named, of numbers: JSON has a list in its place
+    if isinstance(hint, type) and issubclass(hint, tuple):  # a named tuple of numbers, which is a list in JSON
         count, (is_number, _) = len(hint._fields), _annotated(float, Range(-_LARGEST, may_be_unknown=True))  # type: ignore[attr-defined]
         return (
             lambda value: isinstance(value, list) and len(value) == count and all(map(is_number, value))
@@ -363,7 +367,7 @@ def _mapping(of: Any) -> tuple[_Check, str]:
 
 
 def _is_small(value: Any) -> bool:
-    """Whether free data are few, and each number and text of them is one that embedlab would write."""
+    """Return whether data of any type hold few values, and only numbers and texts that embedlab could write."""
     waiting = [(value, 0)]
     count = 0
     while waiting:

@@ -1,4 +1,4 @@
-"""What a method's author tests against: the contract, and tiny backbones to run it on."""
+"""Test tools for authors of fine-tuning methods: the contract of every method, and tiny backbones to check it on."""
 
 from embedlab.testing.backbones import FAMILIES, save_tiny_backbone, tiny_backbone, tiny_tokenizer
 from embedlab.testing.contract import CHECKS, Check

@@ -1,4 +1,4 @@
-"""Tiny decoders of every supported family, made from configurations, so that tests need no download."""
+"""Tiny decoders of every supported family, built from configurations, so that tests need no download."""
 
 from __future__ import annotations
 
@@ -37,13 +37,19 @@ _NAMES_OF_TODAY = {
     "max_position_embeddings": 64,
 }
 _GATED = {**_NAMES_OF_TODAY, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}
-# Narrower than the texts of most tests, so that the window, in every second block, cuts something off.
+# The sliding window, in every second block, is shorter than the texts of most tests, so that it masks some tokens.
 _SLIDING = {"sliding_window": 8, "sliding_window_pattern": 2}
 
 
 @dataclass(frozen=True)
 class _Family:
-    """A configuration class, the fields that make it tiny, and those that are dropout rates."""
+    """A family of decoders.
+
+    Attributes:
+        config: Configuration class of the family.
+        fields: Values of configuration fields that make the model tiny.
+        dropouts: Names of the configuration fields that are dropout rates.
+    """
 
     config: type[PretrainedConfig]
     fields: Mapping[str, Any]
@@ -73,19 +79,23 @@ _FAMILIES: Mapping[str, _Family] = MappingProxyType(
 )
 
 FAMILIES: tuple[str, ...] = tuple(_FAMILIES)
-"""What ``tiny_backbone`` can build: learned and rotary positions, biases and none, grouped queries, windows."""
+"""Families of decoders that ``tiny_backbone`` can build.
+
+The families differ in position embeddings (learned or rotary), in biases (with or without), in grouped-query attention
+and in sliding windows.
+"""
 
 
 def tiny_backbone(family: str, *, dropout: float = 0.0, **overrides: Any) -> PreTrainedModel:
-    """A decoder of 4 blocks, 32 wide, with 64 positions and 128 tokens, in evaluation mode.
+    """Return a decoder with 4 blocks, width 32, 64 positions and a vocabulary of 128 tokens, in evaluation mode.
 
-    The same call gives the same weights. They look trained: no bias is zero and no norm's gain is one, so that
-    a test sees when one of them is lost.
+    The same call gives the same weights. The weights look trained: no bias is zero and no gain of a norm is one, so
+    that a test fails when a bias or a gain is lost.
 
     Args:
-        family: one of ``FAMILIES``.
-        dropout: every dropout rate that the family has.
-        overrides: fields of the family's configuration.
+        family: Name of the family, one of ``FAMILIES``.
+        dropout: Value of all dropout rates of the family.
+        overrides: Values for fields of the family's configuration class.
 
     >>> tiny_backbone("llama", num_hidden_layers=2).config.num_hidden_layers
     2
@@ -110,10 +120,10 @@ def tiny_backbone(family: str, *, dropout: float = 0.0, **overrides: Any) -> Pre
 
 
 def tiny_tokenizer(*, pad_token: bool = True) -> PreTrainedTokenizerFast:
-    """A fast tokenizer with one token a character of printable ASCII; anything else is unknown.
+    """Return a fast tokenizer with a token for each printable ASCII character; other characters are unknown tokens.
 
     Args:
-        pad_token: whether it has a padding token. GPT-2, Pythia and Llama have none.
+        pad_token: Whether the tokenizer has a padding token. GPT-2, Pythia and Llama have no padding token.
 
     >>> tiny_tokenizer()("ab, é").input_ids
     [13, 14, 76, 97, 1]
@@ -131,13 +141,13 @@ def tiny_tokenizer(*, pad_token: bool = True) -> PreTrainedTokenizerFast:
 
 
 def save_tiny_backbone(folder: Path, family: str = "gpt_neox", *, pad_token: bool = True, **overrides: Any) -> Path:
-    """Writes a tiny decoder and its tokenizer where ``AutoModel`` and ``AutoTokenizer`` load them from.
+    """Write a tiny decoder and its tokenizer into a folder that ``AutoModel`` and ``AutoTokenizer`` can load.
 
     Args:
-        folder: made if it is not there.
-        family: one of ``FAMILIES``.
-        pad_token: whether the tokenizer and the model have a padding token.
-        overrides: as for ``tiny_backbone``.
+        folder: Folder to write to. The folder is created if it does not exist.
+        family: Name of the family, one of ``FAMILIES``.
+        pad_token: Whether the tokenizer and the model have a padding token.
+        overrides: Values for fields of the family's configuration class.
 
     Returns:
         The folder.

@@ -1,1 +1,1 @@
-"""The built-in fine-tuning methods: one file each, registered by the same entry points as a stranger's."""
+"""The built-in fine-tuning methods, each in its own file, registered by entry points as a third party's methods are."""

@@ -1,4 +1,4 @@
-"""Bias tuning: the cheapest method in memory, for backbones that have biases."""
+"""Bias tuning: the method that needs the least memory, for backbones that have biases."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from embedlab.method import FineTuningMethod
 
 
 class BiasTuning(FineTuningMethod):
-    """Trains the biases, of linear layers and norms, and freezes everything else.
+    """Train the biases of linear layers and norms, and freeze all other weights.
 
-    BitFit of Ben Zaken et al. 2022, arXiv:2106.10199; which parameters those are is read from their names, as in
-    Ziarko et al. 2024, arXiv:2406.04165. GPT-2, OPT and Pythia have biases; Llama, Qwen 3 and Gemma have none.
+    The method is BitFit of Ben Zaken et al. 2022, arXiv:2106.10199. Biases are recognized by their names, as in
+    Ziarko et al. 2024, arXiv:2406.04165. GPT-2, OPT and Pythia have biases; Llama, Qwen 3 and Gemma have no biases.
     """
 
     def prepare(self, backbone: PreTrainedModel) -> PreTrainedModel:
-        """Trains every parameter whose name holds "bias".
+        """Unfreeze every parameter with "bias" in its name, and freeze all others.
 
         Raises:
-            ConfigError: if there is none.
+            ConfigError: If no parameter has "bias" in its name.
         """
         biases = {parameter for name, parameter in backbone.named_parameters() if "bias" in name}
         if not biases:
             raise ConfigError(
-                f"BiasTuning trains biases and {type(backbone).__name__} has none. Use LoRA, BlockFreezing or "
+                f"BiasTuning trains biases, but {type(backbone).__name__} has none. Use LoRA, BlockFreezing or "
                 "FullFineTuning, which fit any decoder, or a backbone with biases such as GPT-2, OPT or Pythia."
             )
         for parameter in backbone.parameters():

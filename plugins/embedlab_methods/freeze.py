@@ -1,4 +1,4 @@
-"""Block freezing: most of full fine-tuning's quality for less compute and memory."""
+"""Block freezing: most of the quality of full fine-tuning, for less compute and memory."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from embedlab.method import FineTuningMethod, decoder_blocks
 
 
 class BlockFreezing(FineTuningMethod):
-    """Freezes the embeddings and the first blocks; trains the other blocks and the final norm.
+    """Freeze the embeddings and the first blocks, and train the other blocks and the final norm.
 
-    No gradient flows back into what is frozen, so it costs the forward pass alone. As in Ziarko et al. 2024,
-    arXiv:2406.04165. Whatever runs before the first block counts as embedding: token and position tables, and
-    a norm or a projection of them where the architecture has one.
+    The method is that of Ziarko et al. 2024, arXiv:2406.04165. No gradient flows back into the frozen layers, so they
+    cost a forward pass and no backward pass. All layers that run before the first block count as embeddings: token and
+    position tables, and a norm or a projection of the embeddings if the architecture has one.
 
     Args:
-        blocks: how many of the first blocks to freeze. An int is a count; a float between 0 and 1 is a fraction
-            of the blocks, rounded to the nearest count (a half to the even one). 0 freezes the embeddings alone.
+        blocks: Number of first blocks to freeze: a count (an int of at least 0), or a fraction of all blocks (a float
+            between 0 and 1), which is rounded to the nearest count (halves to the even count). 0 freezes only the
+            embeddings.
 
     Raises:
-        ConfigError: if ``blocks`` is neither, or freezes every block of the backbone.
+        ConfigError: If ``blocks`` is neither a count nor a fraction, or freezes every block of the backbone.
     """
 
     def __init__(self, *, blocks: int | float = 0.5) -> None:
@@ -35,7 +36,11 @@ class BlockFreezing(FineTuningMethod):
         self.blocks = blocks
 
     def prepare(self, backbone: PreTrainedModel) -> PreTrainedModel:
-        """Freezes the embeddings and the first blocks, and unfreezes the rest."""
+        """Freeze the embeddings and the first blocks, and unfreeze all other weights.
+
+        Raises:
+            ConfigError: If no block is left to train.
+        """
         blocks = decoder_blocks(backbone)
         frozen = _embedding_side(backbone, blocks[0])
         for block in blocks[: self._num_frozen(len(blocks))]:
@@ -50,22 +55,22 @@ class BlockFreezing(FineTuningMethod):
         if num_frozen >= num_blocks:
             meant = f" (blocks={self.blocks} of {num_blocks}, rounded)" if fraction else ""
             raise ConfigError(
-                f"BlockFreezing would freeze {num_frozen} blocks{meant}, but the backbone has {num_blocks} and at "
-                f"least one has to train. Set blocks to {num_blocks - 1} at most, or to a smaller fraction."
+                f"BlockFreezing would freeze {num_frozen} blocks{meant}, but the backbone has {num_blocks} blocks and "
+                f"at least one must be trained. Set blocks to at most {num_blocks - 1}, or to a smaller fraction."
             )
         return num_frozen
 
 
 class _FirstBlockReached(Exception):
-    """Ends the forward pass in which ``_embedding_side`` looks on."""
+    """The first block was reached: ends the forward pass that ``_embedding_side`` observes."""
 
 
 def _embedding_side(backbone: PreTrainedModel, first_block: nn.Module) -> set[nn.Parameter]:
-    """The parameters that a forward pass uses before the first block.
+    """Return the parameters that a forward pass uses before the first block.
 
-    Observed on one token, because neither names nor the order of registration tell them from what follows the
-    blocks (OPT registers its final norm first). The pass ends at the first block, so that nothing runs that
-    needs a certain device (flash attention, quantized layers).
+    The parameters are found in a forward pass over one token, because neither names nor the order of registration
+    distinguish layers before the blocks from layers after the blocks (OPT registers its final norm first). The forward
+    pass ends at the first block, so that no layer runs that needs a certain device (flash attention, quantized layers).
     """
     reached: set[nn.Parameter] = set()
 
@@ -77,7 +82,7 @@ def _embedding_side(backbone: PreTrainedModel, first_block: nn.Module) -> set[nn
     handles = [module.register_forward_pre_hook(record) for module in backbone.modules()]
     token = int(backbone.config.get_text_config().pad_token_id == 0)  # transformers warns of unmasked padding
     input_ids = torch.full((1, 1), token, device=backbone.device)
-    # On the meta device transformers makes a mask from ones for eager attention alone, and GPT-2's from nothing never.
+    # On the meta device an attention mask of ones works only with eager attention, and GPT-2 does not work without one.
     mask = torch.ones_like(input_ids) if backbone.config._attn_implementation == "eager" else None
     try:
         with torch.no_grad():

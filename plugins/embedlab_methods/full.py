@@ -1,4 +1,4 @@
-"""Full fine-tuning: the method that every other is compared with."""
+"""Full fine-tuning: the method that all other methods are compared with."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from embedlab.method import FineTuningMethod
 
 
 class FullFineTuning(FineTuningMethod):
-    """Trains every weight: 6 FLOPs a token and non-embedding parameter.
+    """Train every weight, at 6 FLOPs per token and non-embedding parameter.
 
-    Optimal at low budgets according to Ziarko et al. 2024, arXiv:2406.04165.
+    Full fine-tuning is optimal at low budgets according to Ziarko et al. 2024, arXiv:2406.04165.
     """
 
     def prepare(self, backbone: PreTrainedModel) -> PreTrainedModel:
-        """Unfreezes every parameter that can have a gradient; integer weights of a quantized model cannot."""
+        """Unfreeze every parameter that can have a gradient: all but the integer weights of a quantized model."""
         for parameter in backbone.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return backbone

@@ -1,4 +1,4 @@
-"""LoRA: low-rank updates beside frozen weights, for backbones whose optimizer state would not fit."""
+"""LoRA: low-rank updates beside frozen weights, for backbones whose optimizer states would not fit in memory."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ _DEFAULT_SCALE = 2.0
 
 
 class LoRA(FineTuningMethod):
-    """Trains a low-rank update of linear layers and freezes everything else.
+    """Train low-rank updates of linear layers, and freeze the backbone's weights.
 
-    Hu et al. 2021, arXiv:2106.09685, through peft. Optimal at high budgets according to Ziarko et al. 2024,
-    arXiv:2406.04165, who target ``[query_key_value, dense, dense_h_to_4h, dense_4h_to_h, embed_in]`` of Pythia
-    with rank 32. Their configuration leaves alpha at peft's 8 and raises the learning rate to 1e-3; here alpha is
-    larger and the rate is the one of every method.
+    The method is that of Hu et al. 2021, arXiv:2106.09685, as implemented in peft. LoRA is optimal at high budgets
+    according to Ziarko et al. 2024, arXiv:2406.04165, who target ``[query_key_value, dense, dense_h_to_4h,
+    dense_4h_to_h, embed_in]`` of Pythia with rank 32. Their configuration keeps peft's default alpha of 8 and raises
+    the learning rate to 1e-3. Here alpha is larger by default, and the default learning rate is the same as for every
+    other method.
 
     Args:
-        rank: of each update.
-        alpha: an update is scaled by ``alpha / rank``. By default twice the rank, so by 2. With ``rslora`` the
-            default is 11.3, which scales by 2 at rank 32.
-        targets: ``all-linear``, or names of linear layers and of the token embedding. A name selects every such
-            layer whose full name is it or ends in it at a dot.
-        dropout: rate on the update's input.
-        rslora: scale by ``alpha / sqrt(rank)``, for large ranks (Kalajdzievski 2023, arXiv:2312.03732).
+        rank: Rank of the update of each layer.
+        alpha: Numerator of the factor ``alpha / rank`` that scales each update. The default is twice the rank, for a
+            factor of 2. With ``rslora`` the default is 11.3, for a factor of 2 at rank 32.
+        targets: Layers to adapt: ``all-linear``, or names of linear layers and of the token embedding. A name selects
+            the layer with this full name, and every layer whose full name ends in a dot and this name.
+        dropout: Dropout rate of the input of each update.
+        rslora: Whether to scale each update by ``alpha / sqrt(rank)``, for large ranks (Kalajdzievski 2023,
+            arXiv:2312.03732).
 
     Raises:
-        ConfigError: if an option is out of range, or a target names no such layer of the backbone.
+        ConfigError: If an option is out of range.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class LoRA(FineTuningMethod):
             )
         if not 0 <= dropout < 1:
             raise ConfigError(
-                f"LoRA dropout must be at least 0 and below 1, got dropout={dropout}. Leave it out for none."
+                f"LoRA dropout must be at least 0 and below 1, got dropout={dropout}. Leave it out for no dropout."
             )
         self.rank = rank
         self.alpha = alpha if alpha is not None else _DEFAULT_SCALE * (math.sqrt(_DEFAULT_RANK) if rslora else rank)
@@ -73,10 +75,11 @@ class LoRA(FineTuningMethod):
         self.rslora = rslora
 
     def prepare(self, backbone: PreTrainedModel) -> nn.Module:
-        """Puts an update beside each targeted layer; the fresh update is zero, so the embeddings stay as they were.
+        """Put an update beside each targeted layer. A fresh update is zero, so the embeddings do not change.
 
         Raises:
-            ConfigError: if a target names no such layer of the backbone, or peft cannot adapt one.
+            ConfigError: If a target names neither a linear layer nor the token embedding of the backbone, or peft
+                cannot adapt a targeted layer.
         """
         if isinstance(backbone, PeftModel):
             return backbone
@@ -87,7 +90,7 @@ class LoRA(FineTuningMethod):
             target_modules=sorted(targeted),
             lora_dropout=self.dropout,
             use_rslora=self.rslora,
-            # GPT-2 keeps its weights transposed; peft sees it too, but warns.
+            # GPT-2 stores its weights transposed; peft detects this by itself, but with a warning.
             fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in targeted.values()),
         )
         try:
@@ -96,22 +99,26 @@ class LoRA(FineTuningMethod):
         except ValueError as error:  # peft refuses some layers of state-space models
             raise ConfigError(
                 f"LoRA cannot adapt all targeted layers of {type(backbone).__name__}: {error} The targeted layers are: "
-                f"{_last_names(targeted)}. Name those to adapt in targets."
+                f"{_last_names(targeted)}. Name the layers to adapt in targets."
             ) from error
-        # For reentrant checkpointing, which embedlab does not use, peft makes the embeddings require a gradient:
-        # that would send one back through blocks that need none.
+        # For reentrant checkpointing, which embedlab does not use, peft makes the embeddings require a gradient.
+        # The gradient would be propagated back through blocks that need no gradient.
         backbone.disable_input_require_grads()
-        return model.train(backbone.training)  # peft's own layers begin in training mode, dropout and all
+        return model.train(backbone.training)  # peft's own layers start in training mode, with dropout
 
     def merged(self, model: nn.Module) -> PreTrainedModel:
-        """The backbone with each update added to the weight it stands beside."""
+        """Return the backbone, with each update added to the weight of its layer."""
         assert isinstance(model, PeftModel)
         with _without_warnings_of_peft():
             backbone: PreTrainedModel = model.merge_and_unload()
         return backbone
 
     def _targeted(self, backbone: PreTrainedModel) -> dict[str, nn.Module]:
-        """The layers to adapt by their full names."""
+        """Return the layers to adapt, by their full names.
+
+        Raises:
+            ConfigError: If a target names neither a linear layer nor the token embedding.
+        """
         modules = dict(backbone.named_modules())
         linear: dict[str, nn.Module] = {n: m for n, m in modules.items() if isinstance(m, nn.Linear | Conv1D)}
         if self.targets == _ALL_LINEAR:
@@ -131,8 +138,8 @@ class LoRA(FineTuningMethod):
 @contextmanager
 def _without_warnings_of_peft() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # it reads names that transformers has renamed
-        # About an unembedding that shares the token embedding's weights: these backbones have none.
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads names that transformers has renamed
+        # The warning is about an unembedding that shares the weights of the token embedding: a backbone has none.
         warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
         yield
 
@@ -142,5 +149,5 @@ def _last_names(names: Iterable[str]) -> str:
 
 
 def _selects(target: str, name: str) -> bool:
-    """Whether a target selects the module of this full name: it is the name, or ends it at a dot."""
+    """Return whether a target is the full name of a module, or the part of the full name after a dot."""
     return name == target or name.endswith(f".{target}")

@@ -87,6 +87,6 @@ def test_the_method_is_listed_and_trains_by_the_readme_s_commands(
     )
     printed = run(["commands"], package, COLUMNS="200", **installed)
     assert "LayerNormTuning" in printed and "embedlab-layer-norm-tuning 0.1.0" in printed
-    assert "biases: bool = True  train the norms' biases too" in printed
+    assert "biases: bool = True  Whether to train the biases of the norms, too" in printed
     weights = trained_weights(tmp_path / "run")
     assert weights and all("norm" in name for name in weights)

@@ -171,5 +171,5 @@ def test_a_run_that_repeats_its_data_as_no_fitted_one_did_says_so(
 def test_a_prediction_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "4e+09").mkdir()
     (tmp_path / "4e+09" / "prediction.json").write_text(text)
-    with pytest.raises(RecordError, match=r"prediction\.json (cannot be read as a prediction: |is without backbone)"):
+    with pytest.raises(RecordError, match=r"prediction\.json (cannot be read as a prediction: |lacks backbone)"):
         confirmations(tmp_path)

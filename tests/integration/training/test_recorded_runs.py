@@ -332,7 +332,7 @@ def test_records_of_runs_are_what_laws_are_fitted_to(tmp_path: Path) -> None:
         fit(config, "--output", str(tmp_path / "runs" / steps), "--trainer.max_steps", steps)
     fit(config, "--output", str(tmp_path / "runs" / "control"), "--model.backbone.random_weights", "true")
     rows = of_records(Ledger([tmp_path / "runs"]).records())
-    assert [row.left_out for row in rows] == [None, None, None, "it began from random weights"]
+    assert [row.left_out for row in rows] == [None, None, None, "the run started from random weights"]
     assert [row.pairs for row in rows[:3]] == [10, 20, 30]
     assert all(row.unique_tokens == row.tokens for row in rows[:3]), "less than an epoch"
     assert rows[3].unique_tokens == pytest.approx(rows[3].tokens / 2, rel=0.2), "two epochs"

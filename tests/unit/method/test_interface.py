@@ -158,7 +158,7 @@ def test_matrices_decay_and_vectors_do_not() -> None:
 def test_only_a_transformers_model_can_be_exported_as_it_is() -> None:
     backbone = tiny_backbone("gpt_neox")
     assert Returns().merged(backbone) is backbone
-    with pytest.raises(PluginError, match=r"returned a Linear, which is no transformers.*Override merged"):
+    with pytest.raises(PluginError, match=r"returned a Linear, which is not a transformers.*Override merged"):
         Returns().merged(nn.Linear(2, 2))
 
 

@@ -91,7 +91,7 @@ def test_a_method_of_another_package_is_found_and_named_with_its_origin(install:
             "expected a subclass of embedlab.method.FineTuningMethod, got <class",
         ),
         ("Broken = 7", "{module}:Broken", "expected a subclass of embedlab.method.FineTuningMethod, got 7"),
-        (GOOD.format(name="Other"), "{module}:Other", "entry point must have the class's name, 'Other'"),
+        (GOOD.format(name="Other"), "{module}:Other", "entry point must be the class's name, 'Other'"),
         (
             "from embedlab.method import FineTuningMethod\nclass Broken(FineTuningMethod): pass",
             "{module}:Broken",

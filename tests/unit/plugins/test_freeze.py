@@ -111,6 +111,6 @@ def test_what_is_neither_count_nor_fraction_is_refused(blocks: object) -> None:
 def test_freezing_every_block_is_refused_with_the_largest_count_that_works(blocks: int | float) -> None:
     backbone = tiny_backbone("gpt_neox")
     with pytest.raises(
-        ConfigError, match=r"the backbone has 4 and at least one has to train\. Set blocks to 3 at most"
+        ConfigError, match=r"the backbone has 4 blocks and at least one must be trained\. Set blocks to at most 3"
     ):
         BlockFreezing(blocks=blocks).prepare(backbone)

@@ -35,7 +35,7 @@ def test_a_run_has_added_what_its_trunk_had_not_spent() -> None:
 
 def test_a_record_is_written_once(tmp_path: Path) -> None:
     write_record(record(), tmp_path)
-    with pytest.raises(RecordError, match="there already"):
+    with pytest.raises(RecordError, match="exists already"):
         write_record(record(loss=1.0), tmp_path)
     assert read_record(tmp_path / FILE).loss == 2.5
 
@@ -75,8 +75,8 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
         ("{", "cannot be read"),
         ("[]", r"it holds \[\]"),
         ("{}", "no schema number"),
-        (json.dumps({"schema": 99}), "schema 99, and this embedlab reads up to 1"),
-        (json.dumps({"schema": 1, "run_id": "x"}), "without backbone, backward_weights"),
+        (json.dumps({"schema": 99}), "schema 99. This version of embedlab reads records up to schema 1"),
+        (json.dumps({"schema": 1, "run_id": "x"}), "lacks backbone, backward_weights"),
     ],
 )
 def test_what_is_no_record_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -94,12 +94,12 @@ def test_what_is_no_record_is_refused(tmp_path: Path, text: str, message: str) -
         ),
         (
             {"loss_definition": {"loss": "InfoNCE"}},
-            "without loss_definition.candidates, loss_definition.evaluation_set, loss_definition.temp",
+            "lacks loss_definition.candidates, loss_definition.evaluation_set, loss_definition.temp",
         ),
         ({"tokens": "many"}, "record.json: tokens is 'many'. Expected a whole number of 0 or more"),
         (
             {"loss": None},
-            "loss is None. Expected a number of 0 or more, NaN or infinity. Write it anew, or remove it",
+            "loss is None. Expected a number of 0 or more, NaN or infinity. Write the file again, or remove it",
         ),
     ],
 )

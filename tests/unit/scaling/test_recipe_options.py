@@ -123,8 +123,8 @@ def test_texts_of_a_method_that_is_not_embedlabs_are_words(tmp_path: Path) -> No
     [
         ("trainer", 5, "trainer is 5. Expected an object with"),
         ("trainer.max_epochs", "many", "trainer.max_epochs is 'many'. Expected a whole number"),
-        ("model", {}, "is without model.backbone, model.method"),
-        ("model.backbone", {}, "is without model.backbone.path"),
+        ("model", {}, "lacks model.backbone, model.method"),
+        ("model.backbone", {}, "lacks model.backbone.path"),
         ("model.backbone.path", ["a"], "model.backbone.path is"),
         ("model.backbone.attention", "org/kernel", "model.backbone.attention is 'org/kernel'"),
         ("model.method", {"class_path": "a b"}, "model.method is"),
