@@ -1,6 +1,6 @@
 """embedlab: compute-optimal training of text-embedding models from decoder-only language models.
 
-The public names are imported when they are first used, so that what needs no torch does not wait for it.
+Each public name is imported when it is first used, so that code without torch does not wait for the import of torch.
 """
 
 from importlib import import_module

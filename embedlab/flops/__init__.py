@@ -1,6 +1,6 @@
-"""What training costs: its arithmetic, the observation that it rests on, and its estimates before a run.
+"""Counts and estimates the cost of training: FLOPs, memory, and the peak speed of devices.
 
-The names here are those of the arithmetic, which needs no torch.
+This package exports the names of ``embedlab.flops.arithmetic``, the part that needs no torch.
 """
 
 from embedlab.flops.arithmetic import FlopProfile, FlopsByLength, WeightsByPass

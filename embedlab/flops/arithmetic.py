@@ -1,8 +1,8 @@
-"""What training costs, as arithmetic over texts' lengths; without torch, so that a search can plan with it.
+"""Computes the FLOPs of training from the lengths of texts, without torch, so that a search can plan with them.
 
-One multiplication and one addition are two FLOPs. Counted are matrix products and convolutions, as in
-``torch.utils.flop_counter``; elementwise work, normalization, softmax, lookups and the optimizer are not. How the
-numbers come about: ``embedlab.flops.observer``.
+One multiplication and one addition are two FLOPs. Matrix products and convolutions are counted, as in
+``torch.utils.flop_counter``. Elementwise operations, normalization, softmax, table lookups and the optimizer are not
+counted. ``embedlab.flops.observer`` measures the numbers that the computation starts from.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class FlopsByLength:
-    """FLOPs of one pass over texts, as a function of their lengths.
+    """FLOPs of processing texts, as a function of the texts' lengths in tokens.
 
     Attributes:
-        per_token: for each token of a text.
-        per_squared_token: for each pair of tokens of a text: softmax attention.
-        per_text: for each text, whatever its length.
-        per_call: for each forward call, whatever it holds: products of weights with each other.
-        measured: FLOPs of one text at some lengths, ascending, for models whose cost is no polynomial; between
-            them it is interpolated, and the three above it are not used.
+        per_token: FLOPs for each token of a text.
+        per_squared_token: FLOPs for each ordered pair of tokens of a text, as in softmax attention.
+        per_text: FLOPs for each text, independent of its length.
+        per_call: FLOPs for each forward call, independent of its texts: products of weights with each other.
+        measured: Pairs of a text length in tokens and the FLOPs of one text of that length, in ascending order. Used
+            for models whose cost is not a polynomial of the length: costs between the lengths are interpolated, and
+            ``per_token``, ``per_squared_token`` and ``per_text`` are ignored.
     """
 
     per_token: float = 0
@@ -34,7 +35,11 @@ class FlopsByLength:
     measured: tuple[tuple[int, float], ...] = ()
 
     def of(self, lengths_U: np.ndarray, *, calls: int = 1) -> int:
-        """FLOPs of texts with these lengths in so many calls.
+        """Return the FLOPs of texts that are processed without padding.
+
+        Args:
+            lengths_U: Number of tokens of each text.
+            calls: Number of forward calls that the texts are divided among.
 
         >>> FlopsByLength(per_token=10, per_squared_token=1).of(np.array([2, 3]))
         63
@@ -51,7 +56,7 @@ class FlopsByLength:
         )
 
     def of_chunk(self, num_texts: int, length: int) -> int:
-        """FLOPs of one call over so many texts, all padded to one length."""
+        """Return the FLOPs of one forward call over ``num_texts`` texts, each padded to ``length`` tokens."""
         if self.measured:
             return self.of(np.full(num_texts, length))
         a_text = self.per_token * length + self.per_squared_token * length**2 + self.per_text
@@ -60,12 +65,13 @@ class FlopsByLength:
 
 @dataclass(frozen=True)
 class WeightsByPass:
-    """Weights by the passes in which a token meets them.
+    """Number of weights that one token uses, for each kind of pass.
 
     Attributes:
-        forward: N_F, used in the forward pass.
-        backward: N_B, through which the gradient of an activation flows: those whose input needs a gradient.
-        update: N_U, whose own gradient is computed.
+        forward: N_F, the number of weights used in the forward pass.
+        backward: N_B, the number of weights through which the gradient of an activation flows, that is, of weights
+            whose input needs a gradient.
+        update: N_U, the number of weights whose own gradient is computed.
     """
 
     forward: float = 0
@@ -74,7 +80,7 @@ class WeightsByPass:
 
     @property
     def flops_per_token(self) -> float:
-        """Two for each weight and pass."""
+        """FLOPs per token: two for each weight in each pass."""
         return 2 * (self.forward + self.backward + self.update)
 
     def __add__(self, other: WeightsByPass) -> WeightsByPass:
@@ -83,21 +89,25 @@ class WeightsByPass:
 
 @dataclass(frozen=True)
 class FlopProfile:
-    """What a backbone prepared by a method costs, apart from how it is run: the algorithmic count.
+    """Training cost of a backbone that a method has prepared, independent of how it is run: the algorithmic count.
 
     Attributes:
-        parameters: all weights, those the method adds included; a quantized matrix counts its entries.
-        embedding_parameters: of token and position tables and the unembedding.
-        added_parameters: of what the method adds.
-        trainable_parameters: that a step changes.
-        backbone: matrices of the backbone, without tables and unembedding.
-        added: matrices that the method adds (adapters).
-        embeddings: tables that a matrix product reads; a lookup is free.
-        head: the unembedding, where the model has one.
-        elementwise: weights that only scale or shift (norms, biases, gates), outside tables and unembedding. They cost
-            no matrix product; the paper's convention counts them as if they did.
-        attention: products of activations with each other, forward and backward: softmax attention, for most models.
-        overhead: what matrices cost besides a token's share: convolutions' borders, products of weights.
+        parameters: Number of all weights, including weights that the method adds. A quantized matrix counts with the
+            number of its entries, not of its packed bytes.
+        embedding_parameters: Number of weights in token tables, position tables and the unembedding.
+        added_parameters: Number of weights that the method adds.
+        trainable_parameters: Number of weights that a training step changes.
+        backbone: Matrices of the backbone, without embedding tables and the unembedding.
+        added: Matrices that the method adds, for example adapters.
+        embeddings: Embedding tables that take part in a matrix product. A table lookup costs no FLOPs.
+        head: The unembedding, if the model has one.
+        elementwise: Weights that only scale or shift activations (norms, biases, gates), outside embedding tables and
+            the unembedding. They take part in no matrix product, but the convention of ``paper_flops_per_token``
+            counts them as if they did.
+        attention: FLOPs of products of activations with each other, in the forward and the backward pass. In most
+            models these products are softmax attention.
+        overhead: FLOPs of matrices that are not proportional to the number of tokens or that multiply no activations,
+            for example at the borders of convolutions or in products of weights with each other.
     """
 
     parameters: int
@@ -114,7 +124,7 @@ class FlopProfile:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FlopProfile:
-        """From what ``dataclasses.asdict`` made of one, through JSON or not."""
+        """Build a profile from the output of ``dataclasses.asdict``, also after a round trip through JSON."""
         made: dict[str, Any] = {}
         for name, value in values.items():
             if not isinstance(value, Mapping):
@@ -128,44 +138,53 @@ class FlopProfile:
 
     @property
     def nonembedding_parameters(self) -> int:
-        """Of the backbone alone, without token and position tables and the unembedding."""
+        """Number of the backbone's own weights, without token tables, position tables and the unembedding."""
         return self.parameters - self.embedding_parameters - self.added_parameters
 
     @property
     def matrices(self) -> WeightsByPass:
-        """N_F, N_B and N_U of all matrix products with weights."""
+        """N_F, N_B and N_U, summed over all weights that take part in matrix products."""
         return self.backbone + self.added + self.embeddings + self.head
 
     @property
     def by_measurement(self) -> bool:
-        """Whether the model has no softmax attention, so that its cost is what was measured at some lengths."""
+        """Whether the cost rests on measurements at some text lengths, since it has no quadratic attention term."""
         return bool(self.attention.measured) or not self.attention.per_squared_token
 
     @property
     def remark(self) -> str | None:
-        """How the cost depends on a text's length where that is measured; None where it is known."""
+        """Explanation of how a measured cost depends on the text length. None if the cost was not measured."""
         if self.attention.measured:
             shortest, longest = (self.attention.measured[end][0] for end in (0, -1))
             return (
-                "the cost is no polynomial of a text's length (a window or blocks, for instance): counted by "
-                f"measurement at lengths from {shortest} to {longest}, and interpolated between them."
+                "the cost is not a polynomial of the text length, for example because attention has a window. It is "
+                f"counted by measurement at lengths from {shortest} to {longest} tokens, and interpolated in between."
             )
         if self.by_measurement:
-            return "no softmax attention: counted by measurement at a few lengths, in proportion to them."
+            return (
+                "the model has no softmax attention. Its cost is counted by measurement at a few text lengths, and "
+                "taken as proportional to the length."
+            )
         return None
 
     def algorithmic(self, lengths_U: np.ndarray, *, attention: bool = True) -> int:
-        """FLOPs of one training step over texts with these lengths, padding and recomputation left out.
+        """Return the FLOPs of one training step over texts, without padding and recomputation.
 
-        2 (N_F + N_B + N_U) a token, plus attention (without: ``attention=False``).
+        The cost is 2 (N_F + N_B + N_U) FLOPs per token, plus overhead and attention.
+
+        Args:
+            lengths_U: Number of tokens of each text.
+            attention: Whether the FLOPs of attention are included.
         """
         flops = round(self.matrices.flops_per_token * int(lengths_U.sum())) + self.overhead.of(lengths_U)
         return flops + self.attention.of(lengths_U) if attention else flops
 
     def paper_flops_per_token(self) -> float:
-        """The convention of Ziarko et al. 2024, arXiv:2406.04165: no tables, no attention, no recomputation.
+        """Return the FLOPs per token by the convention of Ziarko et al. 2024, arXiv:2406.04165.
 
-        Theirs is 6 N for full fine-tuning, 2 N + 4 N_trainable for freezing and 4 N + 2 N_trainable for LoRA and
-        biases, N being all parameters but the tables. Here a weight whose input needs no gradient has no N_B.
+        The convention leaves out embedding tables, attention and recomputation. With N parameters outside the
+        embedding tables, the paper counts 6 N for full fine-tuning, 2 N + 4 N_trainable for block freezing, and
+        4 N + 2 N_trainable for LoRA and bias tuning. Deviation from the paper: here a weight whose input needs no
+        gradient does not count toward N_B.
         """
         return (self.backbone + self.added + self.elementwise).flops_per_token

@@ -1,4 +1,4 @@
-"""What the makers' data sheets say of devices, for whoever plans without one at hand."""
+"""Lists peak speeds from the manufacturers' data sheets, so that a run can be planned without the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ DATA_SHEETS: dict[str, tuple[float, float, float]] = {
     "NVIDIA L4": (121e12, 60e12, 30.3e12),
     "NVIDIA GeForce RTX 4090": (165.2e12, 82.6e12, 82.6e12),
 }
-"""FLOP/s of dense matrix products: bfloat16 with float32 sums, TF32, float32.
+"""Peak FLOP/s of dense matrix products in three types: bfloat16 with float32 accumulation, TF32, and float32.
 
-By the driver's whole name: part of a device (MIG) or a kin of another speed (NVL, D, laptop) has that name and more.
+The key is the device's full name as the driver reports it. Part of a device (MIG) and variants of another speed (NVL,
+D, laptop) have longer names, so they never match a key.
 """

@@ -1,4 +1,4 @@
-"""What a backbone costs under each method, and what a budget buys, before anything is trained or loaded."""
+"""Estimates what a backbone costs under each method and what a budget buys, before weights are loaded or trained."""
 
 from __future__ import annotations
 
@@ -31,18 +31,20 @@ from embedlab.model.backbone import (
 
 @dataclass(frozen=True)
 class StepShape:
-    """What of a run decides its cost, besides backbone and method.
+    """Settings of a run that decide its cost, apart from backbone and method.
 
     Attributes:
-        max_length: tokens of a text, at most.
-        tokens_per_chunk: padded tokens a forward pass, at most.
-        optimizer_states: ``32bit`` or ``8bit``.
-        precision: as for Lightning's trainer.
-        query_tokens: of a mean pair's query; by default the paper's mean (arXiv:2406.04165).
-        document_tokens: of its document.
+        max_length: Maximum number of tokens per text.
+        tokens_per_chunk: Maximum number of tokens per forward pass, padding included.
+        optimizer_states: Precision of the optimizer's states, ``32bit`` or ``8bit``.
+        precision: Numerical precision, written as in Lightning's ``Trainer(precision=…)``.
+        query_tokens: Mean number of tokens per query. The default is the mean of Ziarko et al. 2024,
+            arXiv:2406.04165.
+        document_tokens: Mean number of tokens per document. The default is the mean of Ziarko et al. 2024,
+            arXiv:2406.04165.
 
     Raises:
-        ConfigError: if a mean is below 1 or above ``max_length``.
+        ConfigError: If a mean number of tokens is below 1 or above ``max_length``.
     """
 
     max_length: int = 128
@@ -56,26 +58,27 @@ class StepShape:
         for name, tokens in (("query_tokens", self.query_tokens), ("document_tokens", self.document_tokens)):
             if not 1 <= tokens <= self.max_length:
                 raise ConfigError(
-                    f"{name} is a mean over texts of 1 to {self.max_length} tokens (data.max_length), got {tokens}. "
-                    f"Choose one between them."
+                    f"{name} must be a mean length between 1 and {self.max_length} tokens (data.max_length), got "
+                    f"{tokens}. Choose a value in this range."
                 )
 
     @property
     def pair(self) -> np.ndarray:
-        """The lengths of a mean pair's texts."""
+        """Number of tokens of the query and of the document in a pair of mean length, shape (2,)."""
         return np.array([self.query_tokens, self.document_tokens])
 
 
 @dataclass(frozen=True)
 class FlopRow:
-    """One backbone under one method.
+    """Cost of training one backbone with one method.
 
     Attributes:
-        backbone: path or id.
-        method: name.
-        profile: its cost; None if the method does not fit the backbone, or the backbone does not run without weights.
-        memory_bytes: an estimate of the least peak memory of training; None if there is none.
-        refusal: why there is no profile.
+        backbone: Path of the backbone, or its id on the Hugging Face hub.
+        method: Name of the fine-tuning method.
+        profile: Cost of the prepared backbone. None if the method does not fit the backbone, or if the backbone does
+            not run without weights.
+        memory_bytes: Estimate of the minimum peak memory of training, in bytes. None if it cannot be estimated.
+        refusal: Reason why there is no profile. Empty if there is one.
     """
 
     backbone: str
@@ -85,10 +88,14 @@ class FlopRow:
     refusal: str = ""
 
     def as_dict(self, shape: StepShape, budget: float | None) -> dict[str, Any]:
-        """The row's numbers for JSON.
+        """Return the row's numbers for output as JSON.
 
-        ``flops_per_token`` and ``flops_per_token_by_the_paper`` leave attention out, ``flops_per_pair`` and what a
-        budget buys do not.
+        ``flops_per_token`` and ``flops_per_token_by_the_paper`` exclude attention. ``flops_per_pair``, and the
+        ``pairs`` and ``tokens`` that the budget buys, include attention.
+
+        Args:
+            shape: Settings of the run.
+            budget: FLOPs to spend. None leaves out ``pairs`` and ``tokens``.
         """
         row: dict[str, Any] = {"backbone": self.backbone, "method": self.method}
         if self.profile is None:
@@ -111,11 +118,18 @@ class FlopRow:
 
 
 def flop_rows(backbone: BackboneConfig, methods: Sequence[FineTuningMethod], shape: StepShape) -> Iterator[FlopRow]:
-    """A row for each method, from the backbone's configuration alone, kept in the cache.
+    """Yield the cost of a backbone under each method, computed from the backbone's configuration alone.
+
+    Each row is kept in the cache, unless the backbone's or the method's code cannot be identified.
+
+    Args:
+        backbone: Backbone to estimate, and how it is loaded.
+        methods: Fine-tuning methods, one row each.
+        shape: Settings of the run.
 
     Raises:
-        ConfigError: if there is no such backbone, or its texts would be longer than it has positions for.
-        PluginError: if a layer computes in a way that cannot be seen.
+        ConfigError: If the backbone does not exist, or if ``shape.max_length`` exceeds the backbone's positions.
+        PluginError: If a layer computes in a way that cannot be observed.
     """
     check_positions(backbone, shape.max_length)
     for method in methods:
@@ -136,7 +150,7 @@ def flop_rows(backbone: BackboneConfig, methods: Sequence[FineTuningMethod], sha
 
 
 def _key(backbone: BackboneConfig, method: FineTuningMethod, shape: StepShape) -> str | None:
-    """All that a row depends on; None where that cannot be told."""
+    """Return a cache key made of everything that a row depends on. None if the dependencies cannot be determined."""
     if backbone.trust_remote_code:
         return None
     config = load_config(backbone).to_dict()
@@ -172,8 +186,8 @@ def _row(backbone: BackboneConfig, method: FineTuningMethod, shape: StepShape) -
         try:
             profile = observe(prepared, parameters, max_length=shape.max_length, during_longest=memory.watching())
         except RuntimeError as error:
-            reason = f"It cannot run without weights ({error}). `embedlab fit` counts its FLOPs when a run starts."
+            reason = f"The model cannot run without weights ({error}). `embedlab fit` counts its FLOPs when a run starts."
             return FlopRow(backbone.path, name, None, None, reason)
-        if method.backbone_kwargs():  # loads the weights in a form of its own, which shapes alone do not have
+        if method.backbone_kwargs():  # such a method loads weights in its own format, whose size shapes do not tell
             return FlopRow(backbone.path, name, profile, None)
         return FlopRow(backbone.path, name, profile, memory.bytes())

@@ -1,7 +1,8 @@
-"""What the hardware does for a chunk, measured by running chunks: recomputation and all.
+"""Measures the FLOPs that the hardware executes for a chunk, recomputation included, by running chunks.
 
-Attention kernels compute scores again in their backward pass, checkpoints compute blocks again, replays skip frozen
-blocks: what is executed depends on how a model is run, so it is counted while it runs, at a few shapes.
+Executed FLOPs depend on how a model is run, so they are counted while the model runs, at a few shapes. For example,
+attention kernels recompute scores in the backward pass, gradient checkpointing recomputes blocks, and the second
+forward pass of GradCache skips frozen blocks.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from embedlab.gradcache.engine import EncodedBatch, GradCache, Recompute
 
 
 class ExecutedFlops:
-    """The cost of chunks as a model runs them, here and now: device, precision, attention, checkpointing.
+    """FLOPs of chunks as this process runs them: with its device, precision, attention and gradient checkpointing.
 
-    Measured when it is first asked for, which leaves gradients and random numbers as they are.
+    The cost is measured on first use. The measurement changes neither gradients nor the state of random generators.
 
     Args:
-        encoder: chunk to embeddings, in training mode.
-        frozen_blocks: leading blocks through which no gradient flows.
-        max_length: tokens of the longest text; the cost is checked there.
+        encoder: Module in training mode that maps a chunk to embeddings.
+        frozen_blocks: Leading blocks through which no gradient flows.
+        max_length: Number of tokens of the longest text. The fitted cost is verified at this length.
     """
 
     def __init__(self, encoder: nn.Module, frozen_blocks: Sequence[nn.Module], *, max_length: int) -> None:
@@ -37,16 +38,19 @@ class ExecutedFlops:
 
     @cached_property
     def kept(self) -> FlopsByLength:
-        """Forward and backward of a chunk whose graph is kept."""
+        """FLOPs of the forward and backward pass of a chunk whose autograd graph is kept."""
         return self._measure("never")
 
     @cached_property
     def recomputed(self) -> FlopsByLength:
-        """The same of a chunk that is encoded twice."""
+        """FLOPs of the two forward passes and the backward pass of a chunk that is encoded twice."""
         return self._measure("always")
 
     def of(self, batch: EncodedBatch) -> int:
-        """FLOPs of encoding and back-propagating a batch; ask before its graphs are used up."""
+        """Return the FLOPs of encoding and back-propagating a batch.
+
+        Call this before the batch is back-propagated, because back-propagation uses up the list of chunks.
+        """
         return sum(
             (self.kept if has_graph else self.recomputed).of_chunk(num_texts, length)
             for num_texts, length, has_graph in batch.shapes()
@@ -60,12 +64,17 @@ class ExecutedFlops:
 
 
 def _cost(count: Callable[[int, int], int], max_length: int) -> FlopsByLength:
-    """As a function of the number of texts and their length, from ``count`` at a few of those."""
-    max_length = max(max_length, 1 + SHORT_LENGTHS[-1])  # not one of those
+    """Fit the cost of a chunk as a function of the number of texts and their length.
+
+    Args:
+        count: Function that runs a chunk with a number of texts and a length in tokens, and returns its FLOPs.
+        max_length: Number of tokens of the longest text.
+    """
+    max_length = max(max_length, 1 + SHORT_LENGTHS[-1])  # the check needs a length that the fit does not use
     first, second, third = SHORT_LENGTHS
     flops = {length: count(1, length) for length in (first, third)}
     at_longest, of_two = count(1, max_length), count(2, first)
-    # Two points that prove the usual form, B (alpha L + beta L^2): a polynomial without a constant.
+    # Two more points confirm the usual form, B (alpha L + beta L^2), a polynomial in L without a constant.
     _, linear, square = fitted({0: 0, **flops})
     cost = FlopsByLength(per_token=linear, per_squared_token=square)
     if cost.of_chunk(1, max_length) == at_longest and cost.of_chunk(2, first) == of_two:
@@ -87,5 +96,5 @@ def _count(engine: GradCache, parameters: Sequence[nn.Parameter], num_texts: int
         encoded = engine.encode([chunk])
         gradient_UD: Tensor = torch.ones_like(encoded.embeddings_UD)
         for surrogate in engine.surrogates(encoded, gradient_UD):
-            torch.autograd.grad(surrogate, trained, allow_unused=True)  # leaves no .grad, and no hooks of DDP run
+            torch.autograd.grad(surrogate, trained, allow_unused=True)  # writes no .grad and runs no hooks of DDP
     return int(counter.flops)

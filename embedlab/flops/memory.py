@@ -1,4 +1,4 @@
-"""How much memory training takes at least, from shapes alone."""
+"""Estimates the minimum memory that training takes, from shapes alone, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embedlab.gradcache.engine import GraphBytes
 from embedlab.method import decoder_blocks
 from embedlab.model.backbone import checkpoint_gradients, max_positions
 
-# By trainer.precision: the type that all weights are converted to, and the type of autocast.
+# For each trainer.precision, the type that all weights are converted to, and the type of autocast (None: no change).
 _PRECISIONS: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {
     **dict.fromkeys(("32-true", "32"), (None, None)),
     **dict.fromkeys(("bf16-mixed", "bf16"), (None, torch.bfloat16)),
@@ -29,24 +29,26 @@ _PRECISIONS: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {
 
 
 class MemoryEstimate:
-    """Bytes of the weights, their gradients, AdamW's two moments, and twice the graph of one full chunk.
+    """Estimate of the minimum peak memory of training, in bytes.
 
-    Twice, since a backward pass needs about as much again. Left out are the loss, graphs of further chunks, which are
-    kept only while memory lasts, and what an allocator wastes.
+    The estimate adds up the weights, their gradients, AdamW's two moments, and twice the autograd graph of one full
+    chunk, because a backward pass needs about as much memory as the graph. It leaves out the loss, the memory that the
+    allocator wastes, and the graphs of further chunks, which are kept only while memory lasts.
 
     Args:
-        model: what the method made of the backbone, on the meta device; its weights' type is changed as the precision
-            demands.
-        backbone: that the method prepared.
-        max_length: tokens of a text, at most.
-        tokens_per_chunk: padded tokens a forward pass, at most.
-        precision: as for Lightning's trainer.
-        optimizer_states: bits of the moments; 32 stands for the type of the weight.
-        gradient_checkpointing: whether only the blocks' inputs are kept, and one block's graph at a time.
-        keeps_scores: whether attention keeps its matrices of scores, as fused kernels do not.
+        model: Model that the method made of the backbone, on the meta device. Its weights are converted in place to
+            the type that ``precision`` demands.
+        backbone: Backbone inside ``model``, which provides the configuration and the decoder blocks.
+        max_length: Maximum number of tokens per text.
+        tokens_per_chunk: Maximum number of tokens per forward pass, padding included.
+        precision: Numerical precision, written as in Lightning's ``Trainer(precision=…)``.
+        optimizer_states: Precision of AdamW's moments. ``32bit`` means the type of the weights, ``8bit`` one byte per
+            value.
+        gradient_checkpointing: Whether only the inputs of the blocks are kept, and the graph of one block at a time.
+        keeps_scores: Whether attention keeps its score matrices for the backward pass. Fused kernels do not.
 
     Raises:
-        ConfigError: if there is no such precision.
+        ConfigError: If the precision is unknown.
     """
 
     def __init__(
@@ -75,14 +77,18 @@ class MemoryEstimate:
         self._watched: GraphBytes | None = None
 
     def watching(self) -> AbstractContextManager[Any]:
-        """Around a forward pass over one text of ``max_length`` that is made anyway, it spares one of its own."""
+        """Return a context manager for a forward pass over one text of ``max_length`` tokens that the caller runs anyway.
+
+        The estimate then uses the graph of this forward pass and runs none itself. If it needs another length or
+        autocast, the context manager does nothing.
+        """
         if self._length != self._max_length or self._autocast is not None:
             return nullcontext()
         self._watched = self._graph(list(self._model.parameters()))
         return self._watched
 
     def bytes(self) -> int:
-        """The estimate."""
+        """Return the estimated minimum peak memory, in bytes."""
         weights = sum(p.numel() * p.element_size() for p in self._model.parameters())
         trained = [p for p in self._model.parameters() if p.requires_grad]
         gradients = sum(p.numel() * p.element_size() for p in trained)
@@ -101,12 +107,13 @@ class MemoryEstimate:
             with one:
                 self._model(input_ids=tokens_BL, attention_mask=torch.ones_like(tokens_BL))
             return self._texts * one.bytes
-        # The low-precision copies of weights are there once; and of one text alone, attention keeps views.
+        # The low-precision copies of weights exist once, whatever the number of texts, so the slope between two and
+        # three texts is the cost of one more text. One text would not do: with it, attention keeps views.
         two, three = self._with_autocast(2, self._autocast), self._with_autocast(3, self._autocast)
         return two + (self._texts - 2) * (three - two)
 
     def _with_autocast(self, num_texts: int, dtype: torch.dtype) -> int:
-        # Autocast leaves tensors of the meta device as they are; these say they were on the CPU.
+        # Autocast ignores tensors on the meta device. Fake tensors have no memory either, but report the CPU as device.
         mode, device = FakeTensorMode(), torch.device("cpu")
         weights: dict[str, Any] = {}
         for name, tensor in chain(self._model.named_parameters(), self._model.named_buffers()):
@@ -125,7 +132,7 @@ class MemoryEstimate:
 
 
 def _unmistakable(max_length: int, backbone: PreTrainedModel) -> int:
-    """A length near ``max_length`` that is no size of anything else, so that scores are known by their shape."""
+    """Return a length near ``max_length`` that is no other size of the model, so that shapes identify score matrices."""
     config = backbone.config.get_text_config()
     sizes = {size for parameter in backbone.parameters() for size in parameter.shape}
     sizes |= {value for value in config.to_dict().values() if isinstance(value, int)}

@@ -1,4 +1,4 @@
-"""What stands in on the meta device for operators that it lacks."""
+"""Replaces operators that the meta device lacks, so that models can run there without weights."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from torch.overrides import TorchFunctionMode
 
 
 class GroupedProducts(TorchFunctionMode):
-    """Within it, a grouped product (tokens, each with its own expert's matrix) needs not be in bfloat16.
+    """Context manager in which grouped matrix products run on the meta device in every type, not only in bfloat16.
 
-    Which expert a token goes to is not known on the meta device, nor does it matter there: all experts' matrices have
-    one shape, so a product with the first of them stands for the product with any.
+    A grouped product multiplies each token with the matrix of its own expert. The meta device does not know which
+    expert a token goes to, but all experts' matrices have the same shape. The product with the first expert's matrix
+    therefore stands for the product with any expert's matrix.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Replaces the one operator."""
+        """Replace ``torch._grouped_mm`` and run every other function unchanged."""
         if func is torch._grouped_mm:
             tokens_TD, experts_EDF = args[:2]
             return tokens_TD @ experts_EDF[0]

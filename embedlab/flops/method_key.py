@@ -1,4 +1,4 @@
-"""Names what is kept of a method by all that it depends on, its code included."""
+"""Computes cache keys for results of a method, so that a change of its options or its code makes them invalid."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from embedlab.method import FineTuningMethod
 
 
 def method_key(method: FineTuningMethod, **parts: Any) -> str | None:
-    """A name that changes with the method's options, with ``parts``, and with any source file behind the two.
+    """Return a cache key that changes with the method's options, with ``parts``, and with the source code.
 
-    Those are embedlab's files and those of the top-level package that holds the method, and each method it derives
-    from.
+    The source code is all Python files of embedlab and of each top-level package that defines the method's class or
+    a method class that it derives from.
+
+    Args:
+        method: Fine-tuning method that the cached result belongs to.
+        parts: Further values that the result depends on.
 
     Returns:
-        None where nothing should be kept: the options or ``parts`` cannot be written as JSON, or a source is not to
-        be found (a class typed into an interpreter, a package inside a zip file).
+        32 hexadecimal digits. None if the result should not be cached, because the options or ``parts`` cannot be
+        written as JSON, or because source code cannot be found (for example a class typed into an interpreter, or a
+        package inside a zip file).
     """
     kind = type(method)
     packages = {cls.__module__.partition(".")[0] for cls in kind.__mro__ if issubclass(cls, FineTuningMethod)}

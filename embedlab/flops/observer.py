@@ -1,7 +1,7 @@
-"""Watches a prepared model run, so that no method and no model declares what it costs.
+"""Observes a prepared model while it runs, so that methods and models need not declare their cost.
 
-A forward pass over a few tokens shows every matrix product, whether an operand is a weight, and which operands need a
-gradient: the backward pass has one product of the same size for each of those.
+A forward pass over a few tokens shows every matrix product, which of its operands are weights, and which operands need
+a gradient. For each operand that needs a gradient, the backward pass has one product of the same size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FUSED_ATTENTION = {
     aten._scaled_dot_product_cudnn_attention,
     aten._scaled_dot_product_flash_attention_for_cpu,
 }
-# Where an operator's operands stand among its arguments, if not first.
+# Position of an operator's first operand among its arguments, where it is not 0.
 _FIRST_OPERAND = {aten.addmm: 1, aten.baddbmm: 1}
 _LOOKUPS = {aten.embedding, aten.index, aten.index_select, aten.gather}
 _UNPACKED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -55,14 +55,21 @@ ADDED_FORMULAS: dict[Any, Any] = {
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     aten._grouped_mm: _grouped,
 }
-"""What torch's counter leaves out (on CPU, fused attention would be free): a ``custom_mapping`` for it."""
+"""FLOP formulas of operators that torch's ``FlopCounterMode`` does not know, in the form of its ``custom_mapping``.
+
+Without them, fused attention on a CPU would count as zero FLOPs.
+"""
 for _formula in ADDED_FORMULAS.values():
-    _formula._get_raw = True  # they take tensors, not shapes
+    _formula._get_raw = True  # tells torch that the formula takes tensors, not shapes
 _FORMULAS: Mapping[Any, Callable[..., int]] = {**flop_registry, **ADDED_FORMULAS}
 
 
 class ProductCounter(TorchDispatchMode):
-    """Counts the FLOPs of everything that runs within it: ``FlopCounterMode`` without its tables, and faster."""
+    """Context manager that counts the FLOPs of all operators run in it, faster than torch's ``FlopCounterMode``.
+
+    Attributes:
+        flops: FLOPs counted so far.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -80,13 +87,15 @@ class ProductCounter(TorchDispatchMode):
 
 @dataclass
 class Trace:
-    """FLOPs of one forward pass over one text, and of the backward pass that would follow it.
+    """FLOPs of one forward pass, and of the backward pass that would follow it.
 
     Attributes:
-        weights: of products of activations with weights, by role and pass.
-        attention: of products of activations with each other.
-        reparametrization: of products of weights with each other, as methods make a weight of several.
-        elementwise: parameters that only scale and shift, by pass.
+        weights: FLOPs of products of activations with weights. The key is the weight's role (``backbone``, ``added``,
+            ``embeddings`` or ``head``) and the pass (``forward``, ``backward`` or ``update``).
+        attention: FLOPs of products of activations with each other.
+        reparametrization: FLOPs of products of weights with each other, for example where a method computes one weight
+            from several.
+        elementwise: Number of parameters that only scale or shift activations, by pass.
     """
 
     weights: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
@@ -97,14 +106,14 @@ class Trace:
 
 @dataclass
 class _Gradients:
-    """FLOPs of the gradients of one product's operands, counted if the product turns out to matter to the output.
+    """FLOPs of the gradients of one product's operands, counted only if the product contributes to the output.
 
     Attributes:
-        output: of the product, until autograd has noted how it came about.
-        node: what autograd noted; None within a custom function, where it notes nothing.
-        weights: by role and pass.
-        attention: as in ``Trace``.
-        reparametrization: as in ``Trace``.
+        output: Result of the product, held until its autograd node is known. None afterwards.
+        node: Autograd node of the result. None inside a custom autograd function, where no node is recorded.
+        weights: FLOPs of gradients in products of activations with weights, by role and pass.
+        attention: FLOPs of gradients in products of activations with each other.
+        reparametrization: FLOPs of gradients in products of weights with each other.
     """
 
     output: Tensor | None
@@ -115,9 +124,15 @@ class _Gradients:
 
 
 class Observer(TorchDispatchMode):
-    """Watches one forward pass: what is data, what is made of weights alone, and what needs a gradient.
+    """Context manager that observes one forward pass: which tensors are data, depend on weights alone, or need gradients.
 
-    Data is what is made of the texts' tokens; anything else (a matrix of ones, say) is the same for every text.
+    A tensor is data if it was computed from the texts' tokens. Every other tensor, for example a matrix of ones, is
+    equal for all texts.
+
+    Args:
+        model: Model to observe.
+        roles: Role of each of the model's parameters: ``backbone``, ``added``, ``embeddings`` or ``head``.
+        data: Input tensors that hold the texts' tokens.
     """
 
     def __init__(self, model: nn.Module, roles: Mapping[nn.Parameter, str], data: Sequence[Tensor]) -> None:
@@ -126,21 +141,25 @@ class Observer(TorchDispatchMode):
         self._model = model
         self._roles = roles
         self._names = {module: name for name, module in model.named_modules()}
-        self._kept: dict[int, StorageWeakRef] = {}  # so that a freed storage's address is not given to another
-        # By storage.
+        self._kept: dict[int, StorageWeakRef] = {}  # so that no other storage takes a freed one's address
+        # The following three collections identify a tensor by the address of its storage.
         self._data = {self._storage(tensor) for tensor in data}
         self._made_of = {self._storage(p): frozenset([p]) for p in model.parameters()}
-        self._needs_gradient: set[int] = set()  # in custom functions, whose tensors do not say so
+        self._needs_gradient: set[int] = set()  # inside custom functions, where requires_grad is not set
         self._viewed: set[nn.Parameter] = set()
         self._used: set[nn.Parameter] = set()
         self._looked_up: set[nn.Parameter] = set()
         self._multiplied: set[nn.Parameter] = set()
         self._opaque: dict[nn.Parameter, str] = {}
         self._gradients: list[_Gradients] = []
-        self._called: dict[nn.Module, tuple[bool, int]] = {}  # whether an input needs a gradient; its elements
+        self._called: dict[nn.Module, tuple[bool, int]] = {}  # whether an input needs a gradient; first input's size
 
     def watch(self, forward: Callable[[], Tensor]) -> Trace:
-        """What a forward pass of the model costs, and the backward pass from the tensor that it returns."""
+        """Return the cost of a forward pass, and of the backward pass from its output.
+
+        Args:
+            forward: Function that runs the model and returns the tensor that the backward pass starts from.
+        """
         handles = [m.register_forward_pre_hook(self._enter, with_kwargs=True) for m in self._model.modules()]
         try:
             with torch.enable_grad(), self:
@@ -173,19 +192,19 @@ class Observer(TorchDispatchMode):
             for parameter in self._parameters_of(inputs):
                 self._opaque[parameter] = str(func)
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        # A view of a weight says nothing of what becomes of it.
+        # A view of a weight does not show how the weight is used, so views and uses are recorded separately.
         views = set(map(self._storage, outputs))
         self._viewed.update(self._parameters_of([tensor for tensor in inputs if self._storage(tensor) in views]))
         self._used.update(self._parameters_of([tensor for tensor in inputs if self._storage(tensor) not in views]))
         if operator in _LOOKUPS and not self._is_data(inputs[0]):
             self._looked_up.update(self._parameters_of(inputs[:1]))
             if inputs[0].ndim > 2:
-                inputs = inputs[:1]  # data that chooses among matrices (experts) does not make data of them
+                inputs = inputs[:1]  # matrices (experts) chosen by data are still weights, not data
         self._follow(inputs, outputs)
         return out
 
     def _follow(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        """Marks what an operator made by what it was made of."""
+        """Mark the outputs of an operator as data, made of weights, or in need of a gradient, according to its inputs."""
         is_data = any(map(self._is_data, inputs))
         made_of = frozenset(self._parameters_of(inputs))
         hidden = not torch.is_grad_enabled() and any(map(self._is_active, inputs))
@@ -231,7 +250,7 @@ class Observer(TorchDispatchMode):
         parameters = set(self._parameters_of([weight]))
         self._multiplied.update(parameters)
         if not parameters and not _is_matrix(weight):
-            return  # a vector of constants
+            return  # a constant vector is no weight matrix
         roles = {self._roles[p] for p in parameters} or {"backbone"}  # quantized matrices may be buffers
         role = "added" if roles == {"added"} else min(roles - {"added"})
         self.trace.weights[role, "forward"] += flops
@@ -240,24 +259,24 @@ class Observer(TorchDispatchMode):
         self._gradients.append(_Gradients(output, weights=gradients))
 
     def _note_node(self) -> None:
-        """Autograd notes how a tensor came about when its operator is done, which is before the next begins."""
+        """Record the autograd node of the last product's output, which autograd sets only after the operator returns."""
         if self._gradients and self._gradients[-1].output is not None:
             self._gradients[-1].node = self._gradients[-1].output.grad_fn
-            self._gradients[-1].output = None  # may be freed now
+            self._gradients[-1].output = None  # so that its memory can be freed
 
     def _count_gradients(self, output: Tensor) -> None:
         self._note_node()
         reached = _nodes_behind(output)
         for gradients in self._gradients:
             if gradients.node is not None and gradients.node not in reached:
-                continue  # detached, a norm that is taken for a constant for instance
+                continue  # the product was detached, for example a norm that is treated as a constant
             for key, flops in gradients.weights.items():
                 self.trace.weights[key] += flops
             self.trace.attention += gradients.attention
             self.trace.reparametrization += gradients.reparametrization
 
     def _settle(self, module: nn.Module, needs_gradient: bool, elements: int) -> None:
-        """Counts what a module's own weights did besides visible products."""
+        """Count those of a module's own weights that took part in no visible matrix product."""
         for name, parameter in module.named_parameters(recurse=False):
             if parameter in self._multiplied or parameter in self._looked_up:
                 continue
@@ -265,7 +284,7 @@ class Observer(TorchDispatchMode):
                 continue
             packed = parameter.dtype not in _UNPACKED
             if not (packed or any(parameter in seen for seen in (self._viewed, self._used, self._opaque))):
-                continue  # the module does without it
+                continue  # the module did not use this parameter
             hidden = parameter in self._opaque or parameter not in self._used
             if hidden and (packed or _is_matrix(parameter)):
                 self._count_linear(module, name, parameter, needs_gradient, elements)
@@ -277,10 +296,14 @@ class Observer(TorchDispatchMode):
     def _count_linear(
         self, module: nn.Module, name: str, parameter: nn.Parameter, needs_gradient: bool, elements: int
     ) -> None:
-        """A matrix that an operator of its own multiplies, in 8 bits for instance, counts as what it stands for."""
+        """Count a matrix that a special operator multiplies (for example in 8 bits) like the linear layer it stands for.
+
+        Raises:
+            PluginError: If the module does not state ``in_features`` and ``out_features``.
+        """
         inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
         if not (isinstance(inputs, int) and isinstance(outputs, int)):
-            by = self._opaque.get(parameter, "something that torch does not see")
+            by = self._opaque.get(parameter, "code outside torch's operators")
             raise PluginError(
                 f"The cost of layer '{self._names[module]}' ({type(module).__name__}) cannot be observed: {by} uses "
                 f"its parameter '{name}' of shape {tuple(parameter.shape)}. Expected operators of torch, or a layer "
@@ -317,7 +340,7 @@ def _is_matrix(tensor: Tensor) -> bool:
 
 
 def _nodes_behind(output: Tensor) -> set[Node]:
-    """What a backward pass from there runs through."""
+    """Return all autograd nodes that a backward pass from ``output`` visits."""
     reached: set[Node] = set()
     waiting = [output.grad_fn]
     while waiting:

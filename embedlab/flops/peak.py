@@ -1,4 +1,4 @@
-"""How many FLOPs a second a device could do at most, so that a run can say how much of it is used."""
+"""Determines the peak FLOP/s of a device, so that a run can report which share of them it uses."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SECONDS_A_TRIAL = 0.03
 
 
 class Peak(NamedTuple):
-    """What a device can do, and how that is known.
+    """Peak speed of a device, and where the number comes from.
 
     Attributes:
-        flops_per_second: of one device.
-        source: for people to read.
+        flops_per_second: Peak FLOP/s of one device.
+        source: Readable description of where the number comes from.
     """
 
     flops_per_second: float
@@ -27,16 +27,20 @@ class Peak(NamedTuple):
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """The peak of matrix products whose operands have this type.
+    """Return the peak speed of matrix products whose operands have the type ``dtype``.
 
-    From the data sheet where the device is known, else measured here with products of large matrices.
+    The number comes from the data sheet of a known device, or else from a measurement with products of large matrices.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return known_peak(name, dtype) or _measured(device, dtype)
 
 
 def known_peak(name: str, dtype: torch.dtype) -> Peak | None:
-    """The data sheet's number for a device of this name; None if there is none for it.
+    """Return the peak speed that the data sheet of a device states. None if no data sheet is known for it.
+
+    Args:
+        name: Full name of the device, as the driver reports it.
+        dtype: Type of the operands. float32 means TF32 unless torch's float32 matmul precision is ``highest``.
 
     >>> known_peak("NVIDIA A100-SXM4-80GB", torch.bfloat16)
     Peak(flops_per_second=312000000000000.0, source='data sheet of NVIDIA A100-SXM4-80GB, bfloat16')
@@ -53,12 +57,12 @@ def known_peak(name: str, dtype: torch.dtype) -> Peak | None:
     return None
 
 
-@cache  # a process that trains one run after another measures its device once
+@cache  # so that a process that trains several runs measures its device only once
 def _measured(device: torch.device, dtype: torch.dtype) -> Peak:
     size = 8192 if device.type == "cuda" else 512
     left, right = torch.ones(2, size, size, device=device, dtype=dtype)
     best, begin = 0.0, time.perf_counter()
-    while not best or time.perf_counter() - begin < _SECONDS:  # a type that the device emulates is slow
+    while not best or time.perf_counter() - begin < _SECONDS:  # one trial at least, since an emulated type is slow
         start, products = time.perf_counter(), 0
         while not products or time.perf_counter() - start < _SECONDS_A_TRIAL:
             product = left @ right

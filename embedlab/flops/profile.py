@@ -1,4 +1,4 @@
-"""From what passes over texts of a few lengths showed to what a model costs at any length."""
+"""Derives the cost of a model at any text length from passes over texts of a few lengths."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from embedlab.flops.observer import Observer, Trace
 from embedlab.method import embedding_parameters, unembedding_parameters
 
 SHORT_LENGTHS = (3, 5, 8)
-"""Tokens of the texts whose costs give a polynomial of the second degree."""
+"""Lengths, in tokens, of the texts whose costs determine a polynomial of degree two."""
 
 _ROLES = ("backbone", "added", "embeddings", "head")
 _KNOWN_ATTENTION = ("eager", "sdpa")
@@ -32,25 +32,27 @@ def observe(
     max_length: int,
     during_longest: AbstractContextManager[Any] | None = None,
 ) -> FlopProfile:
-    """The cost of a backbone that a method has prepared, on any device, the meta device too.
+    """Return the cost of a backbone that a method has prepared, on any device including the meta device.
 
     Args:
-        model: called with ``input_ids`` and ``attention_mask``; in the mode and precision that it trains in.
-        backbone_parameters: those of the backbone before it was prepared; all others are the method's.
-        max_length: tokens of the longest text; the cost is checked there.
-        during_longest: entered for the pass over it.
+        model: Prepared model, in the mode and precision that it trains in. It is called with ``input_ids`` and
+            ``attention_mask``.
+        backbone_parameters: Parameters of the backbone before the method prepared it. All other parameters count as
+            added by the method.
+        max_length: Number of tokens of the longest text. The profile is verified at this length.
+        during_longest: Context manager to enter for the forward pass over the longest text.
 
     Raises:
-        PluginError: if a layer computes in a way that cannot be seen; it is named.
+        PluginError: If a layer computes in a way that cannot be observed. The message names the layer.
     """
     roles = _roles(model, set(backbone_parameters))
-    max_length = max(max_length, 1 + SHORT_LENGTHS[-1])  # not one of those
+    max_length = max(max_length, 1 + SHORT_LENGTHS[-1])  # the check needs a length that the fit does not use
     with visible_attention(model):
         shortest = _trace(model, roles, SHORT_LENGTHS[0])
         with during_longest or nullcontext():
             longest = _trace(model, roles, max_length)
         traces = {SHORT_LENGTHS[0]: shortest, max_length: longest}
-        if _is_plain(traces):  # what two lengths agree on needs no third
+        if _is_plain(traces):  # two lengths that agree make further ones unnecessary
             return _profile(model, roles, _extrapolated(traces))
         traces |= {length: _trace(model, roles, length) for length in SHORT_LENGTHS[1:]}
         found = _profile(model, roles, traces, two_texts=_trace(model, roles, SHORT_LENGTHS[0], num_texts=2))
@@ -62,7 +64,11 @@ def observe(
 
 
 def _is_plain(traces: Mapping[int, Trace]) -> bool:
-    """Whether weights cost in proportion to a text's length, attention to its square, and nothing else costs."""
+    """Return whether weights cost in proportion to the text length, attention to its square, and nothing else costs.
+
+    Args:
+        traces: Traces of two texts by their length in tokens, the shorter text first.
+    """
     (short, first), (long, second) = traces.items()
     return (
         not first.reparametrization
@@ -73,7 +79,7 @@ def _is_plain(traces: Mapping[int, Trace]) -> bool:
 
 
 def _extrapolated(traces: Mapping[int, Trace]) -> dict[int, Trace]:
-    """A plain model's traces at the short lengths, from the first of them."""
+    """Return the traces of a plain model at all ``SHORT_LENGTHS``, scaled from the trace at the first of them."""
     first = traces[SHORT_LENGTHS[0]]
     return {
         length: replace(
@@ -86,12 +92,19 @@ def _extrapolated(traces: Mapping[int, Trace]) -> dict[int, Trace]:
 
 
 def lengths_between(max_length: int) -> list[int]:
-    """Lengths at which a cost that is no polynomial is measured: powers of two, and the longest."""
+    """Return the lengths at which a cost that is not a polynomial is measured: powers of two, and ``max_length``."""
     return [*(2**power for power in range(1, max_length.bit_length()) if 2**power < max_length), max_length]
 
 
 def fitted(flops: Mapping[int, int]) -> tuple[float, float, float]:
-    """The polynomial through three points: constant, per token and per squared token; whole numbers stay whole."""
+    """Return the coefficients of the polynomial of degree two through three points.
+
+    Args:
+        flops: FLOPs by text length in tokens, at three lengths.
+
+    Returns:
+        Constant, coefficient of the length, and coefficient of the squared length. Whole numbers are exact.
+    """
     (x0, y0), (x1, y1), (x2, y2) = ((Fraction(length), Fraction(value)) for length, value in flops.items())
     slope = (y1 - y0) / (x1 - x0)
     square = ((y2 - y0) / (x2 - x0) - slope) / (x2 - x1)
@@ -103,7 +116,10 @@ def fitted(flops: Mapping[int, int]) -> tuple[float, float, float]:
 
 @contextmanager
 def visible_attention(model: nn.Module) -> Iterator[None]:
-    """Within it attention runs through torch's operators, which do the same products as any package's kernels."""
+    """Run attention through torch's operators inside the context, so that its products can be observed.
+
+    The operators compute the same products as the kernels of other packages, for example of flash-attn.
+    """
     changed = []
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and module.config._attn_implementation not in _KNOWN_ATTENTION:
@@ -133,7 +149,7 @@ def _trace(model: nn.Module, roles: Mapping[nn.Parameter, str], length: int, num
     tokens_BL = torch.zeros(num_texts, length, dtype=torch.int64, device=next(model.parameters()).device)
     mask_BL = torch.ones_like(tokens_BL)
     observer = Observer(model, roles, [tokens_BL, mask_BL])
-    torch.clear_autocast_cache()  # the observer has to see what the low-precision copies of weights are made of
+    torch.clear_autocast_cache()  # so that the observer sees which weights the low-precision copies are made of
     with torch.random.fork_rng(devices=[]):
         return observer.watch(lambda: model(input_ids=tokens_BL, attention_mask=mask_BL).last_hidden_state)
 
@@ -152,7 +168,15 @@ def _profile(
     traces: Mapping[int, Trace],
     two_texts: Trace | None = None,
 ) -> FlopProfile:
-    """Of three short texts, and of two texts at once where products of weights with each other cost something."""
+    """Build the profile from the traces of three short texts.
+
+    Args:
+        model: Model that was traced.
+        roles: Role of each of the model's parameters.
+        traces: Trace of one text by its length in tokens, at ``SHORT_LENGTHS`` at least.
+        two_texts: Trace of two texts of the shortest length in one call. It separates the cost per text from the cost
+            per call in products of weights with each other.
+    """
     short = {length: traces[length] for length in SHORT_LENGTHS}
     weights_by_pass: dict[str, dict[str, float]] = defaultdict(dict)
     border, squares = 0.0, 0.0
@@ -162,11 +186,11 @@ def _profile(
         border, squares = border + constant, squares + square
     constant, linear, square = fitted({length: trace.attention for length, trace in short.items()})
     once, a_token, _ = fitted({length: trace.reparametrization for length, trace in short.items()})
-    if two_texts is not None:  # what each text of a call adds, a weight that is made anew for every text, say
+    if two_texts is not None:  # what each further text adds, for example a weight computed anew for every text
         a_text = two_texts.reparametrization - short[SHORT_LENGTHS[0]].reparametrization - a_token * SHORT_LENGTHS[0]
         border, once = border + a_text, once - a_text
     numbers = {parameter: parameter.numel() for parameter in roles}
-    for module in model.modules():  # packed into bytes, a quantized matrix has fewer elements than entries
+    for module in model.modules():  # a quantized matrix, packed into bytes, has fewer elements than entries
         for parameter in module.parameters(recurse=False):
             if not parameter.is_floating_point() and hasattr(module, "in_features"):
                 numbers[parameter] = int(module.in_features) * int(module.out_features)  # type: ignore[arg-type]
@@ -183,7 +207,10 @@ def _profile(
 
 
 def _measured(found: FlopProfile, traces: Mapping[int, Trace]) -> FlopProfile:
-    """A model whose cost is no polynomial: its weights' passes at the longest text, and the rest as measured."""
+    """Build the profile of a model whose cost is not a polynomial of the text length.
+
+    The weights by pass come from the longest text. The rest of the cost is kept as measured at each length.
+    """
     longest = max(traces)
     weights_by_pass: dict[str, dict[str, float]] = defaultdict(dict)
     for (role, name), flops in traces[longest].weights.items():

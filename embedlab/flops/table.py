@@ -1,4 +1,4 @@
-"""Prints what a suite of backbones costs under each method as a table, with what its numbers mean."""
+"""Prints the cost of a suite of backbones under each method as a table, and explains the numbers."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from rich.table import Table
 from embedlab.flops.estimate import FlopRow, StepShape
 from embedlab.model.backbone import BackboneConfig
 
-_WIDTH = 150  # where there is no terminal that has one
+_WIDTH = 150  # characters, where the output is not a terminal
 
 
 def print_rows(rows: Sequence[FlopRow], backbone: BackboneConfig, shape: StepShape, budget: float | None) -> None:
-    """The rows as a table, and below it what its numbers mean.
+    """Print the rows as a table, followed by an explanation of the numbers.
 
     Args:
-        rows: those of one backbone beside each other.
-        backbone: how all of them are loaded.
-        shape: of the run.
-        budget: FLOPs to spend, if any.
+        rows: Rows to print, ordered so that the rows of one backbone are adjacent.
+        backbone: Settings that all backbones are loaded with.
+        shape: Settings of the run.
+        budget: FLOPs to spend. None leaves out the columns for pairs and tokens.
     """
     table = Table("backbone", "method")
     columns = ["parameters", "non-embedding", "trainable", "FLOPs/token", "FLOPs/pair", "memory"]
     if budget is not None:
-        columns += [f"pairs for {budget:g}", "tokens"]
+        columns += [f"pairs for {budget:g} FLOPs", "tokens"]
     for name in columns:
         table.add_column(name, justify="right")
     previous = None
@@ -51,8 +51,8 @@ def print_rows(rows: Sequence[FlopRow], backbone: BackboneConfig, shape: StepSha
     console.print(table)
     checkpointing = ", gradient checkpointing" if backbone.gradient_checkpointing else ""
     console.print(
-        f"A pair has {shape.query_tokens} + {shape.document_tokens} tokens. FLOPs/token leave attention out, "
-        "FLOPs/pair do not. Memory is an estimate of the least that training peaks at, with chunks of "
+        f"A pair has {shape.query_tokens} + {shape.document_tokens} tokens (query + document). FLOPs/token exclude "
+        "attention, FLOPs/pair include it. Memory is an estimate of the minimum peak during training, with chunks of "
         f"{shape.tokens_per_chunk:,} tokens (data.tokens_per_chunk), weights loaded in {backbone.dtype}, "
         f"trainer.precision {shape.precision}{checkpointing}.",
         highlight=False,
@@ -67,7 +67,7 @@ def _remarks(row: FlopRow) -> Iterator[str]:
         yield f"{name}: {row.refusal}"
         return
     if row.memory_bytes is None:
-        yield f"{row.method} loads weights in a form of its own (backbone_kwargs): its memory is not estimated."
+        yield f"{row.method} loads weights in its own format (backbone_kwargs), so its memory is not estimated."
     if row.profile.remark is not None:
         yield f"{name}: {row.profile.remark}"
 
