@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from embedlab.cli.flop_table import print_rows
 from embedlab.cli.methods import MethodParser
 from embedlab.data.datamodule import PairDataModule
 from embedlab.flops.estimate import StepShape, flop_rows
-from embedlab.flops.table import print_rows
 from embedlab.method import FineTuningMethod, registry
 from embedlab.pretraining.ladder import LADDER, default_rung_config
 from embedlab.training.callbacks.flop_budget import number_of_flops

@@ -186,7 +186,9 @@ def _row(backbone: BackboneConfig, method: FineTuningMethod, shape: StepShape) -
         try:
             profile = observe(prepared, parameters, max_length=shape.max_length, during_longest=memory.watching())
         except RuntimeError as error:
-            reason = f"The model cannot run without weights ({error}). `embedlab fit` counts its FLOPs when a run starts."
+            reason = (
+                f"The model cannot run without weights ({error}). `embedlab fit` counts its FLOPs when a run starts."
+            )
             return FlopRow(backbone.path, name, None, None, reason)
         if method.backbone_kwargs():  # such a method loads weights in its own format, whose size shapes do not tell
             return FlopRow(backbone.path, name, profile, None)

@@ -77,7 +77,7 @@ class MemoryEstimate:
         self._watched: GraphBytes | None = None
 
     def watching(self) -> AbstractContextManager[Any]:
-        """Return a context manager for a forward pass over one text of ``max_length`` tokens that the caller runs anyway.
+        """Return a context manager for a forward pass of the caller over one text of ``max_length`` tokens.
 
         The estimate then uses the graph of this forward pass and runs none itself. If it needs another length or
         autocast, the context manager does nothing.
@@ -132,7 +132,7 @@ class MemoryEstimate:
 
 
 def _unmistakable(max_length: int, backbone: PreTrainedModel) -> int:
-    """Return a length near ``max_length`` that is no other size of the model, so that shapes identify score matrices."""
+    """Return a length near ``max_length`` that is no other size of the model, so that shapes tell score matrices."""
     config = backbone.config.get_text_config()
     sizes = {size for parameter in backbone.parameters() for size in parameter.shape}
     sizes |= {value for value in config.to_dict().values() if isinstance(value, int)}

@@ -124,7 +124,7 @@ class _Gradients:
 
 
 class Observer(TorchDispatchMode):
-    """Context manager that observes one forward pass: which tensors are data, depend on weights alone, or need gradients.
+    """Observe one forward pass: which tensors are data, depend on weights alone, or need gradients.
 
     A tensor is data if it was computed from the texts' tokens. Every other tensor, for example a matrix of ones, is
     equal for all texts.
@@ -204,7 +204,7 @@ class Observer(TorchDispatchMode):
         return out
 
     def _follow(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        """Mark the outputs of an operator as data, made of weights, or in need of a gradient, according to its inputs."""
+        """Mark an operator's outputs as data, made of weights, or in need of a gradient, according to its inputs."""
         is_data = any(map(self._is_data, inputs))
         made_of = frozenset(self._parameters_of(inputs))
         hidden = not torch.is_grad_enabled() and any(map(self._is_active, inputs))
@@ -259,7 +259,7 @@ class Observer(TorchDispatchMode):
         self._gradients.append(_Gradients(output, weights=gradients))
 
     def _note_node(self) -> None:
-        """Record the autograd node of the last product's output, which autograd sets only after the operator returns."""
+        """Record the autograd node of the last product's output: autograd sets it only after the operator returns."""
         if self._gradients and self._gradients[-1].output is not None:
             self._gradients[-1].node = self._gradients[-1].output.grad_fn
             self._gradients[-1].output = None  # so that its memory can be freed
@@ -296,7 +296,7 @@ class Observer(TorchDispatchMode):
     def _count_linear(
         self, module: nn.Module, name: str, parameter: nn.Parameter, needs_gradient: bool, elements: int
     ) -> None:
-        """Count a matrix that a special operator multiplies (for example in 8 bits) like the linear layer it stands for.
+        """Count a matrix of a special operator (for example in 8 bits) like the linear layer that it stands for.
 
         Raises:
             PluginError: If the module does not state ``in_features`` and ``out_features``.

@@ -58,7 +58,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Pattern:
-    """The pattern of texts that a field may hold, for example in ``Annotated[str, Pattern("[a-z]+", "small letters")]``.
+    """A pattern of the texts in a field, as in ``Annotated[str, Pattern("[a-z]+", "small letters")]``.
 
     Attributes:
         expression: Regular expression that the whole text must match.

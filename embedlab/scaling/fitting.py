@@ -342,8 +342,8 @@ def _points(
     center_D: float,
 ) -> Points:
     log_tokens_P = np.log(tokens_P)
-    passes_P = np.zeros_like(log_tokens_P) if unique_tokens_P is None else log_tokens_P - np.log(unique_tokens_P)
-    return Points(np.log(parameters_P) - center_N, log_tokens_P - center_D, np.maximum(passes_P, 0.0))
+    epochs_P = np.zeros_like(log_tokens_P) if unique_tokens_P is None else log_tokens_P - np.log(unique_tokens_P)
+    return Points(np.log(parameters_P) - center_N, log_tokens_P - center_D, np.maximum(epochs_P, 0.0))
 
 
 def _log_loss(law: Law, theta_K: np.ndarray, points: Points) -> tuple[np.ndarray, np.ndarray]:

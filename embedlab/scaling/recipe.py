@@ -57,7 +57,9 @@ class Constraints:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None and not (np.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} is {value}. Expected a finite number above 0. Leave {name} out for no limit.")
+                raise ConfigError(
+                    f"{name} is {value}. Expected a finite number above 0. Leave {name} out for no limit."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +271,7 @@ def tokens_per_pair(laws: Sequence[MethodLaw]) -> float | None:
 
 
 def _ruled_out_by(configuration: Configuration, law: MethodLaw, constraints: Constraints) -> str | None:
-    """Return the reason that rules a configuration out, beginning with the name of a constraint; None if there is none."""
+    """Return what rules a configuration out, beginning with the name of a constraint; None if nothing does."""
     if configuration.flops <= 0:
         return "serve_tokens (serving alone costs the whole budget)"
     if not law.knows(np.array(configuration.parameters), np.array(configuration.tokens)):

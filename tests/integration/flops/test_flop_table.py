@@ -16,10 +16,10 @@ from lightning.pytorch import Callback, Trainer
 from transformers import GPTNeoConfig, MambaConfig, PretrainedConfig
 
 from embedlab.cli.commands import main
+from embedlab.cli.flop_table import print_rows
 from embedlab.data.collate import PairBatch
 from embedlab.flops import FlopProfile, FlopsByLength, WeightsByPass
 from embedlab.flops.estimate import FlopRow, StepShape
-from embedlab.flops.table import print_rows
 from embedlab.method.registry import discover
 from embedlab.model.backbone import BackboneConfig
 from embedlab.testing.backbones import save_tiny_backbone

@@ -42,7 +42,7 @@ def test_the_gradients_are_those_of_the_terms(law: Law) -> None:
         np.testing.assert_allclose(terms.by_shape_TSP[:, number], numeric_TP, atol=1e-8)
 
     def at(offset: float) -> np.ndarray:  # more tokens, the unique ones staying as they are
-        more = Points(points.log_parameters_P, points.log_tokens_P + offset, points.log_passes_P + offset)
+        more = Points(points.log_parameters_P, points.log_tokens_P + offset, points.log_epochs_P + offset)
         return law.terms(shape_S, more).log_TP
 
     np.testing.assert_allclose(terms.by_tokens_TP, (at(step) - at(-step)) / (2 * step), atol=1e-8)
@@ -71,7 +71,7 @@ def test_the_terms_add_up_to_the_formula_in_natural_units(law: Law) -> None:
     parameters = law.uncentered(values, shapes, CENTRE_N, CENTRE_D)
     assert set(parameters) == {*law.coefficients, *shapes}
     n, d = np.exp(points.log_parameters_P + CENTRE_N), np.exp(points.log_tokens_P + CENTRE_D)
-    np.testing.assert_allclose(centered, formula(law, parameters, n, d, np.exp(points.log_passes_P)), rtol=1e-12)
+    np.testing.assert_allclose(centered, formula(law, parameters, n, d, np.exp(points.log_epochs_P)), rtol=1e-12)
 
 
 def test_data_seen_once_are_worth_what_they_are_and_many_passes_are_worth_a_limit() -> None:

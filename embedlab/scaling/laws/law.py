@@ -1,0 +1,118 @@
+"""Scaling laws: how the loss depends on model size and data. Each law is a constant plus power terms, with gradients.
+
+L(N, D) = sum over terms t of c_t phi_t(N, D; s), with coefficients c_t > 0 and shapes s, most of which are exponents.
+A law is linear in its coefficients, so good starting values are easy to compute. All terms are positive, so the
+logarithm of the loss is a log-sum-exp; laws are fitted in this form. Names of arrays end in their axes:
+
+    P  points, one per run      T  terms      S  shapes
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+IRREDUCIBLE = "E"
+"""Name of the coefficient of the constant term: the loss that remains at unlimited model size and data."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Model sizes and amounts of data at which a law is evaluated.
+
+    Attributes:
+        log_parameters_P: Natural logarithm of the number of parameters N, minus a center.
+        log_tokens_P: Natural logarithm of the number of tokens seen D, minus a center.
+        log_epochs_P: Natural logarithm of the number of epochs, which is D / number of unique tokens. It is 0 where
+            no token is repeated.
+    """
+
+    log_parameters_P: np.ndarray
+    log_tokens_P: np.ndarray
+    log_epochs_P: np.ndarray
+
+    def where(self, some_P: np.ndarray | slice) -> Points:
+        """Return the points that indices, a mask or a slice select."""
+        return Points(self.log_parameters_P[some_P], self.log_tokens_P[some_P], self.log_epochs_P[some_P])
+
+
+class LawShape(NamedTuple):
+    """A parameter of a law in which the law is not linear.
+
+    Attributes:
+        name: Name of the parameter in the formula of the law.
+        low: Lower bound of the fitted value.
+        high: Upper bound of the fitted value.
+        starts: Values to start a fit from.
+        is_log: Whether the fitted value is the natural logarithm of the parameter in the formula.
+    """
+
+    name: str
+    low: float
+    high: float
+    starts: tuple[float, ...]
+    is_log: bool = False
+
+
+class Terms(NamedTuple):
+    """The terms of a law at some points, with all coefficients set to 1.
+
+    Attributes:
+        log_TP: Natural logarithms of the terms.
+        by_shape_TSP: Derivatives of ``log_TP`` with respect to the shapes.
+        by_tokens_TP: Derivatives of ``log_TP`` with respect to log D.
+    """
+
+    log_TP: np.ndarray
+    by_shape_TSP: np.ndarray
+    by_tokens_TP: np.ndarray
+
+
+def exponent(name: str) -> LawShape:
+    """Return the shape of an exponent of a power law, with its usual bounds."""
+    return LawShape(name, 1e-3, 3.0, (0.1, 0.25, 0.5, 1.0))
+
+
+class Law(ABC):
+    """A formula for the loss as a function of model size and data, with parameters that are to be fitted."""
+
+    @property
+    @abstractmethod
+    def coefficients(self) -> tuple[str, ...]:
+        """Names of the coefficients of the terms; the constant comes first."""
+
+    @property
+    @abstractmethod
+    def shapes(self) -> tuple[LawShape, ...]:
+        """The parameters in which the law is not linear."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all parameters: first the coefficients, then the shapes."""
+        return (*self.coefficients, *(shape.name for shape in self.shapes))
+
+    @abstractmethod
+    def terms(self, shape_S: np.ndarray, points: Points) -> Terms:
+        """Return the terms of the law at some points, with their derivatives.
+
+        Args:
+            shape_S: Values of the shapes, in the order of ``shapes``.
+            points: Where to evaluate the terms.
+        """
+
+    @abstractmethod
+    def uncentered(
+        self, coefficients: Mapping[str, float], shapes: Mapping[str, float], center_N: float, center_D: float
+    ) -> dict[str, float]:
+        """Return the parameters of the formula, converted from a fit at centered points.
+
+        Args:
+            coefficients: Coefficients of the fit, by name.
+            shapes: Shapes of the fit, by name; no logarithms.
+            center_N: Mean of the natural logarithm of N over the fitted runs.
+            center_D: Mean of the natural logarithm of D over the fitted runs.
+        """
