@@ -13,13 +13,14 @@ from rich.text import Text
 
 from embedlab.errors import plain_text
 
+_WIDTH = 150  # characters
 _LONGEST_CELL = 80  # characters
 _LONGEST_LINE = 10_000
 
 
-def console(width: int) -> Console:
-    """Return a console as wide as the terminal, or of a width where there is none."""
-    return Console() if sys.stdout.isatty() else Console(width=width)
+def console() -> Console:
+    """Return a console as wide as the terminal, or wide enough for every table where there is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=_WIDTH)
 
 
 def say(text: object) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from embedlab.cli.console import console
 from embedlab.flops.estimate import FlopRow, StepShape
 from embedlab.model.backbone import BackboneConfig
-
-_WIDTH = 150  # characters, where the output is not a terminal
 
 
 def print_rows(rows: Sequence[FlopRow], backbone: BackboneConfig, shape: StepShape, budget: float | None) -> None:
@@ -47,10 +44,10 @@ def print_rows(rows: Sequence[FlopRow], backbone: BackboneConfig, shape: StepSha
         if budget is not None:
             written += [_short(values["pairs"]), _short(values["tokens"])]
         table.add_row(name, row.method, *written)
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
-    console.print(table)
+    screen = console()
+    screen.print(table)
     checkpointing = ", gradient checkpointing" if backbone.gradient_checkpointing else ""
-    console.print(
+    screen.print(
         f"A pair has {shape.query_tokens} + {shape.document_tokens} tokens (query + document). FLOPs/token exclude "
         "attention, FLOPs/pair include it. Memory is an estimate of the minimum peak during training, with chunks of "
         f"{shape.tokens_per_chunk:,} tokens (data.tokens_per_chunk), weights loaded in {backbone.dtype}, "
@@ -58,7 +55,7 @@ def print_rows(rows: Sequence[FlopRow], backbone: BackboneConfig, shape: StepSha
         highlight=False,
     )
     for line in dict.fromkeys(line for row in rows for line in _remarks(row)):
-        console.print(line, highlight=False, markup=False)
+        screen.print(line, highlight=False, markup=False)
 
 
 def _remarks(row: FlopRow) -> Iterator[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from embedlab.cli.console import console
 from embedlab.cli.parser import ErrorParser
 from embedlab.errors import suggestion
 from embedlab.method import FineTuningMethod, registry
@@ -33,4 +33,4 @@ def methods() -> None:
     table = Table("method", "from", "options", "what it does", show_lines=True)
     for row in registry.rows():
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    console().print(table)

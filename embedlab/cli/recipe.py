@@ -38,7 +38,6 @@ from embedlab.scaling.recipe import Constraints, Recipe, recipe, suite_of
 from embedlab.scaling.recipe_config import recipe_config
 from embedlab.scaling.shared_constant import share_irreducible_loss
 
-_WIDTH = 150  # where there is no terminal that has one
 _MOST_ROWS = 10
 _MOST_REASONS = 20  # for which runs or methods are left out
 _DEVICE = (
@@ -90,7 +89,7 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
         for note in notes:
             print(plain_text(note, longest=None), file=sys.stderr)
         return
-    screen = console(_WIDTH)
+    screen = console()
     _print_laws(screen, laws, refused, observations)
     for one in crossovers:
         _print_crossover(screen, one)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
@@ -17,6 +17,7 @@ from embedlab.cli.console import Column, plain_table, say
 from embedlab.errors import RecordError, plain_text, suggestion
 from embedlab.files import cannot_write, require_new, whole_file
 from embedlab.records import FILE, Ledger, RunRecord, read_record
+from embedlab.records.nested import flattened
 from embedlab.records.stored import is_folder
 
 _COLUMNS = (
@@ -108,23 +109,15 @@ def _row(record: RunRecord) -> Sequence[str]:
 
 
 def _print_one(record: RunRecord) -> None:
-    values = {plain_text(name): value for name, value in _flat(asdict(record))}
+    values = {plain_text(name): value for name, value in flattened(asdict(record)).items()}
     width = max(map(len, values))
     for name, value in values.items():
         print(f"{name:<{width}}  {'–' if value in (None, ()) else plain_text(value, longest=_LONGEST_VALUE)}")
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def _export(records: Sequence[RunRecord], output: Path, file_format: str) -> None:
     """One row a run and one column a field, those within a field named after it: ``loss_definition.temperature``."""
-    rows = [{**dict(_flat(asdict(record))), "family": record.family} for record in records]
+    rows = [{**flattened(asdict(record)), "family": record.family} for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row))
     if len(names) > _MOST_COLUMNS:
         raise RecordError(

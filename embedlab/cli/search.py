@@ -34,7 +34,6 @@ from embedlab.search.projection import Forecast, Projection
 from embedlab.search.run import SearchRun, observations_of_search
 from embedlab.search.space import Trial
 
-_WIDTH = 120  # where there is no terminal that has one
 _NEXT = math.inf  # the budget that follows those of the search
 
 
@@ -83,7 +82,7 @@ def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
                 run = SearchRun(plan, instances.policy, folder, JobRunner(launcher), say)
                 if options.dry_run:
                     forecast = run.forecast()
-                    _print_forecast(console(_WIDTH), forecast)
+                    _print_forecast(console(), forecast)
                     run.require_room(forecast.space, forecast.probes)
                     return
                 run.run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from embedlab.errors import ConfigError, RecordError, plain_text
+from embedlab.records.nested import flattened, has, remove
 from embedlab.records.stored import read_bytes
 from embedlab.scaling.recipe_config import ONLY_AT_THE_END
 from embedlab.search.calibration import Calibration
@@ -116,7 +117,7 @@ class SearchPlan:
             raise ConfigError(
                 f"fit is {plain_text(repr(config))}. Expected a configuration of `embedlab fit`, or the path of one."
             )
-        both = [name for name in _OF_THE_SEARCH if _has(config, name)]
+        both = [name for name in _OF_THE_SEARCH if has(config, name)]
         if both and not isinstance(self.fit, str):
             raise ConfigError(
                 f"fit says {', '.join(both)}, which the search decides for each run. Leave it out: suite, methods, "
@@ -124,7 +125,7 @@ class SearchPlan:
             )
         common: dict[str, Any] = config
         for name in both:
-            _remove(common, name)
+            remove(common, name)
         trainer = common.get("trainer") or {}
         if isinstance(trainer, dict):  # a law needs no losses on the way
             how_often = _HOW_OFTEN if _HOW_OFTEN.keys().isdisjoint(trainer) else {}
@@ -170,7 +171,7 @@ class SearchPlan:
         values = asdict(self) | {"fit": self.fit_config(), "methods": [asdict(grid) for grid in self.grids]}
         values["policy"] = policy
         del values["keep_checkpoints"]
-        fixed: dict[str, Any] = json.loads(json.dumps(dict(_flat(values)), default=str))
+        fixed: dict[str, Any] = json.loads(json.dumps(flattened(values, keep_empty=True), default=str))
         return fixed
 
 
@@ -183,26 +184,3 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for name in names
         if before.get(name, absent) != now.get(name, absent)
     ]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _has(config: Mapping[str, Any], dotted: str) -> bool:
-    key, _, rest = dotted.partition(".")
-    if config.get(key) is None:
-        return False
-    return not rest or (isinstance(config[key], Mapping) and _has(config[key], rest))
-
-
-def _remove(config: dict[str, Any], dotted: str) -> None:
-    key, _, rest = dotted.partition(".")
-    if rest:
-        _remove(config[key], rest)
-    else:
-        del config[key]

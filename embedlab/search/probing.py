@@ -14,14 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from filelock import FileLock, Timeout
-
-from embedlab.errors import TrainingError
-from embedlab.files import write_whole
+from embedlab.errors import ConfigError, TrainingError
+from embedlab.files import locked_folder, write_whole
 from embedlab.records import FILE
 from embedlab.records.stored import Range, from_plain, read_json
 from embedlab.search.jobs import JobRunner
-from embedlab.search.launchers.launcher import LOCK, Job, JobResult
+from embedlab.search.launchers.launcher import Job, JobResult
 from embedlab.search.space import Candidate
 from embedlab.search.trials import CHECKPOINTS, job
 
@@ -135,9 +133,9 @@ def _clear(folder: Path) -> None:
     if not folder.exists():
         return
     try:
-        with FileLock(folder / LOCK, timeout=_SECONDS_TO_END):
+        with locked_folder(folder, owner="run", seconds=_SECONDS_TO_END):
             shutil.rmtree(folder, ignore_errors=True)
-    except Timeout as error:
+    except ConfigError as error:
         raise TrainingError(
             f"Another process is training in {folder}. Stop it, or wait for its end, and start the search again."
         ) from error

@@ -29,6 +29,8 @@ ALLOWED["search"] = {"search", *ALLOWED["scaling"]}
 ALLOWED["report"] = {"report", *ALLOWED["search"]}
 ALLOWED["testing"] = {"testing", "errors", "method"}
 ALLOWED["cli"] |= ALLOWED["report"]
+DATA = ["rows", "tables", "split", "standard_library", "files", "readers", "usual_columns", "sources", "texts"]
+DATA += ["tokenized", "sampler", "collate", "summary", "evaluation", "datamodule"]  # the way of a text to a batch
 PLUGIN = {"embedlab.method", "embedlab.flops", "embedlab.errors"}
 
 WITHOUT_TORCH = """
@@ -73,6 +75,16 @@ def test_a_package_imports_only_what_stands_above_it() -> None:
         package = name.split(".")[1] if name not in ("embedlab", "embedlab.__main__") else "cli"
         others = {other.split(".")[1] for other in imported(path) if other.startswith("embedlab.")}
         assert others <= ALLOWED[package], f"{name} imports {others - ALLOWED[package]}, which stand below {package}"
+
+
+def test_in_data_a_text_goes_one_way() -> None:
+    """From a source by records, columns and stored texts to tokens and batches: nothing asks what stands behind it."""
+    for name, path in modules("embedlab/data").items():
+        own = name.split(".")[2] if name.count(".") > 1 else None
+        if own is not None:
+            others = {other.split(".")[2] for other in imported(path) if other.startswith("embedlab.data.")}
+            behind = {other for other in others & set(DATA) if DATA.index(other) > DATA.index(own)}
+            assert not behind, f"{name} imports {behind}"
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

@@ -10,10 +10,9 @@ import sys
 import threading
 import time
 
-from filelock import FileLock, Timeout
-
 from embedlab.errors import ConfigError
-from embedlab.search.launchers.launcher import INTERRUPTED, LOCK, Job, JobResult
+from embedlab.files import locked_folder
+from embedlab.search.launchers.launcher import INTERRUPTED, Job, JobResult
 from embedlab.search.launchers.threaded import SECONDS_TO_END, ThreadedLauncher
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -41,7 +40,7 @@ class TrialProcesses(ThreadedLauncher):
         words += ["--trainer.devices", str(self._devices), "--trainer.strategy", "ddp"]
         try:
             _wait_for_end(job)
-        except Timeout:
+        except ConfigError:
             return JobResult(job, f"Another process is training in {job.folder}.", time.monotonic() - begin)
         with (job.folder / "log").open("ab") as log:
             with self._starting:
@@ -71,10 +70,9 @@ def _wait_for_end(job: Job) -> None:
     """Waits for a run whose search was killed to save its step; from then on the new run has the folder's lock itself.
 
     Raises:
-        Timeout: If it takes longer.
+        ConfigError: If it takes longer.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(job.folder / LOCK, timeout=SECONDS_TO_END):
+    with locked_folder(job.folder, owner="run", seconds=SECONDS_TO_END):
         pass
 
 

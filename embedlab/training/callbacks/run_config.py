@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from embedlab.files import cannot_write, write_whole
 from embedlab.model.backbone import absolute_path
+from embedlab.records.nested import flattened
 from embedlab.training.callbacks.base import RunCallback
 
 
@@ -27,7 +27,8 @@ class RunConfig(RunCallback, SaveConfigCallback):
         """Logs the configuration, when other callbacks have had their chance to refuse it."""
         text = self.parser.dump(self.config, skip_none=False)
         for logger in trainer.loggers:
-            logger.log_hyperparams(dict(_flat(yaml.safe_load(text))))
+            values = flattened(yaml.safe_load(text), separator="/")
+            logger.log_hyperparams({name: _loggable(value) for name, value in values.items()})
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("config", f"```yaml\n{text}\n```")
 
@@ -67,11 +68,6 @@ class RunConfig(RunCallback, SaveConfigCallback):
             write_whole(self._path, self._before)
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}/")
-        elif isinstance(value, list):
-            yield f"{prefix}{key}", str(value)
-        else:
-            yield f"{prefix}{key}", value
+def _loggable(value: Any) -> Any:
+    """Return a value that TensorBoard takes: a list as text."""
+    return str(value) if isinstance(value, list) else value
