@@ -323,4 +323,4 @@ def _print_recipe(screen: Console, answer: Recipe, optima: Sequence[Optimum]) ->
     if answer.extrapolation > 1:
         line(screen, f"The budget is {answer.extrapolation:.3g} times that of the largest run.")
     for reason, number in answer.ruled_out.items():
-        line(screen, f"Ruled out by {reason.rstrip(',')}: {number}.")
+        line(screen, f"Ruled out by {reason}: {number}.")

@@ -101,9 +101,9 @@ def _json(data: Any) -> str:
 
 
 def _confirmation(one: Confirmation) -> dict[str, Any]:
-    outcome = compact([float("nan") if one.loss is None else one.loss])[0]
+    measured = compact([float("nan") if one.loss is None else one.loss])[0]
     caution = one.caution and f".{one.caution}"
-    return vars(one.prediction) | {"outcome": outcome, "verdict": "" if outcome is None else one.where + caution}
+    return vars(one.prediction) | {"measured": measured, "verdict": "" if measured is None else one.where + caution}
 
 
 def _law(law: MethodLaw) -> dict[str, Any]:

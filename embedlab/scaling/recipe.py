@@ -280,17 +280,17 @@ def _ruled_out_by(configuration: Configuration, law: MethodLaw, constraints: Con
         return "max_parameters"
     if constraints.max_memory is not None:
         if configuration.memory_bytes is None:
-            return "max_memory (no run states the memory that is needed)"
+            return "max_memory (no run of the method on the backbone states its memory)"
         if configuration.memory_bytes > constraints.max_memory * 2**30:
             return "max_memory"
     if constraints.hours is not None:
         if configuration.hours is None:
-            return "hours (no run states the time that is needed)"
+            return "hours (no run of the method states its speed)"
         if configuration.hours > constraints.hours:
             return "hours"
     knows_repetition = "R" in law.fit.names
     if configuration.epochs is not None and configuration.epochs > MOST_EPOCHS and not knows_repetition:
-        return f"unique_pairs (seen more than {MOST_EPOCHS:g} times, which no run shows the effect of)"
+        return f"unique_pairs (more than {MOST_EPOCHS:g} epochs, whose effect no run of the method shows)"
     return None
 
 

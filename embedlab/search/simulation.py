@@ -57,7 +57,7 @@ def run_table(observations: Iterable[Observation], *, cooldown: float = 1.0) -> 
             seed += 1
         losses[trial] = row.loss
     if not losses:
-        raise RecordError("There is no finished run to simulator. Expected a table with a loss in each row.")
+        raise RecordError("There is no finished run to simulate. Expected a table with a loss in each row.")
     space = Space(losses, cooldown=cooldown)
     targets = [space.target(candidate) for candidate in space.candidates]
     amounts = ([trial.tokens for trial in targets], [trial.budget for trial in targets])

@@ -111,7 +111,7 @@
       }
       parts.push(choices(found));
       for (const [reason, count] of Object.entries(found.ruled_out)) {
-        parts.push(element("p", "note", `Ruled out by ${reason.replace(/,$/, "")}: ${count}.`));
+        parts.push(element("p", "note", `Ruled out by ${reason}: ${count}.`));
       }
       answer.replaceChildren(...parts);
     } catch (error) {
@@ -155,8 +155,8 @@
       [named(one.method, colors[one.method]), ""], [element("span", "words", one.backbone), ""],
       ...[
         general(one.budget, 3), one.learning_rate === null ? "–" : general(one.learning_rate, 3), general(one.loss, 4),
-        range(one.interval_80), range(one.interval_95), one.outcome === null ? "–" : general(one.outcome, 4),
-        one.outcome === null ? "–" : percent(one.outcome / one.loss - 1), String(one.num_runs),
+        range(one.interval_80), range(one.interval_95), one.measured === null ? "–" : general(one.measured, 4),
+        one.measured === null ? "–" : percent(one.measured / one.loss - 1), String(one.num_runs),
         `${general(one.largest_flops, 3)} FLOPs`,
       ].map((cell) => [cell, "number"]),
       [one.verdict, ""],

@@ -129,7 +129,7 @@ def test_the_precision_and_checkpointing_of_a_run_are_in_its_memory(tmp_path: Pa
 
 @pytest.mark.parametrize("tokens", [{"query_tokens": 0}, {"document_tokens": -1}, {"document_tokens": 129}])
 def test_a_mean_that_no_texts_can_have_is_refused(tokens: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=r"mean over texts of 1 to 128 tokens \(data.max_length\), got"):
+    with pytest.raises(ConfigError, match=r"mean length between 1 and 128 tokens \(data.max_length\), got"):
         StepShape(**tokens)
 
 
