@@ -20,23 +20,11 @@ from embedlab.records import FILE, Ledger, RunRecord, read_record
 from embedlab.scaling.observations import of_records
 from embedlab.training.callbacks import step_clock
 from embedlab.training.module import EmbeddingModule
-from helpers.runs import error_of, fit, scalars, start_fit, start_ranks, write_config, write_pairs
+from helpers.runs import SteppedTime, error_of, fit, scalars, start_fit, start_ranks, write_config, write_pairs
 
 HELD_OUT = {"validation_fraction": 0.3}
 EVERY_STEP = ["--checkpoint.every_n_steps", "1"]
 AS_OF_ITS_OWN = {"peak_flops_per_second", "run_id", "peak_memory_bytes", "seconds"}
-
-
-class SteppedTime(Callback):
-    """A clock by which a training step takes 10 seconds and an evaluation 1000."""
-
-    now = 0.0
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        SteppedTime.now += 10
-
-    def on_validation_start(self, *_: Any) -> None:
-        SteppedTime.now += 1000
 
 
 class Failure(Callback):
@@ -65,7 +53,7 @@ class KillInLastValidation(Callback):
 
 
 def of_callback(callback: type[Callback]) -> list[str]:
-    return ["--trainer.callbacks+", f"{__name__}.{callback.__name__}"]
+    return ["--trainer.callbacks+", f"{callback.__module__}.{callback.__name__}"]
 
 
 def checkpoint_of(run: Path) -> dict[str, Any]:

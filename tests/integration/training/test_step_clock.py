@@ -12,19 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from embedlab.training.callbacks import step_clock
-from helpers.runs import fit, write_config
-
-
-class SteppedTime(Callback):
-    """A clock by which a training step takes 10 seconds and an evaluation 1000."""
-
-    now = 0.0
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        SteppedTime.now += 10
-
-    def on_validation_start(self, *_: Any) -> None:
-        SteppedTime.now += 1000
+from helpers.runs import SteppedTime, fit, write_config
 
 
 class Interrupt(Callback):
@@ -40,7 +28,7 @@ def stepped_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_clock, "time", SimpleNamespace(perf_counter=lambda: SteppedTime.now))
 
 
-CLOCK = ["--trainer.callbacks+", f"{__name__}.SteppedTime"]
+CLOCK = ["--trainer.callbacks+", "helpers.runs.SteppedTime"]
 EVERY_STEP = ["--trainer.callbacks+", "ProgressLines", "--trainer.callbacks.every_seconds", "0"]
 EVERY_STEP += ["--trainer.enable_progress_bar", "true"]
 

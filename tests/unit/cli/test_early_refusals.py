@@ -71,7 +71,10 @@ def test_it_is_refused_before_a_record_is_read(
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--columns.tokens", "D", "--columns.loss", "loss*0"], "columns.loss is 'loss*0'. Expected a finite factor above 0"),
+        (
+            ["--columns.tokens", "D", "--columns.loss", "loss*0"],
+            "columns.loss is 'loss*0'. Expected a finite factor above 0",
+        ),
         (["--columns.tokens", "D*nan"], "columns.tokens is 'D*nan'"),
         ([], "needs an amount of data"),
         (["--columns.tokens", "D", "--output", "out"], "somebody else's table"),
