@@ -6,8 +6,8 @@ their own, trains the quickstart with them, writes two reports, and compares wha
     python benchmarks/same_bits.py 6981e13 HEAD
 
 It prints one line for each thing that is compared and ends with status 1 if any differs. What depends on the moment or
-the machine is left out: identifiers, times, memory, the device's measured speed, and the git revision. Of a report all numbers are compared that it
-shows or draws; its words may be others.
+the machine is left out: identifiers, times, memory, the device's measured speed, and the git revision. Of a report all
+numbers are compared that it shows or draws; its words may be others.
 """
 
 from __future__ import annotations
