@@ -33,9 +33,9 @@ def pairs() -> Iterator[tuple[str, str, str]]:
     """Return an iterator over the pairs of the standard library, in the order of files and lines.
 
     Yields:
-        Three strings: the query, which is the first sentence of a docstring; the positive, which is the dedented source
-        code of the function, method or class without docstrings; and the top-level module or package, which is the key
-        to split by, because modules of one package resemble each other.
+        Three strings: the query (the first sentence of a docstring), the positive (the dedented source code of the
+        function, method or class without docstrings), and the key to split by (the top-level module or package,
+        because modules of one package resemble each other).
 
     Raises:
         DataError: If the interpreter comes without the source files of its standard library.

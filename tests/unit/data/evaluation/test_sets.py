@@ -119,7 +119,7 @@ def test_judgments_without_a_header_are_an_error_that_shows_what_was_read(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"_id": "d1", "title": "again", "text": "x"}, r"corpus\.jsonl\.gz:4: the id 'd1' was there before"),
+        ({"_id": "d1", "title": "again", "text": "x"}, r"corpus\.jsonl\.gz:4: the id 'd1' is already in use"),
         ({"_id": "d4"}, r":4: the text in column 'title' and 'text' is empty or blank"),
         ({"_id": None, "title": "a", "text": "b"}, r":4: column '_id' holds None, a NoneType"),
         ({"_id": True, "title": "a", "text": "b"}, r":4: column '_id' holds True, a bool"),
