@@ -39,7 +39,7 @@ class BatchPlan:
 
     Args:
         stores: Tokenized sources.
-        pairs: For each source, the rows of the pairs to train on.
+        pairs: Rows of the pairs to train on, one array per source.
         batch_size: Number of pairs per batch, over all ranks.
         seed: Random seed of all orders.
 
@@ -99,7 +99,7 @@ class BatchPlan:
         """Return the sources of an epoch's steps.
 
         Returns:
-            For each step its source, and the number of earlier steps of the epoch with the same source.
+            Source of each step, and the number of earlier steps of the epoch with the same source, for each step.
         """
         sources = np.repeat(np.arange(len(self._steps_S)), self._steps_S)
         sources = _generator(self._seed, 0, epoch).permutation(sources)
@@ -185,7 +185,7 @@ class _SourceOrder:
         """Assign each pair, in this order, to the first batch that has room and holds none of the pair's texts.
 
         Returns:
-            For each pair the number of its batch. A pair that is left out gets the number of batches.
+            Number of each pair's batch. For a pair that is left out, the number of batches.
         """
         num_batches = len(order) // size
         offsets, texts = self._offsets.tolist(), self._texts.tolist()
@@ -256,8 +256,8 @@ def _texts_of_several_pairs(store: TokenizedPairs, pairs: np.ndarray) -> tuple[n
     """Return, for each pair, those of its texts that are in more than one of the pairs.
 
     Returns:
-        Two arrays: for each pair the offset of its first text in the second array, followed by the end; and numbers
-        that identify the texts.
+        Two arrays. The first holds the offset of each pair's first text in the second array, followed by the end. The
+        second holds numbers of texts.
     """
     counts = store.negative_offsets[pairs + 1] - store.negative_offsets[pairs]
     numbers = np.arange(len(pairs))

@@ -263,7 +263,7 @@ def test_a_similarity_file_without_quotes_gives_all_rows(tmp_path: Path) -> None
     task = StsFile(path=str(tmp_path / "sts.tsv")).task(**options(tmp_path))
     assert task.num_rows == 8
     assert '"b"' in {task.texts.string(row) for row in task.rows_U}
-    assert task.left_out.startswith("read as written without quotes")
+    assert task.left_out.startswith("read without quoting")
 
 
 @pytest.mark.parametrize("num_rows", [1, 5])
