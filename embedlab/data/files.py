@@ -389,4 +389,4 @@ def _there(optional: Iterable[str], there: Sequence[str]) -> list[str]:
 
 
 def _twice(place: str, column: str, times: int) -> str:
-    return f"{place} has {times} columns of the name {shown(column)}. Expected one: rename or remove the other columns."
+    return f"{place} has {times} columns named {shown(column)}. Expected one: rename or remove the other columns."

@@ -22,7 +22,7 @@ STANDARD_LIBRARY = "python-stdlib"
 """Path that stands for the pairs extracted from the running interpreter's standard library."""
 
 _EXPECTED = (
-    "Expected a .jsonl (.ndjson, or .json with one object a line), .csv or .tsv file, each also with .gz, or "
+    "Expected a .jsonl (.ndjson, or .json with one object per line), .csv or .tsv file, each also with .gz, or "
     "a .parquet file; a folder of such files; a glob such as 'data/*.jsonl'; a folder that "
     "datasets.Dataset.save_to_disk wrote; or the id of a dataset on the Hugging Face hub."
 )

@@ -236,7 +236,7 @@ class _SourceOrder:
             orders = [self._order(epoch, 0) for epoch in range(_EPOCHS_KEPT)]
             fitting = min(int((self._assign(order, num_pairs) == 0).sum()) for order in orders)
             if fitting == 1 and all(len(self._deal(order, 2)) for order in orders):
-                fitting = 2  # the first pair shares a text with all others, but some others share none
+                fitting = 2  # the first pairs share a text with all others, but some others share none with each other
         received = f"Source '{name}' fills no batch of {self._batch_size}: "
         if fitting == 1:
             received += (
@@ -310,9 +310,9 @@ def require_weights(sources: Sequence[PairSource]) -> None:
         if weight is None or not (weight > 0 and math.isfinite(weight)):
             raise ConfigError(
                 f"The weight of source '{source.label}' is {weight}, and other sources have weights. Expected a number "
-                "above 0 for each source, or none for any."
+                "above 0 for each source, or no weight for any source."
                 if len(sources) > 1
-                else f"The weight of source '{source.label}' is {weight}. Expected a number above 0, or none."
+                else f"The weight of source '{source.label}' is {weight}. Expected a number above 0, or no weight."
             )
     if not math.isfinite(sum(weight for weight in weights if weight is not None)):
         raise ConfigError(f"The sum of the weights {weights} of data.train is too large. Set smaller ones, such as 1.")

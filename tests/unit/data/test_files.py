@@ -196,7 +196,7 @@ def test_a_column_that_is_there_twice_is_refused_if_it_is_used(tmp_path: Path, n
     else:
         lines = (["query", "positive", "positive"], ["a", "b", "c"])
         (tmp_path / name).write_text("".join(delimiter.join(line) + "\n" for line in lines))
-    with pytest.raises(DataError, match="has 2 columns of the name 'positive'"):
+    with pytest.raises(DataError, match="has 2 columns named 'positive'"):
         read(tmp_path / name)
     ((_, row),) = read(tmp_path / name, columns=["query"])
     assert isinstance(row, dict)
