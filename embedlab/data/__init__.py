@@ -1,1 +1,1 @@
-"""Where texts come from, how they become tokens and batches, and what is measured on them."""
+"""Reads texts, turns them into tokens and batches, and measures embeddings of them."""

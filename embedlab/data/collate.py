@@ -1,4 +1,4 @@
-"""From pair rows to a batch ready for the model, in the data worker: unique texts, sorted, cut into chunks."""
+"""Builds a model's batch in the data worker: the unique texts of the pairs, sorted by length, cut into chunks."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from embedlab.losses import PairRows
 
 @dataclass
 class PairBatch:
-    """A rank's part of one step.
+    """A rank's part of the batch of one step.
 
     Attributes:
-        chunks: the unique texts, longest first.
-        rows: which of the unique texts are queries, positives and hard negatives.
-        step: the global step this batch is for.
-        source: name of the source of all its pairs.
-        pair_rows: row of each pair in its source, for error messages.
-        num_tokens: real tokens.
-        num_padded_tokens: tokens with padding.
-        lengths_of_all_ranks: tokens of each unique text of the whole step, int64.
+        chunks: Chunks of the unique texts, longest texts first.
+        rows: Rows of the unique texts that are queries, positives and hard negatives.
+        step: Global step that the batch belongs to.
+        source: Name of the source that all pairs of the batch come from.
+        pair_rows: Row of each pair in its source, for error messages.
+        num_tokens: Number of tokens without padding.
+        num_padded_tokens: Number of tokens including padding.
+        lengths_of_all_ranks: Number of tokens of each unique text of the step over all ranks, int64.
     """
 
     chunks: list[Chunk]
@@ -41,7 +41,7 @@ class PairBatch:
     lengths_of_all_ranks: np.ndarray
 
     def to(self, *args: Any, **kwargs: Any) -> PairBatch:
-        """The batch with its tensors moved as ``torch.Tensor.to`` does."""
+        """Return a copy of the batch with its tensors converted by ``torch.Tensor.to``."""
         rows = PairRows(
             self.rows.queries_P.to(*args, **kwargs),
             self.rows.positives_P.to(*args, **kwargs),
@@ -51,24 +51,24 @@ class PairBatch:
         return replace(self, chunks=[chunk.to(*args, **kwargs) for chunk in self.chunks], rows=rows)
 
     def pin_memory(self) -> PairBatch:
-        """The batch with its chunks in page-locked memory, for asynchronous copies to a GPU."""
+        """Return a copy of the batch with its chunks in page-locked memory, for asynchronous transfer to a GPU."""
         return replace(self, chunks=[chunk.pin_memory() for chunk in self.chunks])
 
 
 class TrainingBatches(Dataset[PairBatch]):
-    """Batches by global step: a pure function of the plan and the step.
+    """Data set of batches, indexed by global step. A batch depends on the plan and the step alone.
 
     Args:
-        plan: which pairs each step takes.
-        stores: the tokenized sources, in the plan's order.
-        rank: which part of the batch is this process's.
-        world_size: parts of the batch.
-        max_tokens_per_chunk: padded tokens a forward pass, at most.
-        max_padding: padding tokens a real token, at most.
-        pad_token_id: fills the padding.
+        plan: Plan of the pairs that each step takes.
+        stores: Tokenized sources, in the plan's order.
+        rank: Rank of this process, which selects its part of each batch.
+        world_size: Number of processes that share each batch.
+        max_tokens_per_chunk: Maximum number of tokens per forward pass, padding included.
+        max_padding: Maximum number of padding tokens per real token, over all chunks of a batch.
+        pad_token_id: Token id that fills the padding.
 
     Raises:
-        ConfigError: if the batch cannot be cut into ``world_size`` equal parts.
+        ConfigError: If the batch cannot be divided into ``world_size`` equal parts.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class TrainingBatches(Dataset[PairBatch]):
         self.max_tokens_per_chunk = max_tokens_per_chunk
         self.max_padding = max_padding
         self.pad_token_id = pad_token_id
-        rows_of_rank(np.arange(plan.batch_size), rank, world_size)  # raises here, not first in a data worker
+        rows_of_rank(np.arange(plan.batch_size), rank, world_size)  # raises here, not later in a data worker
 
     def __getitem__(self, step: int) -> PairBatch:
-        """This rank's part of the batch of one global step."""
+        """Return this rank's part of the batch of one global step."""
         source, rows = self.plan.batch(step)
         store = self.stores[source]
         rows = rows_of_rank(rows, self.rank, self.world_size)
@@ -124,7 +124,7 @@ class TrainingBatches(Dataset[PairBatch]):
         )
 
     def lengths(self, step: int) -> np.ndarray:
-        """Tokens of each unique text of one global step, over all ranks."""
+        """Return the number of tokens of each unique text of one global step, over all ranks, int64."""
         source, rows = self.plan.batch(step)
         store = self.stores[source]
         lengths_U: np.ndarray = store.texts.lengths_U[np.unique(store.texts_of(rows))]
@@ -132,11 +132,12 @@ class TrainingBatches(Dataset[PairBatch]):
 
 
 class EpochSteps(Sampler[int]):
-    """The global steps of the current epoch that are still to do.
+    """Sampler of the remaining global steps of the current epoch.
 
     Args:
-        steps_per_epoch: of every epoch.
-        position: the next global step, asked when an epoch begins, so that a resumed run goes on in mid-epoch.
+        steps_per_epoch: Number of steps per epoch.
+        position: Function that returns the next global step. It is called when an iteration begins, so that a resumed
+            run continues in the middle of an epoch.
     """
 
     def __init__(self, steps_per_epoch: int, position: Callable[[], int]) -> None:

@@ -1,4 +1,4 @@
-"""Turns sources into batches: tokenize once, split by key, sample, collate in workers, and evaluate beside it."""
+"""Connects data to Lightning: tokenizes sources once, splits them by key, and serves batches and evaluation sets."""
 
 from __future__ import annotations
 
@@ -30,38 +30,40 @@ from embedlab.files import cache_folder
 from embedlab.gradcache.chunking import Chunk
 from embedlab.model.backbone import BackboneConfig, check_positions, load_tokenizer
 
-_MANY_WORKERS = 64  # more are a slip of the hand unless there are the cores for them
+_MANY_WORKERS = 64  # a larger number is probably a typing error, unless the machine has enough cores
 
 
 class _ResumableLoader(DataLoader[PairBatch]):
-    """Tells Lightning that this loader goes on where a checkpoint left off: its sampler asks the trainer."""
+    """Data loader that Lightning treats as resumable, because its sampler asks the trainer for the position."""
 
     def state_dict(self) -> dict[str, int]:
-        """Nothing: the position is the trainer's step."""
+        """Return an empty state, because the position is the trainer's step."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Nothing to load."""
+        """Ignore the state, which is empty."""
 
 
 class PairDataModule(LightningDataModule):
     """Training pairs and evaluation sets.
 
     Args:
-        backbone: whose tokenizer and positions count; the command line takes it from the model.
-        train: sources of pairs.
-        batch_size: pairs a step over all ranks: each query sees the other pairs' documents as negatives.
-        max_length: tokens of a text, at most; longer texts are cut there, and counted.
-        validation_fraction: share of the pairs, by key, held out for validation.
-        test_fraction: share of the pairs, by key, held out for ``embedlab test``.
-        retrieval: retrieval sets to watch (corpus, queries, relevance).
-        sts: sentence-similarity files to watch.
-        predict: texts that ``embedlab predict`` encodes.
-        tokens_per_chunk: padded tokens a forward pass, at most; lower it if a single chunk does not fit.
-        max_padding: padding tokens a real token, at most.
-        num_workers: processes that prepare batches; 0 prepares them in the main process.
-        cache: folder of the tokenized cache; by default the user's cache folder.
-        seed: of the batches.
+        backbone: Backbone whose tokenizer and maximum length apply. The command line takes the backbone of the model.
+        train: Sources of training pairs.
+        batch_size: Number of pairs per step, over all ranks. Each query gets the documents of the batch's other pairs
+            as in-batch negatives.
+        max_length: Maximum number of tokens per text. Longer texts are cut at this length and counted.
+        validation_fraction: Share of the pairs, split by key, that is held out for validation.
+        test_fraction: Share of the pairs, split by key, that is held out for ``embedlab test``.
+        retrieval: Retrieval sets (corpus, queries and relevance judgments) to evaluate on.
+        sts: Files of sentence pairs with human similarity scores to evaluate on.
+        predict: Texts that ``embedlab predict`` encodes.
+        tokens_per_chunk: Maximum number of tokens per forward pass, padding included. Lower it if memory is too small
+            for a single chunk.
+        max_padding: Maximum number of padding tokens per real token, over all chunks of a batch.
+        num_workers: Number of processes that prepare batches. With 0 the main process prepares them.
+        cache: Folder for the cache of tokenized data. By default it is inside the user's cache folder.
+        seed: Random seed for the order of the batches. On the command line the default is ``seed_everything``.
     """
 
     def __init__(
@@ -110,8 +112,8 @@ class PairDataModule(LightningDataModule):
         most_workers = max(_MANY_WORKERS, 4 * (os.cpu_count() or 1))
         if not 0 <= self.num_workers <= most_workers:
             raise ConfigError(
-                f"data.num_workers must lie between 0 and {most_workers} on this machine, got {self.num_workers}. It "
-                "is the number of processes that prepare batches; 1 is nearly always enough."
+                f"data.num_workers must lie between 0 and {most_workers} on this machine, got {self.num_workers}. Set "
+                "the number of processes that prepare batches; 1 is nearly always enough."
             )
         if not 0 <= self.max_padding < math.inf:
             raise ConfigError(f"data.max_padding must be a number of 0 or more, got {self.max_padding}.")
@@ -128,13 +130,13 @@ class PairDataModule(LightningDataModule):
         if self.validation_fraction + self.test_fraction >= 1:
             raise ConfigError(
                 f"data.validation_fraction {self.validation_fraction} and data.test_fraction {self.test_fraction} "
-                "leave no pairs to train on. Expected less than 1 together."
+                "leave no pairs to train on. Lower them until their sum is below 1."
             )
         require_weights(self.sources)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The backbone's tokenizer."""
+        """Tokenizer of the backbone, loaded and checked on first use."""
         if self._tokenizer is None:
             tokenizer = load_tokenizer(self.backbone)
             check_positions(self.backbone, self.max_length)
@@ -143,27 +145,27 @@ class PairDataModule(LightningDataModule):
         return self._tokenizer
 
     def _check_prompts(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a prompt that leaves nothing of a text, before anything is tokenized with it."""
+        """Refuse a prompt that fills the maximum length, before texts are tokenized with the prompt."""
         if (num_special := num_tokens_of_prompt(tokenizer, "")) >= self.max_length:
             raise ConfigError(
                 f"data.max_length is {self.max_length}, and the tokenizer adds {num_special} special tokens to each "
-                "text: nothing of a text would be left. Raise data.max_length."
+                "text: nothing of a text would remain. Raise data.max_length."
             )
         for whose, prompt in self._prompts():
             num_tokens = num_tokens_of_prompt(tokenizer, prompt)
             takes = (
-                f"The {whose} has {num_tokens} tokens (with the tokenizer's special ones), and data.max_length is "
+                f"The {whose} has {num_tokens} tokens (special tokens included), and data.max_length is "
                 f"{self.max_length}"
             )
             if num_tokens >= self.max_length:
                 raise ConfigError(
-                    f"{takes}: nothing of a text would be left. Shorten the prompt or raise data.max_length."
+                    f"{takes}: nothing of a text would remain. Shorten the prompt or raise data.max_length."
                 )
             if 2 * num_tokens > self.max_length:
-                rank_zero_warn(f"{takes}: more than half of what the model sees of a long text is the prompt.")
+                rank_zero_warn(f"{takes}: more than half of the input for a long text is the prompt.")
 
     def _prompts(self) -> Iterator[tuple[str, str]]:
-        """Each prompt that is not empty, and what to call it."""
+        """Yield each prompt that is not empty, preceded by its name for messages."""
         owners: list[tuple[str, PairSource | RetrievalFiles | StsFile | TextFile]] = [
             *((f"source '{source.label}'", source) for source in self.sources),
             *((f"retrieval set '{files.name or files.corpus}'", files) for files in self.retrieval),
@@ -178,7 +180,7 @@ class PairDataModule(LightningDataModule):
     # Lightning's hooks
 
     def prepare_data(self) -> None:
-        """Reads and tokenizes once, in one process a machine, what the command needs."""
+        """Read and tokenize the data that the command needs, once, in one process per machine."""
         assert self.trainer is not None
         command = self.trainer.state.fn
         if command == "predict":
@@ -189,7 +191,7 @@ class PairDataModule(LightningDataModule):
             self._stores()
 
     def setup(self, stage: str) -> None:
-        """Open what is tokenized, plan the batches of training, and print what was left out."""
+        """Open the tokenized data, plan the training batches, and print which data are used and left out."""
         assert self.trainer is not None
         if stage == "fit":
             self._plan_training()
@@ -198,12 +200,12 @@ class PairDataModule(LightningDataModule):
                 summary.show()
 
     def train_dataloader(self) -> DataLoader[PairBatch]:
-        """Batches of this rank, from the trainer's current step on."""
+        """Return a loader of this rank's batches, starting at the trainer's current step."""
         assert self._plan is not None and self.trainer is not None
         if self.trainer.limit_train_batches not in (1.0, self.trainer.max_steps):  # fast_dev_run sets the two to 1
             raise ConfigError(
-                f"trainer.limit_train_batches is {self.trainer.limit_train_batches}, but an epoch is always all of the "
-                "data. Set trainer.max_steps for a shorter run, or max_rows of a source for less data."
+                f"trainer.limit_train_batches is {self.trainer.limit_train_batches}, but an epoch always covers all of "
+                "the data. Set trainer.max_steps for a shorter run, or max_rows of a source for less data."
             )
         steps = EpochSteps(self._plan.steps_per_epoch, lambda: self.trainer.global_step)  # type: ignore[union-attr]
         return _ResumableLoader(
@@ -216,49 +218,52 @@ class PairDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> list[DataLoader[Chunk]]:
-        """A loader of chunks for each evaluation task."""
+        """Return a loader of chunks for each evaluation task of the validation split."""
         return self._evaluation_loaders("validation")
 
     def test_dataloader(self) -> list[DataLoader[Chunk]]:
-        """A loader of chunks for each evaluation task of the test split."""
+        """Return a loader of chunks for each evaluation task of the test split."""
         return self._evaluation_loaders("test")
 
     def predict_dataloader(self) -> DataLoader[Chunk]:
-        """Chunks of the texts to encode.
+        """Return a loader of chunks of the texts to encode.
 
         Raises:
-            ConfigError: if no file of texts is named.
+            ConfigError: If ``predict`` names no file of texts.
         """
         return self._loader(self._texts_to_predict())
 
     @property
     def num_predicted_texts(self) -> int:
-        """How many texts ``embedlab predict`` encodes."""
+        """Number of texts that ``embedlab predict`` encodes."""
         return self._texts_to_predict().num_rows
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every training pair is seen once, but for those that fill no batch."""
+        """Number of steps per epoch.
+
+        Without source weights, an epoch uses every training pair once, except pairs that fill no batch.
+        """
         assert self._plan is not None
         return self._plan.steps_per_epoch
 
     def batch_lengths(self, step: int) -> np.ndarray:
-        """Tokens of each unique text of a training step, over all ranks."""
+        """Return the number of tokens of each unique text of a training step, over all ranks, int64."""
         return self._batches().lengths(step)
 
     def num_unique_pairs(self, steps: int) -> int:
-        """How many different training pairs there are in the first so many steps."""
+        """Return an upper bound on the number of different training pairs in the first ``steps`` steps."""
         assert self._plan is not None
         return self._plan.num_unique_pairs(steps)
 
     def training_fingerprint(self) -> str:
-        """Hexadecimal digits of what is trained on: the tokenized pairs, their weights and what is held out."""
+        """Return hexadecimal digits that identify the tokenized pairs, source weights and held-out fractions."""
         stores = [(store.folder.name, store.source.weight) for store in self._stores()]
         words = json.dumps([stores, self.validation_fraction, self.test_fraction])
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
     def sources_fingerprint(self) -> str:
-        """Return hexadecimal digits of the pairs, the prompts and the weights of all sources, in their order."""
+        """Return hexadecimal digits that identify the pairs, prompts and weights of all sources, in their order."""
         words = json.dumps([(store.fingerprint, store.source.weight) for store in self._stores()])
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
@@ -277,7 +282,11 @@ class PairDataModule(LightningDataModule):
         )
 
     def evaluation_tasks(self, split: Literal["validation", "test"]) -> list[EvaluationTask]:
-        """Held-out pairs of this split, and the retrieval and similarity sets."""
+        """Return the evaluation tasks: held-out pairs of the split, retrieval sets, and similarity sets.
+
+        Raises:
+            ConfigError: If two evaluation sets have the same name.
+        """
         if split not in self._tasks:
             tasks: list[EvaluationTask] = []
             fraction = self.validation_fraction if split == "validation" else self.test_fraction
@@ -289,8 +298,8 @@ class PairDataModule(LightningDataModule):
             names = [task.name for task in tasks]
             if len(set(names)) < len(names):
                 raise ConfigError(
-                    f"Two evaluation sets have the same name in {names}, and one would hide the other. Give "
-                    "sources and sets different names with `name`."
+                    f"Two evaluation sets have the same name in {names}, so their metrics could not be told apart. "
+                    "Give sources and sets different names with `name`."
                 )
             self._tasks[split] = tasks
         return self._tasks[split]
@@ -318,7 +327,7 @@ class PairDataModule(LightningDataModule):
         self._plan = BatchPlan(stores, train, batch_size=self.batch_size, seed=self.seed)
 
     def _summaries(self, stage: str) -> Iterator[Summary]:
-        """Of each source and evaluation set what is used and what is left out."""
+        """Yield a summary for each source and evaluation set, with counts of the data used and left out."""
         if stage == "predict":
             texts = self._texts_to_predict()
             yield self._summary_of_texts("data.predict", texts)

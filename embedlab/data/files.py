@@ -1,7 +1,7 @@
-"""Rows of files, each with its line, so that a message can say where to look.
+"""Reads rows of files, each with its line, so that a message can name the place of a broken row.
 
-JSON Lines and CSV are streamed with Python's own parsers, because the libraries that read them faster cannot
-say in which line of which file a row is broken, and cannot go on after it.
+JSON Lines and CSV are streamed with Python's own parsers, because faster libraries cannot tell in which line of which
+file a row is broken, and cannot continue after a broken row.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from embedlab.errors import DataError
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 FORMATS = (*_JSON_LINES, *_DELIMITERS, ".parquet")
-"""Endings of files that can be read; all but Parquet also with ``.gz`` after them."""
+"""File name endings that can be read. All except Parquet can also be followed by ``.gz``."""
 
 _BUFFER = 1 << 20  # bytes
-_ROWS_LOOKED_AT = 100  # to know the columns of JSON Lines, in which a row may lack one
-_MARKS = {  # byte-order marks, the longer first: that of UTF-16 begins that of UTF-32
+_ROWS_LOOKED_AT = 100  # rows that show the columns of JSON Lines, where a single row may lack a column
+_MARKS = {  # byte-order marks, longer marks first, because the mark of UTF-32-LE begins with that of UTF-16-LE
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -50,13 +50,13 @@ _MARKS = {  # byte-order marks, the longer first: that of UTF-16 begins that of 
 }
 _ARRAY_REMEDY = " If the file is one array, convert it with `jq -c '.[]'`."
 _NOT_TEXT = {
-    b"\x1f\x8b": "is compressed by gzip, and its name does not say so. Add .gz to the name.",
-    b"version https://git-lfs": "is a pointer of git-lfs and not the file. Fetch the file with `git lfs pull`.",
+    b"\x1f\x8b": "is compressed by gzip, but its name does not end in .gz. Add .gz to the name.",
+    b"version https://git-lfs": "is a git-lfs pointer and not the file itself. Fetch the file with `git lfs pull`.",
 }
 
 
 def format_of(file: Path) -> str:
-    """Return the ending that says the format, without a ``.gz`` after it.
+    """Return the file name ending that tells the format, in lower case and without a final ``.gz``.
 
     >>> format_of(Path("pairs.JSONL.gz"))
     '.jsonl'
@@ -66,11 +66,11 @@ def format_of(file: Path) -> str:
 
 @dataclass(frozen=True)
 class FileRows(RowSource):
-    """The rows of one or several files, one after the other.
+    """Rows of one or several files, one file after the other.
 
     Args:
-        files: The files.
-        quoting: How CSV and TSV files are quoted; None where there is no option to set it, which reads as "auto".
+        files: Paths of the files.
+        quoting: How CSV and TSV files are quoted. None, for data without such an option, means ``auto``.
     """
 
     files: Sequence[Path]
@@ -78,7 +78,7 @@ class FileRows(RowSource):
     _unquoted: dict[Path, None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def columns(self) -> list[str]:
-        """As in ``RowSource``, by the first file."""
+        """Return the names of the columns in the beginning of the first file: see ``RowSource.columns``."""
         file = self.files[0]
         with _errors_of(file):
             if format_of(file) == ".parquet":
@@ -95,7 +95,7 @@ class FileRows(RowSource):
                 return (header.fields if header else None) or []
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, Row | RejectedRow]]:
-        """As in ``RowSource``; blank lines are no rows."""
+        """Yield the rows of all files, without blank lines: see ``RowSource.rows``."""
         unseen = list(columns)
         seen: dict[str, None] = {}
         for file in self.files:
@@ -107,13 +107,13 @@ class FileRows(RowSource):
                     seen.update(dict.fromkeys(row))
                 yield place, row
             if is_empty:
-                raise DataError(f"{file} has no rows. Expected at least one: give another file or leave it out.")
-        if unseen and seen:  # a table says so before, a row of JSON Lines may lack what the others have
+                raise DataError(f"{file} has no rows. Expected at least one row: give another file or leave it out.")
+        if unseen and seen:  # for JSON Lines, where single rows may lack a column; tables fail earlier
             others = f" and {len(self.files) - 1} other files" if len(self.files) > 1 else ""
             raise DataError(missing_column(f"{self.files[0]}{others}", unseen[0], seen))
 
     def fingerprint(self) -> str:
-        """As in ``RowSource``: of the bytes, not of names or dates, so that a file that was moved is the same."""
+        """Return hexadecimal digits that depend on the bytes and formats of the files, but not on names or dates."""
         digest = hashlib.sha256()
         for file in self.files:
             try:
@@ -125,11 +125,11 @@ class FileRows(RowSource):
         return digest.hexdigest()
 
     def notes(self) -> list[str]:
-        """As in ``RowSource``."""
+        """Return a clause that says which TSV files were read without quotes, if there are any."""
         if not self._unquoted:
             return []
         which = f"{len(self._unquoted)} of {len(self.files)} files are " if len(self.files) > 1 else ""
-        return [f"{which}read as written without quotes, a quote as any other character (set quoting: csv if wrong)"]
+        return [f"{which}read without quoting, with quotes as ordinary characters (set quoting: csv if that is wrong)"]
 
     def _rows_of_file(
         self, file: Path, columns: Sequence[str], optional: Sequence[str]
@@ -149,18 +149,18 @@ class FileRows(RowSource):
                     yield from _table_rows(file, records, columns, optional, self._remedy(unquoted))
             else:
                 raise DataError(
-                    f"{file} ends in {ending or 'nothing'!r}, which is no format that can be read. Expected "
-                    f"{', '.join(FORMATS)}, all but Parquet also with .gz. Convert or rename it."
+                    f"{file} ends in {ending or 'nothing'!r}, which is not a supported format. Expected "
+                    f"{', '.join(FORMATS)}, all except Parquet also with .gz. Convert or rename the file."
                 )
 
     def _remedy(self, unquoted: bool) -> str:
         if unquoted:
             return "Without quotes, a text must not hold the delimiter or a line break."
         hint = " If the file is written without quotes, set quoting: none." if self.quoting else ""
-        return f"A text with the delimiter, a quote or a line break has to stand in quotes, its quotes doubled.{hint}"
+        return f"A text with a delimiter, quote or line break must be in quotes, and its own quotes doubled.{hint}"
 
     def _is_unquoted(self, file: Path) -> bool:
-        """Whether a table is read without quotes; for ``auto`` a TSV with quotes is read once to decide that."""
+        """Return whether a table is read without quotes. For ``auto``, a TSV that has quotes is read once to decide."""
         if self.quoting in ("csv", "none"):
             return self.quoting == "none"
         if format_of(file) != ".tsv":
@@ -176,7 +176,7 @@ class FileRows(RowSource):
 
 
 def fields_of(schema: pa.Schema) -> list[str]:
-    """Return the names of a schema's columns, and of the fields within them as ``column.field``."""
+    """Return the names of a schema's columns, and of the fields in the columns as ``column.field``."""
     names: list[str] = []
     for column in schema:
         names.append(column.name)
@@ -189,10 +189,15 @@ def fields_of(schema: pa.Schema) -> list[str]:
 
 
 def require_columns(place: str, columns: Iterable[str], there: Sequence[str]) -> None:
-    """Check that a table has each of the columns to read once.
+    """Check that a table has each of the columns to read exactly once.
+
+    Args:
+        place: Name of the table, for messages.
+        columns: Names of the columns to read, or ``column.field`` for a field in a column.
+        there: Names of the table's columns.
 
     Raises:
-        DataError: Naming the column that is missing, or there more than once.
+        DataError: If a column is missing or occurs more than once. The message names the column.
     """
     for column in columns:
         holder = column_holding(column, there)
@@ -204,19 +209,19 @@ def require_columns(place: str, columns: Iterable[str], there: Sequence[str]) ->
 
 @contextmanager
 def _errors_of(file: Path) -> Iterator[None]:
-    """Turns what can be wrong with a whole file into an error that names it."""
+    """Convert errors that concern a whole file into a DataError that names the file."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{file} is no whole gzip file: {error}. Fetch or write it again.") from error
-    except UnicodeDecodeError as error:  # of UTF-8, the rows that are not are found one by one
+        raise DataError(f"{file} is not a complete gzip file: {error}. Fetch or write it again.") from error
+    except UnicodeDecodeError as error:  # not for UTF-8, whose broken rows are found one by one
         raise DataError(
-            f"{file} has the byte-order mark of {error.encoding.upper()}, and is not: {error.reason}. Expected UTF-8: "
-            "convert the file, or write it again."
+            f"{file} has the byte-order mark of {error.encoding.upper()} but is not valid: {error.reason}. Expected "
+            "UTF-8: convert the file, or write it again."
         ) from error
     except pa.ArrowException as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{file} is no whole Parquet file: {reason}. Fetch or write it again.") from error
+        raise DataError(f"{file} is not a complete Parquet file: {reason}. Fetch or write it again.") from error
     except OSError as error:
         raise _unreadable(file, error) from error
 
@@ -227,13 +232,17 @@ def _unreadable(file: Path, error: OSError) -> DataError:
 
 
 def _opened(file: Path) -> io.BufferedReader:
-    # Unbuffered, gzip hands out lines several times more slowly.
+    # Without the buffer, gzip is several times slower at reading lines.
     raw = gzip.GzipFile(file) if file.suffix.lower() == ".gz" else file.open("rb", buffering=0)
     return io.BufferedReader(cast(io.RawIOBase, raw), _BUFFER)
 
 
 def _encoding(file: Path, stream: io.BufferedReader) -> str:
-    """The encoding by the byte-order mark, which is taken off; UTF-8 without one."""
+    """Return the encoding that the byte-order mark tells, or UTF-8 without a mark, and read past the mark.
+
+    Raises:
+        DataError: If the file is compressed, is a git-lfs pointer, or seems to be UTF-16 without a byte-order mark.
+    """
     head = stream.peek(_BUFFER)[:_BUFFER]
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):
@@ -247,15 +256,15 @@ def _encoding(file: Path, stream: io.BufferedReader) -> str:
     for encoding, zeros, others in (("UTF-16LE", odd, even), ("UTF-16BE", even, odd)):
         if 2 * zeros.count(0) > len(zeros) and 2 * others.count(0) <= len(others):
             raise DataError(
-                f"{file} seems to be {encoding} without a byte-order mark. Expected UTF-8: convert it, for example "
-                f"with `iconv -f {encoding} -t UTF-8`."
+                f"{file} seems to be {encoding} without a byte-order mark. Expected UTF-8: convert the file, for "
+                f"example with `iconv -f {encoding} -t UTF-8`."
             )
     return "utf-8"
 
 
 def _text(file: Path, stream: io.BufferedReader) -> io.TextIOWrapper:
     encoding = _encoding(file, stream)
-    # Bytes that are no UTF-8 become lone surrogates, to be found row by row: an error here ends the stream.
+    # Bytes that are not UTF-8 become lone surrogates, which are found row by row. An error here would end the stream.
     errors = "surrogateescape" if encoding == "utf-8" else "surrogatepass"
     head = stream.peek(_BUFFER)[:_BUFFER]
     old_mac = b"\r" in head and b"\n" not in head
@@ -265,7 +274,7 @@ def _text(file: Path, stream: io.BufferedReader) -> io.TextIOWrapper:
 def _json_rows(
     file: Path, stream: io.BufferedReader, columns: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Any] | RejectedRow]]:
-    expected = "Expected one JSON object a line, in UTF-8."
+    expected = "Expected one JSON object per line, in UTF-8."
     encoding = _encoding(file, stream)
     lines: Iterable[bytes] = stream
     if encoding != "utf-8":
@@ -287,7 +296,7 @@ def _json_rows(
             remedy = _ARRAY_REMEDY if number == 1 and isinstance(row, list) else ""
             yield place, RejectedRow("not an object", f"{received} {expected}{remedy}")
             continue
-        for name in names:  # to ask the parser for all names is twice as slow
+        for name in names:  # checking all names with the parser would be twice as slow
             if line.count(name) > 1 and (times := _times_in(line, names[name])) > 1:
                 yield place, RejectedRow("column twice", _twice(place, names[name], times))
                 break
@@ -296,12 +305,12 @@ def _json_rows(
 
 
 def _first_parts(columns: Iterable[str]) -> set[str]:
-    """What the names of the columns may begin with at the top level of an object."""
+    """Return every name that an object can have at its top level if it holds one of the columns."""
     return {".".join(parts[:n]) for parts in (c.split(".") for c in columns) for n in range(1, len(parts) + 1)}
 
 
 def _times_in(line: bytes, name: str) -> int:
-    """How often a JSON object has a name; Python's parser takes the last."""
+    """Return how often a JSON object has a name, because Python's parser silently takes the last value."""
     outermost: list[tuple[str, Any]] = []
 
     def keep(pairs: list[tuple[str, Any]]) -> None:
@@ -335,7 +344,7 @@ def _table_rows(
             require_columns(str(file), [*columns, *_there(optional, header)], header)
         elif not is_unicode("".join(record.fields)):
             convert = "Convert the file to UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8`."
-            yield place, RejectedRow("malformed line", f"{place} is malformed: not in UTF-8. {convert}")
+            yield place, RejectedRow("malformed line", f"{place} is malformed: it is not in UTF-8. {convert}")
         else:
             yield place, dict(zip(header, record.fields, strict=True))
 
@@ -360,7 +369,11 @@ def _parquet_rows(
 
 
 def _rows_of_batch(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
-    """The rows as Python has them; in place of one that cannot be had (no UTF-8, no such date) the error."""
+    """Yield the rows of a batch as Python objects.
+
+    In place of a row that cannot be converted (for example text that is not UTF-8, or a date outside Python's range),
+    the error is yielded.
+    """
     try:
         yield from batch.to_pylist()
     except (ValueError, ArithmeticError) as error:
@@ -376,4 +389,4 @@ def _there(optional: Iterable[str], there: Sequence[str]) -> list[str]:
 
 
 def _twice(place: str, column: str, times: int) -> str:
-    return f"{place} has {times} columns of the name {shown(column)}. Expected one: rename or remove the others."
+    return f"{place} has {times} columns named {shown(column)}. Expected one: rename or remove the other columns."

@@ -1,4 +1,4 @@
-"""Finds out what a path in the configuration means: a file, a saved or hub dataset, the standard library."""
+"""Opens what a path in the configuration refers to: files, a saved dataset, a hub dataset, or the standard library."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from embedlab.data.tables import Quoting
 from embedlab.errors import DataError, suggestion
 
 STANDARD_LIBRARY = "python-stdlib"
-"""The path that names the pairs mined from the running interpreter's standard library."""
+"""Path that stands for the pairs extracted from the running interpreter's standard library."""
 
 _EXPECTED = (
-    "Expected a .jsonl (.ndjson, or .json with one object a line), .csv or .tsv file, each also with .gz, or "
+    "Expected a .jsonl (.ndjson, or .json with one object per line), .csv or .tsv file, each also with .gz, or "
     "a .parquet file; a folder of such files; a glob such as 'data/*.jsonl'; a folder that "
     "datasets.Dataset.save_to_disk wrote; or the id of a dataset on the Hugging Face hub."
 )
@@ -32,16 +32,17 @@ _HUB_TIMEOUT_SECONDS = 10
 def open_rows(
     path: str, *, hub_config: str | None = None, hub_split: str = "train", quoting: Quoting | None = None
 ) -> RowSource:
-    """Find what stands behind a path.
+    """Open the rows that a path refers to.
 
     Args:
-        path: A file, folder, glob, folder of a saved dataset, id of a hub dataset, or ``python-stdlib``.
-        hub_config: Configuration of a hub dataset.
-        hub_split: Split of a hub dataset, or of a saved one that has splits.
-        quoting: How CSV and TSV files are quoted; None where there is no option to set it, which reads as "auto".
+        path: Path of a file, a folder of files, a glob, a folder with a saved dataset, the id of a dataset on the
+            Hugging Face hub, or ``python-stdlib``.
+        hub_config: Configuration of a hub dataset. None means the default configuration.
+        hub_split: Split of a hub dataset, or of a saved dataset that has splits.
+        quoting: How CSV and TSV files are quoted. None, for data without such an option, means ``auto``.
 
     Raises:
-        DataError: If it is nothing that can be read.
+        DataError: If the path refers to nothing that can be read.
     """
     if path == STANDARD_LIBRARY:
         return _StandardLibraryRows()
@@ -70,7 +71,7 @@ def open_rows(
 
 
 def _matching(pattern: Path) -> list[Path]:
-    """The files that a glob matches; a folder whose own name has brackets is taken at its name."""
+    """Return the files that a glob matches. Brackets in the names of existing folders are taken literally."""
     folder = Path(pattern.anchor)
     parts = list(pattern.relative_to(folder).parts)
     while len(parts) > 1 and (folder / parts[0]).is_dir():
@@ -83,7 +84,7 @@ def _matching(pattern: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _StandardLibraryRows(RowSource):
-    """Columns ``query``, ``positive`` and ``module``."""
+    """Rows of the standard library's pairs, with columns ``query``, ``positive`` and ``module``."""
 
     def columns(self) -> list[str]:
         return ["query", "positive", "module"]
@@ -100,7 +101,7 @@ class _StandardLibraryRows(RowSource):
 
 @dataclass(frozen=True)
 class _DatasetRows(RowSource):
-    """The rows of a memory-mapped ``datasets.Dataset``."""
+    """Rows of a memory-mapped ``datasets.Dataset``."""
 
     name: str
     dataset: Any
@@ -112,9 +113,9 @@ class _DatasetRows(RowSource):
         there: list[str] = self.dataset.column_names
         require_columns(f"Dataset '{self.name}'", columns, there)
         if len(self.dataset) == 0:
-            raise DataError(f"Dataset '{self.name}' has no rows. Expected at least one: try another split.")
+            raise DataError(f"Dataset '{self.name}' has no rows. Expected at least one row: try another split.")
         holders = (column_holding(column, there) for column in [*columns, *optional])
-        plain = self.dataset.with_format(None)  # that it was saved with may give tensors in place of texts
+        plain = self.dataset.with_format(None)  # a saved format could return tensors in place of texts
         named = [column for column in dict.fromkeys(holders) if column is not None]
         for number, row in enumerate(plain.select_columns(named)):
             yield f"{self.name}: row {number}", row
@@ -125,7 +126,7 @@ class _DatasetRows(RowSource):
 
 
 def _nearest(path: Path) -> str:
-    """Where the path stops existing, and what is there that it may have meant, or where a link leads to."""
+    """Return a sentence that names the missing part of a path and a similar name, or the target of a broken link."""
     path = path.absolute()
     while not path.parent.is_dir():
         path = path.parent
@@ -148,8 +149,8 @@ def _saved_dataset(folder: Path, split: str) -> _DatasetRows:
 
     try:
         loaded = datasets.load_from_disk(str(folder), keep_in_memory=False)
-    except Exception as error:  # Arrow, JSON and file errors alike: not what save_to_disk wrote
-        raise DataError(f"'{folder}' is no whole saved dataset: {error}. Write it again.") from error
+    except Exception as error:  # Arrow, JSON and file errors all mean that save_to_disk did not write it
+        raise DataError(f"'{folder}' is not a complete saved dataset: {error}. Write it again.") from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             there = ", ".join(map(repr, loaded))
@@ -162,15 +163,15 @@ def _hub_dataset(name: str, config: str | None, split: str) -> _DatasetRows:
     not_local = f"'{name}' is no file or folder ({_nearest(Path(name))})"
     offline = is_offline_mode()
     if not offline:
-        # Asked once and quickly: without a network, load_dataset retries for most of a minute.
+        # One quick request first, because without a network load_dataset retries for most of a minute.
         try:
             HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_SECONDS)
         except RepositoryNotFoundError as error:
             raise DataError(
                 f"{not_local}, and the Hugging Face hub has no dataset of that name that you may read. For a "
-                f"gated one log in with `hf auth login`. {_EXPECTED}"
+                f"gated dataset log in with `hf auth login`. {_EXPECTED}"
             ) from error
-        except Exception as error:  # the hub's client changes its network errors' classes
+        except Exception as error:  # the classes of network errors vary between versions of the hub's client
             raise DataError(
                 f"{not_local}, and the Hugging Face hub cannot be reached ({error}). Give a local path or connect "
                 "to the network; if the dataset was downloaded before, set HF_HUB_OFFLINE=1 to use that copy."
@@ -179,7 +180,7 @@ def _hub_dataset(name: str, config: str | None, split: str) -> _DatasetRows:
 
     try:
         return _DatasetRows(name, datasets.load_dataset(name, config, split=split, keep_in_memory=False))
-    except Exception as error:  # wrong configuration or split, or no copy: the message names what there is
+    except Exception as error:  # the message names the existing configurations and splits
         remedy = "Unset HF_HUB_OFFLINE to download it" if offline else "Check the id, hub_config and hub_split"
         raise DataError(
             f"{not_local}, and could not be loaded as a dataset of the Hugging Face hub: {error} {remedy}."

@@ -1,4 +1,4 @@
-"""What a row of named columns is, where it came from, and why it may have to be rejected."""
+"""Defines rows of named columns and their sources, and rejects unusable rows with a message that names their place."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from embedlab.errors import ConfigError, DataError, suggestion
 
 Row = Mapping[str, Any]
 
-SKIP_REMEDY: Final = "Correct it, or set on_error: skip to leave such rows out; they are counted."
-"""What to do about a row that cannot be used, where there is an option ``on_error``."""
+SKIP_REMEDY: Final = "Correct the row, or set on_error: skip to leave out and count such rows."
+"""Remedy for a row that cannot be used, for messages about data with the option ``on_error``."""
 
 _Taken = TypeVar("_Taken")
 _ABSENT: Final = object()
 _SHOWN_CHARACTERS = 80
-_NAMED_COLUMNS = 20  # in a message
-_COMPARED_COLUMNS = 1000  # with one that is missing: it takes some time, and a message may be made for every row
-_REPR = reprlib.Repr()  # unlike repr, quick for large values and sure to end for deep ones
+_NAMED_COLUMNS = 20  # maximum number of columns that a message lists
+_COMPARED_COLUMNS = 1000  # maximum compared with a missing column, since a message may be made for every row
+_REPR = reprlib.Repr()  # unlike repr, fast for large values and safe for deeply nested ones
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _SHOWN_CHARACTERS
 
 
 class RejectedRow(DataError):
-    """A row that cannot be used. It is raised and yielded within ``embedlab.data`` only: see ``usable_rows``.
+    """Error for a row that cannot be used.
+
+    The error is raised and yielded inside ``embedlab.data`` only. ``usable_rows`` handles it.
 
     Args:
-        reason: A few words, the same for all rows of its kind, to count by.
-        message: The place, what was received and what was expected.
+        reason: A few words, equal for all rows that are rejected for this reason, to count them by.
+        message: Message with the place of the row, the received value and the expected value.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -41,13 +43,13 @@ class RejectedRow(DataError):
 
 
 class RowSource(ABC):
-    """Something with rows of named columns."""
+    """Source of rows of named columns, for example files or a data set."""
 
     @abstractmethod
     def columns(self) -> list[str]:
-        """Return the names of the columns, as far as the beginning tells them; a nested field is ``column.field``.
+        """Return the names of the columns, found by reading only the beginning. A nested field is ``column.field``.
 
-        The list is empty where the beginning tells nothing.
+        The list is empty if the beginning does not show the columns.
 
         Raises:
             DataError: If the source cannot be read.
@@ -55,26 +57,26 @@ class RowSource(ABC):
 
     @abstractmethod
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, Row | RejectedRow]]:
-        """Stream the rows, each with its place (for example file and line); other columns may be left out.
+        """Yield the rows, each preceded by its place (for example file and line). Other columns may be left out.
 
         Args:
-            columns: Names of the columns to read, or ``column.field`` for a field within a column.
-            optional: Further columns to read where they are there.
+            columns: Names of the columns to read, or ``column.field`` for a field in a column.
+            optional: Names of further columns to read if they exist.
 
         Raises:
-            DataError: If the source cannot be read, has no rows, lacks a column, or has a column to read twice.
+            DataError: If the source cannot be read, has no rows, lacks a column, or has two columns with the same name.
         """
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return hexadecimal digits that change whenever the rows do.
+        """Return hexadecimal digits that change whenever the rows change.
 
         Raises:
             DataError: If the source cannot be read.
         """
 
     def notes(self) -> list[str]:
-        """Return what was assumed in reading, one clause each; known when the rows have been read."""
+        """Return the assumptions made in reading, one clause each. Call this after the rows have been read."""
         return []
 
 
@@ -86,17 +88,17 @@ def usable_rows(
     skipped: Counter[str] | None = None,
     remedy: str = "",
 ) -> Iterator[_Taken]:
-    """Stream what is made of each row; a row that cannot be used is an error, or is left out and counted.
+    """Yield the result of ``take`` for each row. A row that cannot be used is an error, or is left out and counted.
 
     Args:
-        rows: Rows with their places.
-        take: Makes something of a row and its place, or raises RejectedRow.
-        path: What the rows are from, for messages.
-        skipped: Counts the rows that are left out, by reason; None makes the first of them an error.
-        remedy: Sentence to add to that error.
+        rows: Rows, each preceded by its place.
+        take: Function that converts a row and its place, or raises RejectedRow.
+        path: Path of the source of the rows, for messages.
+        skipped: Counter of the rows that are left out, by reason. With None, the first such row is an error.
+        remedy: Sentence to add to the message of this error.
 
     Raises:
-        DataError: At the first row that cannot be used if they are not skipped, or if none can be used.
+        DataError: If a row cannot be used and ``skipped`` is None, or if no row can be used.
     """
     first: RejectedRow | None = None
     is_empty = True
@@ -118,7 +120,7 @@ def usable_rows(
 
 
 def counts_of(skipped: Mapping[str, int]) -> str:
-    """Return the reasons of rows left out with their counts, for people.
+    """Return a phrase with the reasons for which rows were left out and their counts.
 
     >>> counts_of({"empty text": 2, "malformed line": 30})
     '30 malformed line, 2 empty text'
@@ -127,10 +129,15 @@ def counts_of(skipped: Mapping[str, int]) -> str:
 
 
 def column_names(columns: str | Sequence[str], option: str, owner: str) -> list[str]:
-    """Return one or several columns as a list.
+    """Return the name of one column, or the names of several columns, as a list.
+
+    Args:
+        columns: Name or names of columns.
+        option: Name of the option that holds the columns, for messages.
+        owner: Name of the source or set that the option belongs to, for messages.
 
     Raises:
-        ConfigError: If there is none, or one without a name.
+        ConfigError: If there is no column, or if the name of a column is empty.
     """
     names = [columns] if isinstance(columns, str) else list(columns)
     if not names or not all(names):
@@ -139,7 +146,7 @@ def column_names(columns: str | Sequence[str], option: str, owner: str) -> list[
 
 
 def missing_column(place: str, column: str, there: Iterable[str]) -> str:
-    """Return what to say when a row or a table lacks a column."""
+    """Return a message about a row or a table that lacks a column."""
     names = list(there)
     if (advice := other_delimiter(place, names)) is not None:
         return advice
@@ -150,24 +157,30 @@ def missing_column(place: str, column: str, there: Iterable[str]) -> str:
 
 
 def other_delimiter(place: str, there: Sequence[str]) -> str | None:
-    """Return what to say of a table whose only column seems to be several, delimited otherwise than its name says."""
+    """Return a message about a table with a wrong delimiter for its file name, or None if the delimiter seems right.
+
+    A delimiter seems wrong if the table has a single column whose name contains another delimiter.
+    """
     found = next((mark for mark in ",;\t|" if len(there) == 1 and mark in there[0]), None)
     if found is None or not re.search(r"\.[ct]sv\b", place, re.IGNORECASE):
         return None
     return (
         f"The first line of {place} is a single field, {shown(there[0])}. It seems to be delimited by {found!r}. "
-        "Expected ',' in a .csv file, a tab in a .tsv file: convert or rename it."
+        "Expected ',' in a .csv file and a tab in a .tsv file: convert or rename the file."
     )
 
 
 def column_holding(name: str, there: Iterable[str]) -> str | None:
-    """Return the column that a name means: the column itself, or the one that has the named field.
+    """Return the column that a name refers to: the column itself, or the column that has the named field.
 
-    A column with a dot in its own name comes before a field.
+    A column whose own name contains the dot takes precedence over a field.
 
     Args:
-        name: ``column`` or ``column.field``.
-        there: Names of the columns that are there.
+        name: Name in the form ``column`` or ``column.field``.
+        there: Names of the existing columns.
+
+    Returns:
+        Name of the column, or None if there is no such column.
 
     >>> column_holding("passages.text", ["query", "passages"])
     'passages'
@@ -182,10 +195,15 @@ def column_holding(name: str, there: Iterable[str]) -> str | None:
 
 
 def value_of(row: Row, column: str, place: str) -> Any:
-    """Return the value in a column, or in a field within it: of a list of objects, the list of the field's values.
+    """Return the value of a column, or of a field in a column. For a list of objects, return the list of field values.
+
+    Args:
+        row: Values by column.
+        column: Name in the form ``column`` or ``column.field``.
+        place: Place of the row, for messages.
 
     Raises:
-        RejectedRow: If the row lacks it.
+        RejectedRow: If the row lacks the column or the field.
 
     >>> value_of({"passages": [{"text": "a"}, {"text": "b"}]}, "passages.text", "pairs.jsonl:1")
     ['a', 'b']
@@ -202,13 +220,16 @@ def value_of(row: Row, column: str, place: str) -> Any:
 
 
 def found_value(row: Row, column: str) -> Any:
-    """Return the value in a column or a field as ``value_of`` does, or None where it is missing."""
+    """Return the value of a column or field as ``value_of`` does, or None if the row lacks the column or field."""
     value = row[column] if column in row else _found(row, column)
     return None if value is _ABSENT else value
 
 
 def _found(row: object, column: str) -> object:
-    """The value, or ``_ABSENT``. What an element of a list lacks is None, so that elements keep their numbers."""
+    """Return the value of a column or field, or ``_ABSENT`` if it is missing.
+
+    If only some elements of a list lack the field, their values are None, so that the elements keep their positions.
+    """
     if isinstance(row, Mapping):
         holder = column_holding(column, row)
         if holder is None:
@@ -223,17 +244,18 @@ def _found(row: object, column: str) -> object:
 
 
 def text_of(row: Row, columns: Sequence[str], place: str) -> str:
-    """Return the text in a column, or the texts of several joined by spaces.
+    """Return the text of a column, or the texts of several columns joined by spaces.
 
-    Among several columns, those that are blank, null or missing are left out.
+    If there are several columns, those with a blank, null or missing text are left out.
 
     Args:
-        row: Columns and values.
-        columns: One or several names.
+        row: Values by column.
+        columns: Names of one or several columns.
         place: Place of the row, for messages.
 
     Raises:
-        RejectedRow: If a column holds no text, all of them are blank, or the only one is missing or null.
+        RejectedRow: If a column holds something other than a text, if all texts are blank, or if there is a single
+            column and it is missing or null.
 
     >>> text_of({"title": "Anarchism", "section": ""}, ["title", "section"], "pairs.jsonl:1")
     'Anarchism'
@@ -249,8 +271,8 @@ def text_of(row: Row, columns: Sequence[str], place: str) -> str:
             field = f", or the name of a field as '{column}.field'" if isinstance(value, Mapping) else ""
             raise RejectedRow("not a text", f"{place}: column '{column}' holds {received}. Expected a string{field}.")
         if not is_unicode(value):
-            received = f"{shown(value)}, which has half of a surrogate pair"
-            raise RejectedRow("not a text", f"{place}: column '{column}' holds {received}. Expected Unicode.")
+            received = f"{shown(value)}, which contains half of a surrogate pair"
+            raise RejectedRow("not a text", f"{place}: column '{column}' holds {received}. Expected valid Unicode.")
         if value and not value.isspace():
             parts.append(value)
     if not parts:
@@ -260,15 +282,15 @@ def text_of(row: Row, columns: Sequence[str], place: str) -> str:
 
 
 def elements_of(row: Row, columns: Sequence[str], place: str) -> list[Row]:
-    """Return a row for each element of the lists in the columns; without a list, the row itself.
+    """Return one row for each element of the lists in the columns, or the row itself if there are no lists.
 
     Args:
-        row: Columns and values.
-        columns: Columns that hold a list each, all of one length; any other value goes with every element.
+        row: Values by column.
+        columns: Names of columns that hold lists of equal length. Any other value is repeated for every element.
         place: Place of the row, for messages.
 
     Raises:
-        RejectedRow: If all columns are missing, or their lists differ in length.
+        RejectedRow: If all columns are missing, or the lists differ in length.
 
     >>> elements_of({"title": None, "text": ["a", "b"]}, ["title", "text"], "pairs.jsonl:1")
     [{'title': None, 'text': 'a'}, {'title': None, 'text': 'b'}]
@@ -276,7 +298,7 @@ def elements_of(row: Row, columns: Sequence[str], place: str) -> list[Row]:
     for column in columns:
         if not isinstance(row.get(column), str):
             break
-    else:  # nearly always, and quick
+    else:  # fast path for the usual case
         return [row]
     values = {column: value for column in columns if (value := _found(row, column)) is not _ABSENT}
     if not values:
@@ -294,24 +316,24 @@ def elements_of(row: Row, columns: Sequence[str], place: str) -> list[Row]:
 
 
 def is_blank(value: object) -> bool:
-    """Whether a value is null, or a text of nothing but white space."""
+    """Return whether a value is null, or a text that is empty or consists of white space."""
     return value is None or (isinstance(value, str) and (not value or value.isspace()))
 
 
 def key_of(row: Row, column: str, place: str, *, reason: str) -> str:
-    """Return the text that stands for a key, the same for equal keys in every format.
+    """Return the text of a key. Equal keys have the same text in every file format.
 
-    A float without a fraction is the same key as the integer, because an integer column with nulls is one of floats in
-    Parquet and pandas. A text stays as it is.
+    A float without a fraction gives the same key as the integer, because in Parquet and pandas an integer column with
+    nulls becomes a float column. A text is returned unchanged.
 
     Args:
-        row: Columns and values.
+        row: Values by column.
         column: Column of the key.
         place: Place of the row, for messages.
-        reason: Reason of a rejection.
+        reason: Reason by which a rejected row is counted.
 
     Raises:
-        RejectedRow: If the value is no text and no finite number.
+        RejectedRow: If the value is neither a text nor a finite number.
 
     >>> key_of({"id": 7.0}, "id", "pairs.parquet: row 0", reason="no id")
     '7'
@@ -326,7 +348,7 @@ def key_of(row: Row, column: str, place: str, *, reason: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the string can be written as UTF-8; JSON can smuggle in halves of surrogate pairs."""
+    """Return whether a string can be encoded in UTF-8. A string from JSON can contain halves of surrogate pairs."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -335,6 +357,6 @@ def is_unicode(text: str) -> bool:
 
 
 def shown(value: object) -> str:
-    """Return a value as it may stand in a message: short."""
+    """Return a short representation of a value for a message."""
     text = repr(value[:_SHOWN_CHARACTERS]) if isinstance(value, str) else _REPR.repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."

@@ -1,4 +1,4 @@
-"""Which pairs each training step takes: a pure function of (seed, step), so that a resumed run has nothing to restore.
+"""Chooses the pairs of each training step as a pure function of seed and step, so that resuming restores no state.
 
 Axes in names: N pairs of a source, S sources.
 """
@@ -16,39 +16,41 @@ from embedlab.data.tokenized import TokenizedPairs
 from embedlab.errors import ConfigError, DataError
 
 _EPOCHS_KEPT = 2
-# A permutation that makes fewer full batches than an epoch has is replaced by another one, this often.
+# How often a permutation with fewer full batches than an epoch needs is replaced by another permutation.
 _ATTEMPTS = 4
-_LOOKS = 100  # rounds over a pair's texts in search of a batch for it, before it is left out of the epoch
+_LOOKS = 100  # rounds of search for a batch that takes a pair, before the pair is left out of the epoch
 
 _Value = TypeVar("_Value")
 
 
 class BatchPlan:
-    """The batches of a training run over one or several sources.
+    """Plan of the batches of a training run over one or several sources.
 
-    A batch comes from one source, and no text (query, positive or hard negative) is in two of its pairs, so that
-    no pair is another's false negative. Pairs that find no place in an epoch, because their texts are in every
-    batch already or too few are left to fill one, are left out of that epoch; the next one draws another order.
+    All pairs of a batch come from one source, and no text (query, positive or hard negative) occurs in two pairs of a
+    batch, so that no pair contains a false negative of another pair. An epoch leaves out the pairs that fit into no
+    batch, because every batch already has one of their texts or because the last batch would not be full. The next
+    epoch draws another order.
 
-    An epoch is as many steps as the sources have full batches. Without weights it takes each source's batches once;
-    with weights it shares its steps out by them (largest remainder), and each source goes through epochs of its own.
+    An epoch has as many steps as the sources have full batches. Without weights, an epoch takes each batch of each
+    source once. With weights, the steps of an epoch are divided among the sources in proportion to the weights (largest
+    remainder method), and each source has its own epochs.
 
-    The plan is the same in every process, rank and world size (for one version of NumPy).
+    The plan is equal in every process, for every rank and world size (with one version of NumPy).
 
     Args:
-        stores: the sources.
-        pairs: the pairs of each source to train on.
-        batch_size: pairs a batch, over all ranks.
-        seed: of all orders.
+        stores: Tokenized sources.
+        pairs: Rows of the pairs to train on, one array per source.
+        batch_size: Number of pairs per batch, over all ranks.
+        seed: Random seed of all orders.
 
     Attributes:
-        batch_size: as given.
-        steps_per_epoch: the same for every epoch.
+        batch_size: Number of pairs per batch, over all ranks.
+        steps_per_epoch: Number of steps of every epoch.
 
     Raises:
-        ConfigError: if a batch has no negatives, or some sources have a weight and others none, or one so small that
-            its source is never seen.
-        DataError: if a source cannot fill a single batch.
+        ConfigError: If a batch has no negatives, if only some sources have a weight, or if a weight is so small that an
+            epoch has no step for its source.
+        DataError: If a source cannot fill a single batch.
     """
 
     def __init__(
@@ -68,7 +70,11 @@ class BatchPlan:
         self._schedules: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def batch(self, step: int) -> tuple[int, np.ndarray]:
-        """The source of a global step's batch, and its pairs: rows in that source, int64, (batch_size,)."""
+        """Return the batch of a global step.
+
+        Returns:
+            Number of the batch's source, and rows of the batch's pairs in the source, int64, shape (batch_size,).
+        """
         epoch, position = divmod(step, self.steps_per_epoch)
         sources, turns = _remembered(self._schedules, epoch, self._schedule)
         source = int(sources[position])
@@ -76,18 +82,25 @@ class BatchPlan:
         return source, self._orders[source].batch(turn)
 
     def num_left_out(self) -> list[int]:
-        """Pairs of each source that an epoch of it leaves out."""
+        """Return, for each source, the number of training pairs that each of the source's epochs leaves out."""
         return [order.num_left_out for order in self._orders]
 
     def num_unique_pairs(self, steps: int) -> int:
-        """Different pairs in so many steps from the first one on, at most: what an epoch leaves out another may not."""
+        """Return an upper bound on the number of different pairs in the first ``steps`` steps.
+
+        The number is a bound because epochs may leave out the same pairs or different pairs.
+        """
         epochs, rest = divmod(steps, self.steps_per_epoch)
         in_the_last = np.bincount(self._schedule(epochs)[0][:rest], minlength=len(self._steps_S))
         seen_S = (epochs * self._steps_S + in_the_last) * self.batch_size
         return sum(min(int(seen), order.num_pairs) for seen, order in zip(seen_S, self._orders, strict=True))
 
     def _schedule(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Each step's source, and how many steps of the epoch before it have the same."""
+        """Return the sources of an epoch's steps.
+
+        Returns:
+            Source of each step, and the number of earlier steps of the epoch with the same source, for each step.
+        """
         sources = np.repeat(np.arange(len(self._steps_S)), self._steps_S)
         sources = _generator(self._seed, 0, epoch).permutation(sources)
         turns = np.empty_like(sources)
@@ -97,15 +110,15 @@ class BatchPlan:
 
 
 def rows_of_rank(rows: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """A rank's part of a batch: the ranks' parts, one after the other, are the batch.
+    """Return a rank's part of a batch. The parts of all ranks in order make up the batch.
 
     Args:
-        rows: of the whole batch.
-        rank: which part.
-        world_size: number of equal parts.
+        rows: Rows of the whole batch.
+        rank: Rank whose part to return.
+        world_size: Number of ranks, and so of equal parts.
 
     Raises:
-        ConfigError: if the batch cannot be cut into equal parts.
+        ConfigError: If the batch cannot be divided into equal parts.
 
     >>> rows_of_rank(np.array([4, 9, 2, 7]), rank=1, world_size=2)
     array([2, 7])
@@ -114,14 +127,14 @@ def rows_of_rank(rows: np.ndarray, rank: int, world_size: int) -> np.ndarray:
     if rest:
         nearest = max(1, round(len(rows) / world_size)) * world_size
         raise ConfigError(
-            f"data.batch_size {len(rows)} cannot be shared out equally over {world_size} processes. It is the batch "
-            f"over all of them: set it to a multiple of {world_size}, {nearest} for instance."
+            f"data.batch_size {len(rows)} cannot be divided equally among {world_size} processes. It counts the pairs "
+            f"of all processes: set it to a multiple of {world_size}, for example {nearest}."
         )
     return rows[rank * per_rank : (rank + 1) * per_rank]
 
 
 class _SourceOrder:
-    """The batches of one source, epoch after epoch of its own."""
+    """Batches of one source, in the order of the source's own epochs."""
 
     def __init__(self, store: TokenizedPairs, pairs: np.ndarray, *, batch_size: int, seed: int, number: int) -> None:
         self._pairs = pairs
@@ -129,7 +142,7 @@ class _SourceOrder:
         self._seed = seed
         self._number = number
         self._offsets, self._texts = _texts_of_several_pairs(store, pairs)
-        # Where texts recur, orders differ in how many batches they fill. What two of them reach, most do.
+        # If texts recur, the number of full batches depends on the order. Most orders reach the minimum of two orders.
         probes = [self._deal(self._order(epoch, 0), batch_size) for epoch in range(_EPOCHS_KEPT)]
         self.num_batches = min(map(len, probes))
         self._epochs = {epoch: batches[: self.num_batches] for epoch, batches in enumerate(probes)}
@@ -139,7 +152,7 @@ class _SourceOrder:
         self.num_left_out = len(pairs) - self.num_batches * batch_size
 
     def batch(self, turn: int) -> np.ndarray:
-        """The pairs of this source's batch number ``turn``, counted over all epochs."""
+        """Return the pairs of this source's batch number ``turn``, counted from 0 over all of the source's epochs."""
         epoch, position = divmod(turn, self.num_batches)
         batches = _remembered(self._epochs, epoch, self._batches)
         pairs: np.ndarray = self._pairs[batches[position]]
@@ -150,7 +163,7 @@ class _SourceOrder:
             batches = self._deal(self._order(epoch, attempt), self._batch_size)
             if len(batches) >= self.num_batches:
                 return batches[: self.num_batches]
-        # Epoch 0 is known to fill them, and in another sequence its batches serve again.
+        # The order of epoch 0 is known to fill enough batches, so they are used again in another sequence.
         batches = self._deal(self._order(0, 0), self._batch_size)[: self.num_batches]
         return _generator(self._seed, self._number + 1, epoch).permutation(batches)
 
@@ -158,7 +171,7 @@ class _SourceOrder:
         return _generator(self._seed, self._number + 1, epoch, attempt).permutation(len(self._pairs))
 
     def _deal(self, order: np.ndarray, size: int) -> np.ndarray:
-        """The full batches (batch, pair) that pairs in this order make."""
+        """Return the full batches that pairs in this order make, shape (batches, ``size``)."""
         if not len(self._texts):
             num_batches = len(order) // size
             return order[: num_batches * size].reshape(num_batches, size)
@@ -169,15 +182,15 @@ class _SourceOrder:
         return batches
 
     def _assign(self, order: np.ndarray, size: int) -> np.ndarray:
-        """Gives each pair in this order the first batch with room that holds none of its texts.
+        """Assign each pair, in this order, to the first batch that has room and holds none of the pair's texts.
 
         Returns:
-            The number of each pair's batch, or that after the last for a pair that is left out.
+            Number of each pair's batch. For a pair that is left out, the number of batches.
         """
         num_batches = len(order) // size
         offsets, texts = self._offsets.tolist(), self._texts.tolist()
-        # Where to look instead of a batch that is full, or that holds the text. A way once gone becomes shorter
-        # (disjoint sets), so that a text which is in every batch so far is passed in a few steps.
+        # For each batch that is full, or that holds the text: the next batch to try. Paths are shortened as they are
+        # followed (disjoint sets), so that a text that is in every batch so far takes only a few steps.
         past_full: dict[int, int] = {}
         past_text: list[dict[int, int]] = [{} for _ in range(max(texts) + 1)]
         num_pairs = [0] * num_batches
@@ -219,11 +232,11 @@ class _SourceOrder:
                 "set a split_key with more different values."
             )
         fitting = num_pairs
-        if len(self._texts):  # the same orders as above, which found fewer than a batch needs
+        if len(self._texts):  # the orders in which __init__ found no full batch
             orders = [self._order(epoch, 0) for epoch in range(_EPOCHS_KEPT)]
             fitting = min(int((self._assign(order, num_pairs) == 0).sum()) for order in orders)
             if fitting == 1 and all(len(self._deal(order, 2)) for order in orders):
-                fitting = 2  # the pairs that came first have texts of all others, but not all others of each other
+                fitting = 2  # the first pairs share a text with all others, but some others share none with each other
         received = f"Source '{name}' fills no batch of {self._batch_size}: "
         if fitting == 1:
             received += (
@@ -240,10 +253,11 @@ class _SourceOrder:
 
 
 def _texts_of_several_pairs(store: TokenizedPairs, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The texts that are in more than one of the pairs, by pair.
+    """Return, for each pair, those of its texts that are in more than one of the pairs.
 
     Returns:
-        Offsets into the second array for each pair, and the end; numbers of texts.
+        Two arrays. The first holds the offset of each pair's first text in the second array, followed by the end. The
+        second holds numbers of texts.
     """
     counts = store.negative_offsets[pairs + 1] - store.negative_offsets[pairs]
     numbers = np.arange(len(pairs))
@@ -254,14 +268,18 @@ def _texts_of_several_pairs(store: TokenizedPairs, pairs: np.ndarray) -> tuple[n
     number_of_text = np.cumsum(counts > 1) - 1
     base = int((counts > 1).sum()) or 1
     key = np.sort(pair[recurs] * base + number_of_text[text[recurs]])
-    key = key[np.diff(key, prepend=-1) > 0]  # a text that is in one pair twice is no obstacle to that pair
+    key = key[np.diff(key, prepend=-1) > 0]  # a text that occurs twice in one pair is counted once
     pair, text = np.divmod(key, base)
     recurs = np.bincount(text)[text] > 1
     return np.searchsorted(pair[recurs], np.arange(len(pairs) + 1)), text[recurs]
 
 
 def _shares(stores: Sequence[TokenizedPairs], batches_S: np.ndarray) -> np.ndarray:
-    """Steps of an epoch that each source gets."""
+    """Return the number of an epoch's steps that each source gets, shape (S,).
+
+    Raises:
+        ConfigError: If a weight is so small that its source gets no step.
+    """
     weights = [store.source.weight for store in stores]
     if all(weight is None for weight in weights):
         return batches_S
@@ -273,17 +291,17 @@ def _shares(stores: Sequence[TokenizedPairs], batches_S: np.ndarray) -> np.ndarr
     for store, weight, share in zip(stores, weights, steps, strict=True):
         if share == 0:
             raise ConfigError(
-                f"The weight {weight} of source '{store.name}' is none of the {total} steps of an epoch. Raise it or "
-                "leave the source out."
+                f"The weight {weight} of source '{store.name}' gives the source none of the {total} steps of an epoch. "
+                "Raise the weight or leave the source out."
             )
     return steps
 
 
 def require_weights(sources: Sequence[PairSource]) -> None:
-    """Check that all sources have a weight above 0, or none has any.
+    """Check that either all sources have a weight above 0, or no source has a weight.
 
     Raises:
-        ConfigError: If that is not so.
+        ConfigError: If only some sources have a weight, or if a weight or the sum of weights is no usable number.
     """
     weights = [source.weight for source in sources]
     if all(weight is None for weight in weights):
@@ -292,12 +310,12 @@ def require_weights(sources: Sequence[PairSource]) -> None:
         if weight is None or not (weight > 0 and math.isfinite(weight)):
             raise ConfigError(
                 f"The weight of source '{source.label}' is {weight}, and other sources have weights. Expected a number "
-                "above 0 for each source, or none for any."
+                "above 0 for each source, or no weight for any source."
                 if len(sources) > 1
-                else f"The weight of source '{source.label}' is {weight}. Expected a number above 0, or none."
+                else f"The weight of source '{source.label}' is {weight}. Expected a number above 0, or no weight."
             )
     if not math.isfinite(sum(weight for weight in weights if weight is not None)):
-        raise ConfigError(f"The weights {weights} of data.train add up to no number. Expected smaller ones, such as 1.")
+        raise ConfigError(f"The sum of the weights {weights} of data.train is too large. Set smaller ones, such as 1.")
 
 
 def _all_have_negatives(store: TokenizedPairs, pairs: np.ndarray) -> bool:
@@ -315,12 +333,15 @@ def _require_negatives(stores: Sequence[TokenizedPairs], pairs: Sequence[np.ndar
 
 
 def _generator(*words: int) -> np.random.Generator:
-    """Random numbers that are a function of these words; padded, because trailing zeros would not count."""
+    """Return a random generator that depends on the words alone.
+
+    The number of words is appended, because NumPy ignores trailing zeros.
+    """
     return np.random.default_rng(np.random.SeedSequence([*words, len(words)]))
 
 
 def _remembered(memory: dict[int, _Value], epoch: int, make: Callable[[int], _Value]) -> _Value:
-    """The value of an epoch, of which the latest few are kept."""
+    """Return the value of an epoch, made by ``make`` unless it is one of the last few kept in ``memory``."""
     if epoch not in memory:
         memory[epoch] = make(epoch)
         while len(memory) > _EPOCHS_KEPT:

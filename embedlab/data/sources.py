@@ -1,4 +1,4 @@
-"""Where training pairs come from: what the user writes in the configuration, and the validated text."""
+"""Reads training pairs from the sources that a configuration names, and validates their texts."""
 
 from __future__ import annotations
 
@@ -35,36 +35,36 @@ __all__ = ["PairRow", "PairSource", "content_fingerprint", "counts_of", "read_pa
 
 @dataclass(frozen=True, kw_only=True)
 class PairSource:
-    """A set of training pairs.
+    """A source of training pairs.
 
-    A column is named as it is in the file; ``column.field`` names a field of an object, or of each object in a list,
-    within a column.
+    Columns are named as in the file. ``column.field`` names a field of an object in a column, or of each object in a
+    list in a column.
 
     Args:
         path: A file (.jsonl, .csv, .tsv, each also .gz, or .parquet), a folder of such files, a glob, a folder that
             ``datasets.Dataset.save_to_disk`` wrote, the id of a Hugging Face dataset, or ``python-stdlib``.
-        query: Column of the query; of several columns the texts are joined by spaces, blank ones left out. By default
-            ``query``, or what is recognized without doubt by the usual names of public sets, which is printed.
-        positive: Column or columns of the document that answers the query; of a list of documents the first is taken.
-            By default ``positive``, or recognized like the query.
-        negatives: Column of documents that do not answer the query, a list of texts or one text a row, or a list of
-            such columns, of which blank ones are left out; columns in a list within the list are joined. By default
-            none, or recognized together with the query and the positive.
-        split_key: Column whose value decides between training, validation and test. Pairs with the same value stay
-            together; 1 and 1.0 are the same. By default the query (for ``python-stdlib`` the module).
+        query: Column or columns of the query. The texts of several columns are joined by spaces, without blank texts.
+            By default ``query``, or a column recognized by the usual names of public sets, which is then printed.
+        positive: Column or columns of the document that answers the query. From a list of documents the first is taken.
+            By default ``positive``, or a column recognized by the usual names of public sets.
+        negatives: Column of documents that do not answer the query, with a list of texts or one text per row. Also a
+            list of such columns, of which blank texts are left out. The columns of a list inside the list are joined.
+            By default none, or the columns recognized together with the query and the positive.
+        split_key: Column whose value decides between training, validation and test. Pairs with equal values stay in the
+            same split, where 1 equals 1.0. By default the query (for ``python-stdlib`` the module).
         query_prompt: Text put before each query.
-        document_prompt: Text put before each positive and negative.
-        weight: Share of the batches relative to the other sources' weights; without weights every pair is
-            seen once an epoch.
-        name: Name shown in logs; by default the last part of the path.
-        hub_config: Configuration of a Hugging Face dataset.
-        hub_split: Split of a Hugging Face dataset.
-        on_error: ``raise`` stops at the first row that cannot be used, ``skip`` leaves such rows out and
-            counts them.
-        max_rows: Maximum number of pairs that are read.
-        quoting: How CSV and TSV files are quoted: ``csv`` by the rules of CSV, ``none`` without quotes, so that a
-            quote is a character like others. ``auto`` reads a CSV by the rules of CSV, and a TSV without quotes if more
-            of its lines have a quote at the beginning of a field that CSV cannot read than need quotes.
+        document_prompt: Text put before each positive and each negative.
+        weight: Weight that sets the source's share of the batches, relative to the weights of the other sources. If no
+            source has a weight, every pair is seen once per epoch.
+        name: Name of the source in logs. By default the last part of the path.
+        hub_config: Configuration of a Hugging Face dataset. By default the dataset's default configuration.
+        hub_split: Split of a Hugging Face dataset, or of a saved dataset that has splits.
+        on_error: ``raise`` stops at the first row that cannot be used. ``skip`` leaves out and counts all rows that
+            cannot be used.
+        max_rows: Maximum number of pairs to read. By default all.
+        quoting: How CSV and TSV files are quoted: ``csv`` by the rules of CSV, ``none`` without quotes, so that a quote
+            is an ordinary character. ``auto`` reads a CSV file by the rules of CSV. It reads a TSV file without quotes
+            if lines that break the rules of CSV by a quote outnumber lines that need quotes.
     """
 
     path: str
@@ -84,7 +84,7 @@ class PairSource:
 
     @property
     def label(self) -> str:
-        """``name``, or what stands for it."""
+        """Name of the source in logs: ``name``, or the last part of the path."""
         if self.name:
             return self.name
         return Path(self.path).name.split(".")[0] or self.path
@@ -95,9 +95,9 @@ class PairRow(NamedTuple):
 
     Attributes:
         query: Text of the query, not blank.
-        positive: Text of the document that answers it, not blank.
-        negatives: Texts that do not answer it, none of them blank; may be empty.
-        key: Key to split by: pairs with the same key are on the same side of every split.
+        positive: Text of the document that answers the query, not blank.
+        negatives: Texts of documents that do not answer the query, none of them blank. Empty if the pair has none.
+        key: Key to split by. Pairs with the same key are in the same split.
     """
 
     query: str
@@ -107,17 +107,17 @@ class PairRow(NamedTuple):
 
 
 def read_pairs(source: PairSource, skipped: Counter[str], notes: list[str] | None = None) -> Iterator[PairRow]:
-    """Stream the pairs of a source.
+    """Yield the pairs of a source.
 
     Args:
-        source: What to read.
-        skipped: Counts, by reason, the rows that ``on_error: skip`` leaves out.
-        notes: Takes what the user should know of how the source was read, one clause each.
+        source: Source to read.
+        skipped: Counter to which the rows that ``on_error: skip`` leaves out are added, by reason.
+        notes: List to which remarks for the user about how the source was read are added, one clause each.
 
     Raises:
-        DataError: If the source cannot be read, has no rows, or none that can be used; with
-            ``on_error: raise`` at the first row that cannot.
-        ConfigError: If ``max_rows`` is less than one, or no column is named.
+        DataError: If the source cannot be read, has no rows, or has no row that can be used, or if a row cannot be used
+            with ``on_error: raise``.
+        ConfigError: If ``max_rows`` is below 1, or an option names no column.
     """
     if source.max_rows is not None and source.max_rows < 1:
         raise ConfigError(f"max_rows of source '{source.label}' must be at least 1, got {source.max_rows}.")
@@ -136,7 +136,7 @@ def read_pairs(source: PairSource, skipped: Counter[str], notes: list[str] | Non
 
 
 def content_fingerprint(source: PairSource) -> str:
-    """Return hexadecimal digits that change with the content of the source's files, not with their names or dates.
+    """Return hexadecimal digits that change with the content of a source's files, but not with their names or dates.
 
     Raises:
         DataError: If the source cannot be read.
@@ -149,14 +149,18 @@ def _opened(source: PairSource) -> RowSource:
 
 
 class _PairReader:
-    """Takes a pair out of a row.
+    """Extracts a pair from each row of a source.
 
     Args:
-        source: What the user has written.
-        rows: Where the rows come from.
+        source: Options of the source, as the user has set them.
+        rows: Opened rows of the source.
 
     Attributes:
-        columns: Columns to read.
+        columns: Names of the columns to read.
+
+    Raises:
+        ConfigError: If an option names no column.
+        DataError: If columns are not named and cannot be recognized.
     """
 
     def __init__(self, source: PairSource, rows: RowSource) -> None:
@@ -182,7 +186,7 @@ class _PairReader:
         """Return the pair of a row.
 
         Raises:
-            RejectedRow: If the row has none.
+            RejectedRow: If the row does not hold a valid pair.
         """
         query = text_of(row, self._query, place)
         positives = elements_of(row, self._positive, place)
@@ -199,16 +203,16 @@ class _PairReader:
         return PairRow(query, positive, tuple(negatives), key)
 
     def notes(self) -> list[str]:
-        """Return what the user should know of the pairs so far."""
-        several = f"{self._num_lists} of {self._num_pairs} rows have several positives, of which the first is taken"
+        """Return remarks for the user about the pairs read so far, one clause each."""
+        several = f"{self._num_lists} of {self._num_pairs} rows have several positives, of which only the first is used"
         return [*([self._note] if self._note else []), *([several] if self._num_lists else [])]
 
     def _negatives_of(self, row: Row, columns: Sequence[str], place: str) -> list[str]:
-        """The negatives in a group of columns: those of a list, or one; none where it is blank."""
+        """Return the negatives in a group of columns: a list's texts, one text, or nothing if all columns are blank."""
         values = [found_value(row, column) for column in columns]
         if all(map(is_blank, values)):
             if len(self._negatives) == 1:
-                value_of(row, columns[-1], place)  # the only one has to be there, if only as null
+                value_of(row, columns[-1], place)  # a single group of columns must exist in the row, even if null
             return []
         for column, value in zip(columns, values, strict=True):
             texts = value if isinstance(value, list) else [value]

@@ -1,8 +1,9 @@
-"""The embedded default data: pairs and text from the running interpreter's standard library, with no network.
+"""Provides default data without a network: pairs and text from the running interpreter's standard library.
 
-A pair is the summary of a docstring and the source of what it documents, without any docstring. Only the
-standard library proper is read: no installed packages, no tests, nothing generated at build time. Texts that
-occur more than once are kept once, so that no query has two answers and no text is on both sides of a split.
+A pair is the summary of a docstring and the source code of the documented function, method or class, without any
+docstring. Only the standard library itself is read: no installed packages, no tests, no files generated when Python was
+built. A text that occurs more than once is kept once, so that no query has two answers and no text is on both sides of
+a split.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from embedlab.errors import DataError
 
 MIN_QUERY_WORDS = 3
-"""Shorter summaries ("See above.") name nothing that could be looked for."""
+"""Minimum number of words in a summary. A shorter summary, such as "See above.", is no useful query."""
 
 _TEST_FOLDERS = {"test", "tests", "idle_test"}
 _CHARACTER_TABLES = "encodings"
@@ -29,32 +30,33 @@ _Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def pairs() -> Iterator[tuple[str, str, str]]:
-    """Mines the standard library, in the order of its files and lines.
+    """Return an iterator over the pairs of the standard library, in the order of files and lines.
 
     Yields:
-        Query (the first sentence of a docstring), positive (the source of the function, method or class
-        without its docstring and those within it, dedented), and the top-level module or package that it is
-        from: the key to split by, because modules of one package resemble each other.
+        Three strings: the query (the first sentence of a docstring), the positive (the dedented source code of the
+        function, method or class without docstrings), and the key to split by (the top-level module or package,
+        because modules of one package resemble each other).
 
     Raises:
-        DataError: if the interpreter comes without the sources of its library.
+        DataError: If the interpreter comes without the source files of its standard library.
     """
     return iter(_mined())
 
 
 def pairs_of(source: str) -> Iterator[tuple[str, str]]:
-    """Query and positive of each function, method and class with a docstring in the source of one file.
+    """Yield query and positive of each function, method and class with a docstring in the source of one file.
 
-    Left out are those whose summary has fewer than ``MIN_QUERY_WORDS`` words, and those that have nothing but a
+    A definition is left out if its summary has fewer than ``MIN_QUERY_WORDS`` words, or if its body is only a
     docstring.
     """
     tree = ast.parse(source)
     documented = [node for node in ast.walk(tree) if isinstance(node, _Documented)]
-    # Positions in the tree count lines and UTF-8 bytes; a form feed ends a line for str.splitlines, not there.
+    # Positions in the syntax tree count UTF-8 bytes, and lines as bytes.splitlines does. str.splitlines would also end
+    # a line at a form feed.
     lines = _without([node.body[0] for node in documented if ast.get_docstring(node)], source.encode().splitlines())
     for node in sorted(documented, key=lambda node: node.lineno):
         docstring = ast.get_docstring(node)
-        if docstring is None or len(node.body) == 1:  # nothing but a docstring has no source to find
+        if docstring is None or len(node.body) == 1:  # a body that is only a docstring has no source code
             continue
         query = _summary(docstring)
         if len(re.findall(r"\w+", query)) < MIN_QUERY_WORDS:
@@ -64,15 +66,15 @@ def pairs_of(source: str) -> Iterator[tuple[str, str]]:
 
 
 def texts(exclude: Container[str] = ()) -> Iterator[str]:
-    """The library's source files, docstrings and all, as text to pre-train a language model on.
+    """Yield the standard library's source files, docstrings included, as text to pre-train a language model on.
 
-    The ``encodings`` package is left out: it is tables of characters.
+    The ``encodings`` package is left out because it consists of character tables.
 
     Args:
-        exclude: top-level modules and packages to leave out.
+        exclude: Names of top-level modules and packages to leave out.
 
     Raises:
-        DataError: if the interpreter comes without the sources of its library.
+        DataError: If the interpreter comes without the source files of its standard library.
     """
     for file in _files():
         if (module := _top_level(file)) not in exclude and module != _CHARACTER_TABLES:
@@ -80,19 +82,19 @@ def texts(exclude: Container[str] = ()) -> Iterator[str]:
 
 
 def modules() -> list[str]:
-    """The top-level modules and packages that have sources, sorted.
+    """Return the sorted names of the top-level modules and packages that have source files.
 
     Raises:
-        DataError: if the interpreter comes without the sources of its library.
+        DataError: If the interpreter comes without the source files of its standard library.
     """
     return sorted({_top_level(file) for file in _files()})
 
 
 def fingerprint() -> str:
-    """Hexadecimal digits that change with the library's sources.
+    """Return hexadecimal digits that change with the standard library's source files.
 
     Raises:
-        DataError: if the interpreter comes without the sources of its library.
+        DataError: If the interpreter comes without the source files of its standard library.
     """
     digest = hashlib.sha256()
     for file in _files():
@@ -112,8 +114,8 @@ def _top_level(file: Path) -> str:
 
 def _files() -> list[Path]:
     root = _root()
-    # The names are the interpreter's own: site-packages, lib-dynload, the test package, and what the build
-    # left there (_sysconfigdata…, config-…) are not among them.
+    # The names that the interpreter lists do not include site-packages, lib-dynload, the test package, or files that
+    # the build of Python left there (_sysconfigdata…, config-…).
     files = [
         file
         for entry in sorted(root.glob("*"))
@@ -123,36 +125,38 @@ def _files() -> list[Path]:
     ]
     if not files:
         raise DataError(
-            f"'python-stdlib' needs the sources of the standard library, and {root} holds none: this interpreter "
-            f"({sys.executable}) comes with compiled or zipped modules alone. Use one that has them (python.org, "
-            "conda, uv, apt), or name your own data."
+            f"'python-stdlib' needs the source files of the standard library, but {root} holds none: this interpreter "
+            f"({sys.executable}) comes with compiled or zipped modules alone. Use an interpreter that has them "
+            "(python.org, conda, uv, apt), or name your own data."
         )
     return files
 
 
 def _source(file: Path) -> str:
-    with tokenize.open(file) as stream:  # heeds the file's coding declaration
+    with tokenize.open(file) as stream:  # unlike open, decodes by the file's coding declaration
         return stream.read()
 
 
-@lru_cache(maxsize=1)  # parsing takes seconds, and several parts of a run ask
+@lru_cache(maxsize=1)  # because parsing takes seconds, and several parts of a run need it
 def _mined() -> tuple[tuple[str, str, str], ...]:
     mined: list[tuple[str, str, str]] = []
     seen: set[str] = set()
     for file in _files():
         for query, positive in pairs_of(_source(file)):
-            # Twice with other indentation or case is still twice.
+            # Texts that differ only in case or indentation count as the same text.
             same_query, same_positive = query.lower(), "".join(positive.split())
             if same_query not in seen and same_positive not in seen:
                 seen |= {same_query, same_positive}
                 mined.append((query, positive, _top_level(file)))
     if not mined:
-        raise DataError(f"No function in {_root()} has a docstring: this copy of the standard library is stripped.")
+        raise DataError(
+            f"No function in {_root()} has a docstring: its docstrings were stripped. Use another interpreter."
+        )
     return tuple(mined)
 
 
 def _without(docstrings: list[ast.stmt], lines: list[bytes]) -> list[bytes]:
-    """The lines with the docstrings cut out, as many as before."""
+    """Return the lines with the docstrings cut out. The number of lines stays the same."""
     cut = list(lines)
     for docstring in docstrings:
         assert docstring.end_lineno is not None and docstring.end_col_offset is not None
@@ -164,6 +168,6 @@ def _without(docstrings: list[ast.stmt], lines: list[bytes]) -> list[bytes]:
 
 
 def _summary(docstring: str) -> str:
-    """The first sentence of the first paragraph, on one line."""
+    """Return the first sentence of the docstring's first paragraph, on one line."""
     paragraph = " ".join(docstring.strip().split("\n\n")[0].split())
     return re.split(r"(?<=[^.]\w[.!?])\s+(?=[A-Z(`'\"])", paragraph, maxsplit=1)[0]

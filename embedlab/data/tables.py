@@ -1,7 +1,7 @@
-"""Records of CSV and TSV files, read so that a quote that is never closed costs one line and not the rest of the file.
+"""Reads records of CSV and TSV files so that a quote that is never closed costs one line and not the rest of the file.
 
-Python's parser is told to go on after a broken record at the line after the one where the record began. By itself it
-goes on where it stopped, which for a stray quote is the end of the file.
+After a broken record, reading continues at the line after the record's first line. Python's own parser would continue
+where it stopped, which for a stray quote is the end of the file.
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 Quoting = Literal["auto", "csv", "none"]
-"""How a table is quoted: by the rules of CSV, not at all, or as ``is_unquoted`` finds for a TSV."""
+"""How a table is quoted: ``csv`` by the rules of CSV, ``none`` without quotes.
 
-_LONGEST_RECORD = 1 << 28  # characters: a quote that is open for longer is taken for one that is never closed
-_SWALLOWED = {",": 8, "\t": 1}  # delimiters within quotes, at least, that make a record a heap of rows; see _is_heap
+``auto`` is the rules of CSV for a CSV file, and the choice of ``is_unquoted`` for a TSV file.
+"""
+
+_LONGEST_RECORD = 1 << 28  # characters: a quote that stays open for longer counts as never closed
+_SWALLOWED = {",": 8, "\t": 1}  # minimum number of delimiters in quotes for a heap of rows, see _is_heap
 
 
 class Record(NamedTuple):
     """A record of a table.
 
     Attributes:
-        number: Number of the line where the record begins, from 1.
-        lines: The lines that the record is made of; of a broken record only its first.
-        fields: The fields, or None if the record is broken.
-        problem: What is wrong with a broken record, for example "has 3 fields, the header has 2".
+        number: Number of the line where the record begins, counted from 1.
+        lines: Lines that the record consists of. For a broken record, only the first line.
+        fields: Fields of the record. None if the record is broken.
+        problem: Problem of a broken record, for example "has 3 fields, the header has 2". Empty otherwise.
     """
 
     number: int
@@ -38,9 +41,9 @@ class Record(NamedTuple):
 
 
 def plain_records(lines: Iterable[str], delimiter: str) -> Iterator[Record]:
-    """Stream the records of a table that is written without quotes: one a line, blank lines left out.
+    """Yield the records of a table that is written without quotes: one record per line, without blank lines.
 
-    The first record is the header. A record with another number of fields is broken.
+    The first record is the header. A record whose number of fields differs from the header's is broken.
     """
     width = 0
     for number, line in enumerate(lines, start=1):
@@ -55,15 +58,15 @@ def plain_records(lines: Iterable[str], delimiter: str) -> Iterator[Record]:
 
 
 def quoted_records(lines: Iterable[str], delimiter: str) -> Iterator[Record]:
-    """Stream the records of a table by the rules of CSV, blank lines left out.
+    """Yield the records of a table that is written by the rules of CSV, without blank lines.
 
-    The first record is the header. A record is broken if Python's strict parser refuses it, if it has another number
-    of fields than the header, or if a quote in it has evidently swallowed rows (see ``_is_heap``). Reading goes on at
-    the line after the one where the broken record began. Of the lines that the broken record ran over, each is read by
-    itself: if one left a quote open again, that would run on to the same place, and reading would take the square of
-    the number of lines.
+    The first record is the header. A record is broken if Python's strict parser refuses the record, if its number of
+    fields differs from the header's, or if a quote in the record has evidently swallowed rows (see ``_is_heap``).
+    Reading continues at the line after the broken record's first line. Each further line of the broken record is read
+    by itself. Otherwise a second open quote could run to the same place again, and the time would grow with the square
+    of the number of lines.
     """
-    csv.field_size_limit(sys.maxsize)  # the default takes a text of more than 128 kB for an error
+    csv.field_size_limit(sys.maxsize)  # by default a text of more than 128 kB is an error
     source = _Lines(lines)
     reader = csv.reader(source, delimiter=delimiter, strict=True)
     width = 0
@@ -80,7 +83,7 @@ def quoted_records(lines: Iterable[str], delimiter: str) -> Iterator[Record]:
             problem = "opens a quote that is never closed" if is_open else f"is malformed: {error}"
             if not is_open and len(record) > 1:
                 problem = f"opens a quote that runs on to line {number + len(record) - 1}, where {error}"
-            # The line with the error is read anew, as a first one.
+            # The line with the error is read again, as the first line of a record.
             num_alone = len(record) - 1 if is_open else len(record) - 2
         else:
             record = source.record
@@ -107,13 +110,13 @@ def quoted_records(lines: Iterable[str], delimiter: str) -> Iterator[Record]:
 
 
 def is_unquoted(lines: Iterable[str], delimiter: str) -> bool:
-    r"""Whether a table is written without quotes, so that a quote in it is a character like others.
+    r"""Return whether a table is written without quotes, so that a quote is an ordinary character.
 
-    Decided by what cannot be otherwise. A header with a quoted name is quoted. A line with as many fields as the
-    header, one of which begins with a quote that is not closed as CSV demands, speaks for a table without quotes; a
-    record whose quotes are needed (for a delimiter, a line break or a doubled quote within) speaks for quotes. The
-    table is unquoted if more lines speak for that than against it; where nothing speaks, it is read by the rules of
-    CSV. A field that happens to stand in quotes as a whole says nothing.
+    The decision counts lines that can only be read in one of the two ways. If a name in the header is quoted, the table
+    is quoted. A line is evidence against quoting if it has as many fields as the header and one field begins with a
+    quote that is not closed as CSV demands. A record is evidence for quoting if it needs its quotes, because they
+    enclose a delimiter, a line break or a doubled quote. A field that is quoted without need is no evidence. The table
+    is unquoted if the evidence against quoting is in the majority. Without evidence, the rules of CSV apply.
 
     >>> is_unquoted(['query\tpositive\n', '"Hello, she said\tb\n', 'c\td\n'], "\t")
     True
@@ -138,7 +141,7 @@ def is_unquoted(lines: Iterable[str], delimiter: str) -> bool:
 
 
 class _Lines(Iterator[str]):
-    """Lines that remember those of the current record, and can be put back."""
+    """Iterator over lines that collects the lines of the current record, and to which lines can be returned."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self.record: list[str] = []
@@ -163,7 +166,10 @@ class _Lines(Iterator[str]):
 
 
 def _read_alone(number: int, line: str, delimiter: str, width: int) -> Record | None:
-    """A record from within a broken one: it must be right by itself, a quote only in a quoted field."""
+    """Return one line of a broken record as a record of its own, or None for a blank line.
+
+    The new record is broken too if its number of fields is wrong, or if a quote is in a field that is not quoted.
+    """
     if not line.strip("\r\n"):
         return None
     try:
@@ -174,7 +180,7 @@ def _read_alone(number: int, line: str, delimiter: str, width: int) -> Record | 
         return Record(number, [line], None, _wrong_width(len(fields), width))
     if '"' in line and not _strict_line(delimiter).fullmatch(line):
         return Record(
-            number, [line], None, "has a quote in a field that does not begin with one, within a broken record"
+            number, [line], None, "is in a broken record and has a quote in a field that does not begin with a quote"
         )
     return Record(number, [line], fields)
 
@@ -186,10 +192,11 @@ def _strict_line(delimiter: str) -> re.Pattern[str]:
 
 
 def _is_heap(record: list[str], delimiter: str, width: int) -> bool:
-    """Whether a stray quote has made one record of rows: each of its lines is a whole row, read without quotes.
+    """Return whether a stray quote has joined several rows into one record.
 
-    A text of several lines has its own first line shortened by the fields before, so that its lines hardly ever have
-    all of a row's delimiters each, least of all tabs; a text of many lines with just one comma each cannot be excluded.
+    This is assumed if each line of the record, read without quotes, is a whole row. The lines of a real text with line
+    breaks rarely contain as many delimiters as a row has, in particular tabs. A wrong decision remains possible for a
+    text of many lines with exactly one comma in each line.
     """
     if width < 2 or (len(record) - 1) * (width - 1) < _SWALLOWED[delimiter]:
         return False

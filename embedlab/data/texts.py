@@ -1,4 +1,4 @@
-"""Unique texts as tokens in memory-mapped files, so that neither epochs, ranks nor workers tokenize again.
+"""Stores unique texts as tokens in memory-mapped files, so that no epoch, rank or data worker tokenizes them again.
 
 Axes in names: U unique texts.
 """
@@ -24,26 +24,26 @@ from transformers import PreTrainedTokenizerBase
 from embedlab.data.rows import shown
 from embedlab.errors import ConfigError, DataError
 
-_FORMAT = 1  # raised whenever the files change, so that an older cache is not taken for a new one
-_CHARACTERS_PER_CALL = 1 << 20  # enough to keep the tokenizer's threads busy, little enough to forget
+_FORMAT = 1  # raised whenever the format of the files changes, so that an older cache is not read as a new one
+_CHARACTERS_PER_CALL = 1 << 20  # enough to keep the tokenizer's threads busy, but little memory
 
-# A text of more characters than these for each token that is kept is not tokenized to its end: see _tokenize.
-_LONG_CHARACTERS_PER_TOKEN = 512
-_TRIED_CHARACTERS_PER_TOKEN = 16
-_ENDS_IN_A_ROW = 32  # of beginnings: more than the characters of the longest token of a unigram model, which are 16
-_FAR_END = 1009  # characters after them
-_NEAR_CHARACTERS = 1 << 20  # what stands further away is taken to make no difference
+# Constants of _tokenize, which does not tokenize a very long text to its end.
+_LONG_CHARACTERS_PER_TOKEN = 512  # a text with more characters per kept token is very long
+_TRIED_CHARACTERS_PER_TOKEN = 16  # characters per kept token in the first beginning that is tried
+_ENDS_IN_A_ROW = 32  # consecutive ends tried: more than the 16 characters of a unigram model's longest token
+_FAR_END = 1009  # characters between the last of the consecutive ends and one further end
+_NEAR_CHARACTERS = 1 << 20  # characters further away are assumed to make no difference
 
 _Item = TypeVar("_Item")
 
 
 class TokenizedTexts:
-    """The unique texts of one corpus: what ``TextWriter`` wrote.
+    """Unique texts of one corpus, read from the files that ``TextWriter`` wrote.
 
-    Files are opened when first used, and a pickled copy opens them again, so that data workers share the pages.
+    Files are opened on first use, and a pickled copy opens the files again, so that data workers share memory pages.
 
     Args:
-        folder: where they stand.
+        folder: Folder that ``TextWriter`` wrote the files to.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,34 +56,34 @@ class TokenizedTexts:
         return len(self._token_offsets) - 1
 
     def tokens(self, row: int) -> np.ndarray:
-        """The token ids of one text: a view on the file."""
+        """Return the token ids of one text, as a view of the memory-mapped file."""
         return self._tokens[self._token_offsets[row] : self._token_offsets[row + 1]]
 
     def string(self, row: int) -> str:
-        """One text as it was read, with its prompt, not truncated."""
+        """Return one text as it was read, with its prompt and not truncated."""
         return bytes(self._bytes[self._byte_offsets[row] : self._byte_offsets[row + 1]]).decode()
 
     @cached_property
     def lengths_U(self) -> np.ndarray:
-        """Tokens of each text, int64."""
+        """Number of tokens of each text, shape (U,), int64."""
         lengths_U: np.ndarray = np.diff(self._token_offsets)
         return lengths_U
 
     @cached_property
     def hashes_U(self) -> np.ndarray:
-        """64 bits of each text's BLAKE2b, prompt included, int64: equal where two texts are identical.
+        """64-bit BLAKE2b hash of each text with its prompt, shape (U,), int64. Identical texts have equal hashes.
 
-        Two of ten million different texts share one with a probability of 3e-6.
+        Among ten million different texts, two texts have equal hashes with a probability of 3e-6.
         """
         return mapped_array(self.folder / "hashes.npy")
 
     def fingerprint(self, rows: np.ndarray) -> str:
-        """Hexadecimal digits of some texts in their order, whatever tokenizer cut them."""
+        """Return hexadecimal digits that identify the texts in ``rows`` and their order, whatever the tokenizer."""
         return hashlib.sha256(self.hashes_U[rows].tobytes()).hexdigest()[:16]
 
     @property
     def num_truncated(self) -> int:
-        """Texts that were longer than the maximal length and were cut there."""
+        """Number of texts that were cut because they were longer than the maximum length."""
         return int(self._info["num_truncated"])
 
     @cached_property
@@ -109,12 +109,12 @@ class TokenizedTexts:
 
 
 class TextWriter:
-    """Tokenizes texts, each different one once, into a folder; a context manager.
+    """Context manager that tokenizes texts into a folder. Identical texts are tokenized and stored once.
 
     Args:
-        folder: must be there.
-        tokenizer: adds its special tokens.
-        max_length: tokens of a text, special ones included; the rest is cut off.
+        folder: Existing folder to write the files to.
+        tokenizer: Tokenizer, which adds its special tokens.
+        max_length: Maximum number of tokens per text, special tokens included. Longer texts are cut at this length.
     """
 
     def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
@@ -151,7 +151,7 @@ class TextWriter:
             (self._folder / "texts.json").write_text(json.dumps(info))
 
     def add(self, text: str) -> int:
-        """The text's row; an identical text has the same."""
+        """Add a text and return its row. Identical texts have the same row."""
         encoded = text.encode()
         digest = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little", signed=True)
         row = self._row_of_hash.setdefault(digest, len(self._row_of_hash))
@@ -177,38 +177,42 @@ class TextWriter:
 
 
 def mapped_array(file: Path) -> np.ndarray:
-    """A saved array, memory-mapped, as a plain array: a slice of that costs a fraction of one of a memmap."""
+    """Return a saved array, memory-mapped, as a plain array, because slicing ``np.memmap`` objects is much slower."""
     loaded: np.ndarray = np.load(file, mmap_mode="r")
     return np.asarray(loaded)
 
 
 def rows_without_tokens(texts: TokenizedTexts) -> np.ndarray:
-    """Rows of texts that the tokenizer makes nothing of (only characters that it drops, say)."""
+    """Return the rows of texts without tokens, for example texts of characters that the tokenizer drops."""
     return np.flatnonzero(texts.lengths_U == 0)
 
 
 def require_tokens(texts: TokenizedTexts, place: str) -> None:
-    """Checks that every text has at least one token.
+    """Check that every text has at least one token.
+
+    Args:
+        texts: Texts to check.
+        place: Name of the file that the texts come from, for the message.
 
     Raises:
-        DataError: naming the first that has none.
+        DataError: If a text has no tokens. The message shows the first text without tokens.
     """
     empty = rows_without_tokens(texts)
     if len(empty):
         raise DataError(
             f"{place}: the tokenizer makes no token of the text {shown(texts.string(int(empty[0])))} "
-            f"({len(empty)} such texts). Expected at least one: correct or remove them."
+            f"({len(empty)} such texts). Expected at least one token per text: correct or remove them."
         )
 
 
 def cache_key(kind: str, content: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
-    """A name for tokenized texts that says all that they depend on.
+    """Return a name for tokenized texts in the cache that changes with everything the texts depend on.
 
     Args:
-        kind: what is built of them.
-        content: fingerprints and options, as JSON has them.
-        tokenizer: whose behavior counts, not its name.
-        max_length: tokens of a text.
+        kind: Kind of data that is built from the texts, which begins the name.
+        content: Fingerprints and options that the texts depend on, in types that JSON can represent.
+        tokenizer: Tokenizer. Its behavior enters the name, not what it is called.
+        max_length: Maximum number of tokens per text.
     """
     parts = {
         "format": _FORMAT,
@@ -220,7 +224,7 @@ def cache_key(kind: str, content: Mapping[str, Any], tokenizer: PreTrainedTokeni
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return hexadecimal digits that change whenever the tokens of some text may.
+    """Return hexadecimal digits that identify a tokenizer's behavior, and change whenever a text's tokens could change.
 
     Raises:
         ConfigError: If a slow tokenizer's files cannot be written to a temporary folder.
@@ -233,25 +237,25 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
     digest = hashlib.sha256()
     try:
-        with tempfile.TemporaryDirectory() as folder:  # all that a slow tokenizer is stands in the files it saves
+        with tempfile.TemporaryDirectory() as folder:  # the files that a slow tokenizer saves define its behavior
             tokenizer.save_pretrained(folder)
             for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
                 digest.update(file.name.encode() + b"\0" + file.read_bytes())
     except OSError as error:
         raise ConfigError(
-            f"The files of the tokenizer, by which its cache is found, could not be written to a temporary folder: "
+            f"The files of the tokenizer, which identify its cache, could not be written to a temporary folder: "
             f"{error.strerror or error}. Set the environment variable TMPDIR to a folder with some free space."
         ) from error
     return digest.hexdigest()
 
 
 def num_tokens_of_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
-    """Return the number of tokens that each text with this prompt begins with, special tokens included."""
+    """Return the number of tokens of a prompt, special tokens included."""
     return len(tokenizer(prompt, verbose=False)["input_ids"])
 
 
 def shown_progress(items: Iterable[_Item], description: str) -> Iterator[_Item]:
-    """Passes the items on, with a moving bar on standard error where that is a terminal."""
+    """Yield the items, and show a progress bar on standard error if standard error is a terminal."""
     console = Console(stderr=True)
     yield from track(items, description, total=None, console=console, transient=True, disable=not console.is_terminal)
 
@@ -259,15 +263,16 @@ def shown_progress(items: Iterable[_Item], description: str) -> Iterator[_Item]:
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[list[list[int]], int]:
     """Return the token ids of each text, and how many texts were cut.
 
-    A tokenizer reads a text to its end, whatever is kept of it: ten megabytes cost half a minute and two gigabytes. So
-    a long text is tokenized up to many different ends near its beginning. Where they all give more tokens than are
-    kept, and the same, what follows makes no difference: a unigram model's best path goes through one of so many ends
-    in a row and begins as the path to that end does; the merges of BPE and the words of WordPiece are local. Otherwise
-    later ends are tried, up to that of the text. Only tokens that depend on what stands a million characters later can
-    differ from those of the whole text.
+    A tokenizer reads a text to its end, even if few tokens are kept: ten megabytes take half a minute and two gigabytes
+    of memory. A very long text is therefore tokenized only up to several ends near its beginning. If all of these
+    beginnings give more tokens than are kept, and the same kept tokens, then the rest of the text makes no difference.
+    The reason is that the best path of a unigram model passes through one of the consecutive ends, and starts like the
+    path to that end, while the merges of BPE and the words of WordPiece are local. If the beginnings differ, later ends
+    are tried, up to the end of the text. Only tokens that depend on characters more than a million positions later can
+    differ from the tokens of the whole text.
     """
-    # Data workers are forked after this and never tokenize. Without an explicit setting, tokenizers before 0.23
-    # warns in each of them that it may not run in parallel there.
+    # Data workers are forked later and never tokenize. Without an explicit setting, the tokenizers library before 0.23
+    # warns in each data worker that parallel tokenization is disabled.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     ids: dict[int, list[int]] = {}
     num_truncated = 0
@@ -294,7 +299,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: 
 def _encoded(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
 ) -> tuple[list[list[int]], list[bool]]:
-    """The token ids of each text, and whether it has more of them."""
+    """Return the token ids of each text, and whether the text was cut because it has more tokens."""
     if not texts:
         return [], []
     encoded = tokenizer(

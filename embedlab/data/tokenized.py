@@ -1,4 +1,4 @@
-"""Training pairs over tokenized texts: read, checked and tokenized once, kept in the user's cache.
+"""Reads, checks and tokenizes training pairs once, and keeps them in the user's cache.
 
 Axes in names: N pairs, K hard negatives of all pairs.
 """
@@ -37,17 +37,17 @@ _ARRAYS = ("queries", "positives", "negatives", "negative_offsets", "split_posit
 
 
 class TokenizedPairs:
-    """The pairs of one source, as rows of its unique texts.
+    """Pairs of one source, stored as rows of the source's unique texts.
 
-    Files are opened when first used, and a pickled copy opens them again, so that data workers share the pages.
+    Files are opened on first use, and a pickled copy opens the files again, so that data workers share memory pages.
 
     Args:
-        folder: where ``tokenize_pairs`` wrote them.
-        source: what they were read from.
+        folder: Folder that ``tokenize_pairs`` wrote the pairs to.
+        source: Source that the pairs were read from.
 
     Attributes:
-        name: of the source, for logs.
-        texts: queries, positives and negatives, each different text once.
+        name: Name of the source, for logs.
+        texts: Unique texts of all queries, positives and hard negatives.
     """
 
     def __init__(self, folder: Path, source: PairSource) -> None:
@@ -64,38 +64,38 @@ class TokenizedPairs:
 
     @cached_property
     def queries_N(self) -> np.ndarray:
-        """Each pair's query: its row in ``texts``, int64."""
+        """Row of each pair's query in ``texts``, shape (N,), int64."""
         return self._load("queries")
 
     @cached_property
     def positives_N(self) -> np.ndarray:
-        """Each pair's positive: its row in ``texts``, int64."""
+        """Row of each pair's positive in ``texts``, shape (N,), int64."""
         return self._load("positives")
 
     @cached_property
     def negatives_K(self) -> np.ndarray:
-        """The hard negatives of all pairs, in their order: rows in ``texts``, int64."""
+        """Rows of the hard negatives of all pairs in ``texts``, in the order of the pairs, shape (K,), int64."""
         return self._load("negatives")
 
     @cached_property
     def negative_offsets(self) -> np.ndarray:
-        """Where in ``negatives_K`` each pair's begin, and the end: N + 1 numbers, int64."""
+        """Offset of each pair's first hard negative in ``negatives_K``, followed by K, shape (N + 1,), int64."""
         return self._load("negative_offsets")
 
     @cached_property
     def split_positions_N(self) -> np.ndarray:
-        """A hash of each pair's key as a number in [0, 1), float64."""
+        """Hash of each pair's key as a number in [0, 1), shape (N,), float64."""
         return self._load("split_positions")
 
     @cached_property
     def skipped(self) -> dict[str, int]:
-        """Rows of the source that were left out, by reason."""
+        """Number of the source's rows that were left out, by reason."""
         skipped: dict[str, int] = json.loads((self.folder / "skipped.json").read_text())
         return skipped
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal digits of the texts, their numbers of tokens, the pairs and their keys, whoever cached them."""
+        """Hexadecimal digits that identify the texts, their token counts, the pairs and the hashes of their keys."""
         digest = hashlib.sha256()
         for values in (self.texts.hashes_U, self.texts.lengths_U, *(self._load(name) for name in _ARRAYS)):
             digest.update(np.ascontiguousarray(values).data)
@@ -103,12 +103,12 @@ class TokenizedPairs:
 
     @cached_property
     def notes(self) -> list[str]:
-        """What the user should know of how the source was read, one clause each."""
+        """Remarks for the user about how the source was read, one clause each."""
         notes: list[str] = json.loads((self.folder / "notes.json").read_text())
         return notes
 
     def negatives_of(self, pairs: np.ndarray) -> np.ndarray:
-        """The hard negatives of some pairs, one pair's after the other's: rows in ``texts``, int64."""
+        """Return the rows in ``texts`` of the hard negatives of some pairs, in the order of the pairs, int64."""
         starts = self.negative_offsets[pairs]
         counts = self.negative_offsets[pairs + 1] - starts
         before = np.cumsum(counts) - counts
@@ -116,20 +116,20 @@ class TokenizedPairs:
         return rows
 
     def texts_of(self, pairs: np.ndarray) -> np.ndarray:
-        """The queries, then the positives, then the hard negatives of some pairs: rows in ``texts``, int64."""
+        """Return the rows in ``texts`` of the pairs' queries, then of the positives, then of the negatives, int64."""
         return np.concatenate([self.queries_N[pairs], self.positives_N[pairs], self.negatives_of(pairs)])
 
     def subset(self, split: Split, *, validation_fraction: float, test_fraction: float) -> np.ndarray:
-        """The pairs of one split, int64, ascending.
+        """Return the pairs of one split, in ascending order, int64.
 
-        A pair's split is a function of its key and the fractions alone: pairs with the same key share it,
-        also across sources and runs, and a larger fraction only adds to a held-out split. No key is in two
-        splits; a text can be, where pairs of different keys have it in common (see ``num_shared_texts``).
+        The split of a pair depends only on the pair's key and the fractions. Pairs with the same key are in the same
+        split, also across sources and runs, and a larger fraction only adds pairs to a held-out split. No key is in two
+        splits. A text is in two splits if pairs with different keys share the text (see ``num_shared_texts``).
 
         Args:
-            split: which.
-            validation_fraction: the share of keys, in expectation, that is held out for validation.
-            test_fraction: the same for the test.
+            split: Split whose pairs to return.
+            validation_fraction: Expected share of keys that is held out for validation.
+            test_fraction: Expected share of keys that is held out for the test.
         """
         in_validation = self.split_positions_N < validation_fraction
         in_test = self.split_positions_N >= 1 - test_fraction
@@ -137,7 +137,7 @@ class TokenizedPairs:
         return np.flatnonzero(chosen[split])
 
     def num_shared_texts(self, pairs: np.ndarray, other_pairs: np.ndarray) -> int:
-        """Different texts that are query or positive in both sets of pairs."""
+        """Return the number of different texts that are a query or a positive in both sets of pairs."""
         return len(np.intersect1d(self._texts_of(pairs), self._texts_of(other_pairs)))
 
     def _texts_of(self, pairs: np.ndarray) -> np.ndarray:
@@ -151,20 +151,22 @@ class TokenizedPairs:
 def tokenize_pairs(
     source: PairSource, tokenizer: PreTrainedTokenizerBase, *, max_length: int, cache_dir: Path
 ) -> TokenizedPairs:
-    """Reads and tokenizes a source, or finds that done in the cache.
+    """Read and tokenize a source, or take the result from the cache.
 
-    The cache is keyed by the content of the source's files, the options that say how to read them, the
-    tokenizer's behavior and the length; a hit reads the files once to know their content, no more.
+    The cache key depends on the content of the source's files, the options for reading them, the tokenizer's behavior
+    and the maximum length. If the result is in the cache, the files are only read once to compute the key.
 
     Args:
-        source: what to read.
-        tokenizer: adds its special tokens.
-        max_length: tokens of a text, special ones included; longer texts are cut there, and counted.
-        cache_dir: where the cache is kept.
+        source: Source to read.
+        tokenizer: Tokenizer, which adds its special tokens.
+        max_length: Maximum number of tokens per text, special tokens included. Longer texts are cut at this length and
+            counted.
+        cache_dir: Folder that holds the cache.
 
     Raises:
-        DataError: if the source or the cache cannot be read or written (see ``read_pairs``), or the tokenizer
-            makes nothing of a text.
+        DataError: If the source or the cache cannot be read or written (see ``read_pairs``), or if the tokenizer makes
+            no token of a text.
+        ConfigError: If an option of the source is wrong (see ``read_pairs``).
     """
     options = asdict(source)
     for without_effect in ("path", "name", "weight"):
@@ -212,7 +214,7 @@ def _build(folder: Path, source: PairSource, tokenizer: PreTrainedTokenizerBase,
 def _without_empty_texts(
     arrays: dict[str, np.ndarray], empty: np.ndarray, skipped: Counter[str]
 ) -> dict[str, np.ndarray]:
-    """Leaves out the pairs with a text that has no tokens."""
+    """Return the arrays without the pairs that have a text without tokens, and count these pairs in ``skipped``."""
     if not len(empty):
         return arrays
     counts = np.diff(arrays["negative_offsets"])

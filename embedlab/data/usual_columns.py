@@ -1,4 +1,4 @@
-"""The column names that public sets of training pairs usually have, so that a file of one need not name its own."""
+"""Recognizes the usual column names of public sets of training pairs, so that users need not name the columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from embedlab.errors import ConfigError, DataError
 QUERY: Final = "query"
 POSITIVE: Final = "positive"
 
-_USUAL: Final[tuple[tuple[str, str | list[str]], ...]] = (  # query, positive; of a list all columns are joined
+_USUAL: Final[tuple[tuple[str, str | list[str]], ...]] = (  # query, positive; a list is joined
     ("anchor", POSITIVE),  # Sentence-Transformers
     (QUERY, "pos"),  # FlagEmbedding
     (QUERY, ["positive_passages.title", "positive_passages.text"]),  # Tevatron
@@ -29,7 +29,7 @@ _USUAL_NEGATIVES: Final[tuple[str | list[str], ...]] = (
     ["negative_passages.title", "negative_passages.text"],
 )
 _NUMBERED_NEGATIVE: Final = re.compile(r"negative_\d+")
-_SCORES: Final = {"score", "similarity_score", "label", "labels"}  # with one of these, not all pairs are alike
+_SCORES: Final = {"score", "similarity_score", "label", "labels"}  # columns that mark some pairs as not positive
 
 
 class PairColumns(NamedTuple):
@@ -38,8 +38,9 @@ class PairColumns(NamedTuple):
     Attributes:
         query: Columns whose texts make the query.
         positive: Columns whose texts make the positive.
-        negatives: One group of columns for each kind of negatives; the texts of a group's columns are joined.
-        note: What was assumed in place of the user, a clause; empty if nothing was.
+        negatives: Groups of columns, each group for one negative or list of negatives. The texts of a group's columns
+            are joined.
+        note: Clause that tells the user what was assumed. Empty if nothing was assumed.
     """
 
     query: list[str]
@@ -53,19 +54,19 @@ def usual_columns(
 ) -> PairColumns:
     """Find the columns of the query and the positive that the user has not named.
 
-    ``query`` and ``positive`` are meant wherever they are there, or where nothing is known of the columns. Otherwise
-    the columns must be those of exactly one usual layout. Its negatives are taken too, if the user has named no column
-    and there is just one kind of them.
+    If columns ``query`` and ``positive`` exist, or if the columns are unknown, these two names are used. Otherwise the
+    columns must match exactly one usual layout. The columns of negatives are used too if the user has named no column
+    and exactly one usual kind of negatives exists.
 
     Args:
-        path: The source, for messages.
-        there: Names of its columns, and ``column.field`` of nested fields.
-        query: Columns of the query if the user has named them.
-        positive: Columns of the positive if the user has named them.
+        path: Path of the source, for messages.
+        there: Names of the existing columns, and ``column.field`` for nested fields. Empty if the columns are unknown.
+        query: Columns of the query. None if the user has not named them.
+        positive: Columns of the positive. None if the user has not named them.
         has_negatives: Whether the user has named columns of negatives.
 
     Raises:
-        DataError: If the layout is none or more than one of the usual; the message names the columns that are there.
+        DataError: If the columns match no usual layout or several. The message lists the existing columns.
     """
     as_named = PairColumns(query or [QUERY], positive or [POSITIVE], [])
     negatives = [] if has_negatives else _negatives(there)
@@ -97,10 +98,10 @@ def usual_columns(
 
 
 def named_groups(columns: Sequence[str | list[str]] | str, owner: str) -> list[list[str]]:
-    """Return the columns of negatives as groups: each string a group of one, each inner list a group that is joined.
+    """Return the columns of negatives as groups. A string is a group of one column, an inner list is a group to join.
 
     Raises:
-        ConfigError: If there is none, or one without a name.
+        ConfigError: If there is no column, or if the name of a column is empty.
     """
     groups = [_listed(columns)] if isinstance(columns, str) else [_listed(group) for group in columns]
     if not groups or not all(group and all(group) for group in groups):
@@ -116,7 +117,7 @@ def _negatives(there: Sequence[str]) -> list[list[str]]:
 
 
 def _those_of(usual: str | list[str], there: Sequence[str]) -> list[str]:
-    """The columns of a layout that are there; none without the last, which has the text."""
+    """Return the existing columns of a layout, or no columns if the last, which holds the text, is missing."""
     columns = _listed(usual)
     return [name for name in columns if name in there] if columns[-1] in there else []
 
@@ -126,7 +127,7 @@ def _listed(columns: str | list[str]) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """A column as YAML takes it where it is an ordinary name."""
+    """Return a column's name in a form that YAML accepts: an ordinary name as it is, any other name quoted."""
     return name if re.fullmatch(r"[\w.-]{1,80}", name) else shown(name)
 
 

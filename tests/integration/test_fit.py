@@ -182,7 +182,7 @@ def test_a_batch_that_ranks_cannot_share_equally_is_refused(tmp_path: Path) -> N
     config = write_config(tmp_path, batch_size=5)
     command = ["fit", "--config", str(config), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     for process in start_ranks([command], tmp_path):
-        assert "data.batch_size 5 cannot be shared out equally over 2 processes" in process.printed()
+        assert "data.batch_size 5 cannot be divided equally among 2 processes" in process.printed()
         assert process.exitcode == 2
 
 

@@ -1,1 +1,1 @@
-"""How good embeddings are: evaluation sets, the metrics on them, and BM25 to compare with."""
+"""Measures how good embeddings are: evaluation sets, metrics, and BM25 as a baseline."""

@@ -1,4 +1,4 @@
-"""What a trained model is judged against: BM25 on the same queries and documents."""
+"""Measures BM25 on a retrieval set's queries and documents, as a baseline for a trained model."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from torch import Tensor
 from embedlab.data.evaluation.metrics import retrieval_metrics
 
 _QUERIES_PER_CHUNK = 64
-_DEPTH = 10  # of every metric
+_DEPTH = 10  # number of documents that the metrics look at
 
 
 def bm25_metrics(
     queries: Sequence[str], documents: Sequence[str], relevance: tuple[Tensor, Tensor, Tensor]
 ) -> dict[str, float]:
-    """Retrieval metrics of BM25 (Lucene's variant, k1 1.5, b 0.75, lower-cased words, no stop words) by bm25s.
+    """Return the retrieval metrics of BM25, computed with bm25s.
+
+    BM25 is Lucene's variant with k1 = 1.5 and b = 0.75, on lower-cased words without removal of stop words.
 
     Args:
-        queries: texts.
-        documents: texts.
-        relevance: row of the query, row of the document, and gain, as in ``retrieval_metrics``.
+        queries: Texts of the queries, without prompts.
+        documents: Texts of the documents, without prompts.
+        relevance: Row of the query, row of the document, and gain of each judgment, as in ``retrieval_metrics``.
 
     Returns:
-        The same metrics as ``retrieval_metrics``, ties broken against BM25 too.
+        The metrics that ``retrieval_metrics`` returns. Ties are broken against BM25, as they are for a model.
     """
     index = bm25s.BM25()
     index.index(bm25s.tokenize(list(documents), stopwords=None, show_progress=False), show_progress=False)
@@ -39,15 +41,15 @@ def bm25_metrics(
         if not judged.any():
             continue
         scores = torch.from_numpy(np.stack([index.get_scores(query) for query in words[start:][:_QUERIES_PER_CHUNK]]))
-        # Whatever outranks a relevant document within the depth is among the best: the rest cannot matter.
+        # A document that outranks a relevant one within the depth is among the best documents. The rest cannot matter.
         best = scores.topk(min(_DEPTH, len(documents)), dim=1).indices.flatten().numpy()
         is_there = document_J[judged] < len(documents)
         kept, where = np.unique(np.concatenate([document_J[judged][is_there], best]), return_inverse=True)
-        number_J = document_J[judged].copy()  # of a document that is not there, past the kept ones as past all
+        number_J = document_J[judged].copy()  # a document outside the corpus keeps a number past the end
         number_J[is_there] = where[: is_there.sum()]
         chunk = retrieval_metrics(
             scores[:, kept].float(),
-            torch.eye(len(kept)),  # so that the product of queries and documents is the scores themselves
+            torch.eye(len(kept)),  # so that the product of queries and documents gives the scores
             (
                 torch.from_numpy(query_J[judged] - start),
                 torch.from_numpy(number_J),

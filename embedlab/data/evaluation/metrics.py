@@ -1,6 +1,6 @@
-"""How good embeddings are, in figures that do not depend on batches, ranks or chunks.
+"""Computes metrics of embeddings that do not depend on batches, ranks or chunks.
 
-All tables are of unit-norm embeddings in float32.
+All tables hold unit-norm embeddings in float32.
 
 Axes in names: U texts of a task, B texts of a batch, Q queries, M documents, J relevance judgments, P pairs,
 N scored pairs of texts, R rows of a chunk, D dimensions.
@@ -32,16 +32,16 @@ LOSS_PROTOCOL: Final[dict[str, str | float | int | bool]] = {
     "hard_negatives": False,
     "false_negative_masking": False,
 }
-"""What ``pair_loss`` computes. Losses under another protocol are not comparable to it."""
+"""Definition of the loss that ``pair_loss`` computes. Losses under another protocol are not comparable."""
 
-_NEVER: Final = 1 << 40  # the rank of a document that is not in the corpus
+_NEVER: Final = 1 << 40  # rank given to a document that is not in the corpus
 
 
 class EmbeddingTable(Metric):
-    """Collects the embeddings of a task's texts over batches and ranks into one table.
+    """Metric that collects the embeddings of a task's texts over batches and ranks into one table.
 
     Args:
-        num_rows: texts of the task.
+        num_rows: Number of texts of the task.
     """
 
     is_differentiable = False
@@ -57,12 +57,17 @@ class EmbeddingTable(Metric):
         self.add_state("embeddings", default=[], dist_reduce_fx="cat")
 
     def update(self, rows_B: Tensor, embeddings_BD: Tensor) -> None:
-        """Adds a batch: each text's row in the table, and its embedding."""
+        """Add a batch of embeddings.
+
+        Args:
+            rows_B: Row of each text in the table, int64.
+            embeddings_BD: Embedding of each text.
+        """
         self.rows.append(rows_B)
         self.embeddings.append(embeddings_BD.detach().float())
 
     def compute(self) -> Tensor:
-        """The table (U, D) in float32; a row that a distributed sampler repeated is in it once."""
+        """Return the table of embeddings, shape (U, D), float32. A text that several ranks encoded has one row."""
         rows = dim_zero_cat(self.rows)
         embeddings = dim_zero_cat(self.embeddings)
         times_seen_U = torch.bincount(rows, minlength=self.num_rows)
@@ -81,26 +86,27 @@ def retrieval_metrics(
     *,
     rows_per_chunk: int = 1024,
 ) -> dict[str, float]:
-    """Exact retrieval metrics over the whole corpus, averaged over the queries with a relevant document.
+    """Return exact retrieval metrics over the whole corpus, averaged over the queries with a relevant document.
 
-    The gain in nDCG is linear, as in trec_eval and torchmetrics; the ideal ranking has all relevant
-    documents. Ties are broken against the model: where scores are equal, irrelevant documents come first,
-    then relevant ones by rising gain. So a model that gives all texts one embedding scores worst, whatever
-    the order of the files, and so does one that gives NaN.
+    The gain in nDCG is linear, as in trec_eval and torchmetrics, and the ideal ranking contains all relevant documents.
+    Ties are broken against the model: among equal scores, irrelevant documents come first, then relevant documents in
+    ascending order of gain. A model that gives all texts the same embedding, or NaN, therefore gets the worst result,
+    whatever the order of the files.
 
     Args:
-        queries_QD: unit-norm embeddings of the queries.
-        documents_MD: unit-norm embeddings of the documents.
-        relevance: row of the query, row of the document, and gain above 0, each (J,); what is not named is
-            irrelevant. A row past the end of ``documents_MD`` is a document that is not in the corpus: it is never
-            found, and the ideal ranking and the recall include it, as in trec_eval.
-        rows_per_chunk: queries whose scores are in memory at a time.
+        queries_QD: Unit-norm embeddings of the queries.
+        documents_MD: Unit-norm embeddings of the documents.
+        relevance: Row of the query, row of the document, and gain above 0 of each judgment, each of shape (J,). A
+            document without a judgment is irrelevant. A row past the end of ``documents_MD`` stands for a document that
+            is not in the corpus. The document is never found, but counts in the ideal ranking and the recall, as in
+            trec_eval.
+        rows_per_chunk: Number of queries whose scores are in memory at the same time.
 
     Returns:
-        ``mrr@10``, ``ndcg@10``, ``recall@1`` and ``recall@10``.
+        ``mrr@10``, ``ndcg@10``, ``recall@1`` and ``recall@10``, each between 0 and 1.
 
     Raises:
-        DataError: if no document is relevant to any query, or one is judged twice for a query.
+        DataError: If no document is relevant to any query, or if a document is judged twice for a query.
 
     >>> texts = torch.eye(3)
     >>> relevance = (torch.tensor([0, 1]), torch.tensor([0, 2]), torch.tensor([1, 1]))
@@ -111,8 +117,8 @@ def retrieval_metrics(
     gain_J = gain_J.double()
     if len(query_J) == 0:
         raise DataError(
-            "No document is relevant to any query, so there is no retrieval to measure. Expected at least "
-            "one judgment with a gain above 0: look at the ids in the relevance file."
+            "No document is relevant to any query, so retrieval cannot be measured. Expected at least "
+            "one judgment with a gain above 0: check the ids in the relevance file."
         )
     assert bool((gain_J > 0).all())
     num_numbers = max(len(documents_MD), int(document_J.max()) + 1)
@@ -123,7 +129,7 @@ def retrieval_metrics(
         first = int(repeated_J.nonzero()[0])
         raise DataError(
             f"Document {int(document_J[first])} is judged more than once for query {int(query_J[first])} "
-            f"(rows counted from 0), {int(repeated_J.sum())} repetitions in all. Keep one judgment of each."
+            f"(rows counted from 0), {int(repeated_J.sum())} repetitions in all. Keep one judgment per pair."
         )
 
     is_there_J = document_J < len(documents_MD)
@@ -157,7 +163,15 @@ def retrieval_metrics(
 def _scores_and_irrelevant_above(
     queries_QD: Tensor, documents_MD: Tensor, query_J: Tensor, document_J: Tensor, rows_per_chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """Each judged document's score, and how many irrelevant documents score as high. ``query_J`` rises."""
+    """Return each judged document's score, and the number of irrelevant documents that score as high or higher.
+
+    Args:
+        queries_QD: Unit-norm embeddings of the queries.
+        documents_MD: Unit-norm embeddings of the documents.
+        query_J: Row of each judgment's query, in ascending order.
+        document_J: Row of each judgment's document.
+        rows_per_chunk: Number of queries, and of judgments, that are processed at the same time.
+    """
     score_J = queries_QD.new_empty(len(query_J))
     above_J = torch.empty_like(query_J)
     for start, rows_RD in _chunks(queries_QD, rows_per_chunk):
@@ -170,12 +184,12 @@ def _scores_and_irrelevant_above(
         for first in range(begin, end, rows_per_chunk):  # a query may have many relevant documents
             part = slice(first, min(first + rows_per_chunk, end))
             lower_J = (scores_RM[query_J[part] - start] < score_J[part, None]).sum(dim=1)
-            above_J[part] = len(documents_MD) - lower_J  # not "as high or higher": NaN must not win
+            above_J[part] = len(documents_MD) - lower_J  # not a count of "as high or higher", in which NaN would win
     return score_J, above_J
 
 
 def _positions(group_J: Tensor, keys: tuple[Tensor, ...]) -> Tensor:
-    """Position of each element within its group, from 0, ordered by the last key, then by the one before."""
+    """Return the position of each element in its group, from 0, sorted by the last key, ties by the key before it."""
     order_J = torch.arange(len(group_J), device=group_J.device)
     for key_J in (*keys, group_J):
         order_J = order_J[torch.argsort(key_J[order_J], stable=True)]
@@ -186,27 +200,29 @@ def _positions(group_J: Tensor, keys: tuple[Tensor, ...]) -> Tensor:
 
 
 def spearman(left_ND: Tensor, right_ND: Tensor, scores_N: Tensor) -> float:
-    """Return Spearman's rank correlation of cosines with human scores, tied ranks averaged; 0 for constant cosines.
+    """Return Spearman's rank correlation between cosines and human scores.
+
+    Ties get their average rank. The correlation is 0 if all cosines are equal.
 
     Args:
         left_ND: Unit-norm embeddings of the first texts.
         right_ND: Unit-norm embeddings of the second texts.
-        scores_N: Human scores of how alike they are, on any scale.
+        scores_N: Human scores of the similarity of the two texts, on any scale.
 
     Raises:
-        DataError: If the scores are all the same, or not finite.
+        DataError: If all scores are equal, or a score is not finite.
     """
     if not scores_N.isfinite().all() or bool((scores_N == scores_N[:1]).all()):
         raise DataError(
-            f"The {len(scores_N)} human scores are all the same or not finite: nothing can correlate with them. "
-            "Expected at least two different numbers."
+            f"The {len(scores_N)} human scores are all the same or not finite, so no correlation exists. "
+            "Expected at least two different finite numbers."
         )
     cosine_N = (left_ND * right_ND).sum(dim=1)
     return float(spearman_corrcoef(cosine_N, scores_N.to(cosine_N)))
 
 
 def alignment(queries_PD: Tensor, positives_PD: Tensor) -> float:
-    """Mean squared distance of the two texts of a pair; lower is better.
+    """Return the mean squared distance between the two texts of a pair. Lower is better.
 
     Source: Wang & Isola 2020, arXiv:2005.10242, with their alpha = 2.
     """
@@ -214,43 +230,47 @@ def alignment(queries_PD: Tensor, positives_PD: Tensor) -> float:
 
 
 def uniformity(embeddings_UD: Tensor, *, rows_per_chunk: int = 1024) -> float:
-    """Log of the mean Gaussian potential over pairs of different texts; lower is more spread out.
+    """Return the log of the mean Gaussian potential over pairs of different texts. Lower means more spread out.
 
     Source: Wang & Isola 2020, arXiv:2005.10242, with their t = 2.
 
     Raises:
-        DataError: if there are fewer than two texts.
+        DataError: If there are fewer than two texts.
     """
     num_texts = len(embeddings_UD)
     if num_texts < 2:
-        raise DataError(f"Uniformity is over pairs of different texts, got {num_texts} text. Give at least 2.")
+        raise DataError(f"Uniformity needs pairs of different texts, got {num_texts} text. Give at least 2 texts.")
     total = torch.zeros((), dtype=torch.float64, device=embeddings_UD.device)
     for start, rows_RD in _chunks(embeddings_UD, rows_per_chunk):
-        exponent_RU = (rows_RD @ embeddings_UD.T).sub_(1).mul_(4)  # -2 · squared distance, for unit norm
+        exponent_RU = (rows_RD @ embeddings_UD.T).sub_(1).mul_(4)  # -2 · squared distance, since norms are 1
         exponent_RU.diagonal(offset=start).fill_(-math.inf)
         total += exponent_RU.exp_().sum(dtype=torch.float64)
     return float(torch.log(total / (num_texts * (num_texts - 1))))
 
 
 def pair_loss(queries_PD: Tensor, positives_PD: Tensor) -> tuple[float, float]:
-    """The contrastive loss under ``LOSS_PROTOCOL``, the one loss that runs are compared by.
+    """Return the contrastive loss under ``LOSS_PROTOCOL``, the loss that runs are compared by.
 
-    Symmetric InfoNCE over consecutive blocks of 256 pairs, in the order given: a loss grows with the number
-    of candidates, so that number may depend on neither the batch nor the ranks of a run.
+    The loss is symmetric InfoNCE over consecutive blocks of 256 pairs, in the given order. Since the loss grows with
+    the number of candidates, that number must not depend on the batch size or the number of ranks of a run.
+
+    Args:
+        queries_PD: Unit-norm embeddings of the queries.
+        positives_PD: Unit-norm embeddings of the positives.
 
     Returns:
-        The mean over pairs and its standard error. Pairs of a block share their candidates, so blocks are the
-        clusters of the standard error (deviation of the block means over the root of their number); a single
-        block has only its pairs to go by, and what they share is left out.
+        Mean loss over the pairs in nats, and the standard error of the mean. Pairs of a block share their candidates,
+        so the standard error is the standard deviation of the block means divided by the square root of the number of
+        blocks. With a single block, the losses of the pairs are used in place of block means, as if independent.
 
     Raises:
-        DataError: if there are fewer than two pairs.
+        DataError: If there are fewer than two pairs.
     """
     num_pairs = len(queries_PD)
     assert num_pairs == len(positives_PD)
     if num_pairs < 2:
         raise DataError(
-            f"The evaluation loss contrasts pairs with each other, got {num_pairs} pair. Give at least 2, "
+            f"The evaluation loss contrasts pairs with each other, got {num_pairs} pair. Give at least 2 pairs, "
             f"better several times {PAIR_LOSS_BLOCK}."
         )
     size = min(PAIR_LOSS_BLOCK, num_pairs)
@@ -266,6 +286,6 @@ def pair_loss(queries_PD: Tensor, positives_PD: Tensor) -> tuple[float, float]:
 
 
 def _chunks(table: Tensor, rows_per_chunk: int) -> Iterator[tuple[int, Tensor]]:
-    """Consecutive rows, each with the number of the first."""
+    """Yield consecutive chunks of rows, each preceded by the number of its first row."""
     for start in range(0, len(table), rows_per_chunk):
         yield start, table[start : start + rows_per_chunk]

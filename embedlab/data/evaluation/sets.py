@@ -1,4 +1,4 @@
-"""The evaluation sets and texts that a configuration names: read, checked and tokenized once."""
+"""Reads, checks and tokenizes the evaluation sets and texts that a configuration names."""
 
 from __future__ import annotations
 
@@ -49,26 +49,29 @@ _Taken = TypeVar("_Taken")
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalFiles:
-    """A retrieval set in three files, as BEIR writes them (Thakur et al. 2021, arXiv:2104.08663).
+    """A retrieval set in three files, in the layout of BEIR (Thakur et al. 2021, arXiv:2104.08663).
 
-    Published sets are measured as they stand. A blank document can never be found and is left out of the corpus. A
-    relevant document that is not in the corpus, or is blank, counts as never found, as in trec_eval: the ideal ranking
-    and the recall include it. Both are counted in a printed line; it is an error if they are more than half.
+    Published sets are used without correction. Blank documents can never be found and are left out of the corpus. A
+    relevant document that is blank or not in the corpus counts as never found, but is included in the ideal ranking and
+    the recall, as in trec_eval. Both kinds are counted in a printed line. If more than half of the documents are blank,
+    or more than half of the relevant documents are blank or missing, it is an error unless ``on_error`` is ``skip``.
 
     Args:
-        corpus: Documents, with an id and one or several columns of text.
-        queries: Queries, with an id and a text; those without a relevant document are not encoded.
-        qrels: Judgments, with columns ``query-id``, ``corpus-id`` and ``score``; 0 and less is irrelevant.
-        name: Name in logs; by default that of the corpus' folder.
+        corpus: File of the documents, with an id and one or several columns of text.
+        queries: File of the queries, with an id and a text. Queries without a relevant document are not encoded.
+        qrels: File of the judgments, with columns ``query-id``, ``corpus-id`` and ``score``. A document with a score of
+            0 or less is irrelevant.
+        name: Name of the set in logs. By default the name of the folder of ``corpus``.
         query_prompt: Text put before each query.
         document_prompt: Text put before each document.
-        corpus_text: Column of a document's text; of several, the texts are joined by spaces, those that are blank, null
-            or missing left out. By default ``title``, where there is one, and ``text``.
+        corpus_text: Column or columns of a document's text. The texts of several columns are joined by spaces, without
+            blank, null and missing texts. By default ``title`` (if the column exists) and ``text``.
         corpus_id: Column of a document's id.
         query_text: Column or columns of a query's text.
         query_id: Column of a query's id.
-        on_error: ``raise`` stops at the first row that cannot be used, ``skip`` leaves such rows out and counts them.
-        quoting: How CSV and TSV files are quoted: ``csv``, ``none``, or ``auto`` as for training pairs.
+        on_error: ``raise`` stops at the first row that cannot be used. ``skip`` leaves out and counts all rows that
+            cannot be used.
+        quoting: How CSV and TSV files are quoted: ``csv``, ``none`` or ``auto``, as for training pairs.
     """
 
     corpus: str
@@ -85,16 +88,16 @@ class RetrievalFiles:
     quoting: Quoting = "auto"
 
     def task(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, cache_dir: Path) -> RetrievalTask:
-        """Read and tokenize the files, or find that done in the cache.
+        """Read and tokenize the files, or take the result from the cache.
 
         Args:
             tokenizer: Tokenizer, which adds its special tokens.
-            max_length: Maximum number of tokens of a text; longer ones are cut there.
-            cache_dir: Folder where the cache is kept.
+            max_length: Maximum number of tokens per text, special tokens included. Longer texts are cut at this length.
+            cache_dir: Folder that holds the cache.
 
         Raises:
-            DataError: If a file is missing, a row cannot be used, a judgment names a query that is not there, or no
-                document is relevant to any query.
+            DataError: If a file is missing, a row cannot be used, a judgment names an unknown query, or no document is
+                relevant to any query.
         """
         paths = [self.corpus, self.queries, self.qrels]
         texts, arrays, left_out = _tokenized(self, paths, self._read, tokenizer, max_length, cache_dir)
@@ -160,7 +163,7 @@ class RetrievalFiles:
         )
 
     def _relevant(self, reader: _SetReader, queries: Mapping[str, str | None]) -> Iterator[tuple[str, str, str, float]]:
-        """Place, query, document and gain of each judgment that a document is relevant."""
+        """Yield place, query, document and gain of each judgment with a gain above 0."""
         judged: set[tuple[str, str]] = set()
 
         def take(row: Row, place: str) -> tuple[str, str, str, float]:
@@ -176,7 +179,7 @@ class RetrievalFiles:
             if gain > 0 and (query, document) in judged:
                 raise RejectedRow(
                     "document judged twice",
-                    f"{place} judges document {shown(document)} for query {shown(query)} again. Keep one of the two.",
+                    f"{place} judges document {shown(document)} for query {shown(query)} again. Keep one judgment.",
                 )
             if gain > 0:
                 judged.add((query, document))
@@ -195,11 +198,12 @@ class StsFile:
         path: Any file that training pairs can be read from.
         sentence1: Column of the first sentence.
         sentence2: Column of the second sentence.
-        score: Column of a number, higher for more alike.
-        name: Name in logs; by default that of the file.
+        score: Column of the score, a number that is higher for more similar sentences.
+        name: Name of the set in logs. By default the file's name without its ending.
         prompt: Text put before each sentence.
-        on_error: ``raise`` stops at the first row that cannot be used, ``skip`` leaves such rows out and counts them.
-        quoting: How CSV and TSV files are quoted: ``csv``, ``none``, or ``auto`` as for training pairs.
+        on_error: ``raise`` stops at the first row that cannot be used. ``skip`` leaves out and counts all rows that
+            cannot be used.
+        quoting: How CSV and TSV files are quoted: ``csv``, ``none`` or ``auto``, as for training pairs.
     """
 
     path: str
@@ -212,18 +216,23 @@ class StsFile:
     quoting: Quoting = "auto"
 
     def task(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, cache_dir: Path) -> SimilarityTask:
-        """As in ``RetrievalFiles``.
+        """Read and tokenize the file, or take the result from the cache.
+
+        Args:
+            tokenizer: Tokenizer, which adds its special tokens.
+            max_length: Maximum number of tokens per text, special tokens included. Longer texts are cut at this length.
+            cache_dir: Folder that holds the cache.
 
         Raises:
-            DataError: Also if all pairs have the same score, with which nothing can correlate.
+            DataError: If the file cannot be read, a row cannot be used, or all pairs have the same score.
         """
         texts, arrays, left_out = _tokenized(self, [self.path], self._read, tokenizer, max_length, cache_dir)
         name = self.name or Path(self.path).name.split(".")[0]
         scores_N = arrays["scores"]
         if scores_N.min() == scores_N.max():
             raise DataError(
-                f"{self.path}: all {len(scores_N)} pairs have the score {scores_N[0]:g}, with which nothing can "
-                f"correlate. Expected different scores in column '{self.score}': set score to the column that has them."
+                f"{self.path}: all {len(scores_N)} pairs have the score {scores_N[0]:g}, so no correlation exists. "
+                f"Expected different scores in column '{self.score}': set score to the column that holds the scores."
             )
         return SimilarityTask(name, texts, arrays["left"], arrays["right"], scores_N, left_out=left_out)
 
@@ -243,13 +252,13 @@ class StsFile:
 
 @dataclass(frozen=True, kw_only=True)
 class TextFile:
-    """Texts to encode. Each row has its embedding, so that no row can be left out.
+    """A file of texts to encode. Each row gets an embedding, so no row can be left out.
 
     Args:
         path: Any file that training pairs can be read from.
-        column: Column of the text; of several, the texts are joined by spaces, blank ones left out.
+        column: Column or columns of the text. The texts of several columns are joined by spaces, without blank texts.
         prompt: Text put before each text.
-        quoting: How CSV and TSV files are quoted: ``csv``, ``none``, or ``auto`` as for training pairs.
+        quoting: How CSV and TSV files are quoted: ``csv``, ``none`` or ``auto``, as for training pairs.
     """
 
     path: str
@@ -258,7 +267,19 @@ class TextFile:
     quoting: Quoting = "auto"
 
     def task(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, cache_dir: Path) -> TextRows:
-        """As in ``RetrievalFiles``; the rows are in the order of the file, identical texts as often as there."""
+        """Read and tokenize the file, or take the result from the cache.
+
+        Args:
+            tokenizer: Tokenizer, which adds its special tokens.
+            max_length: Maximum number of tokens per text, special tokens included. Longer texts are cut at this length.
+            cache_dir: Folder that holds the cache.
+
+        Returns:
+            One row per row of the file, in the order of the file. Identical texts are repeated as often as in the file.
+
+        Raises:
+            DataError: If the file cannot be read, or a row has no text.
+        """
         texts, arrays, left_out = _tokenized(self, [self.path], self._read, tokenizer, max_length, cache_dir)
         return TextRows(texts, arrays["rows"], left_out=left_out)
 
@@ -272,16 +293,17 @@ class TextFile:
 
 
 class _SetReader:
-    """Reads the files of one set, and keeps what was left out.
+    """Reader of the files of one set, which counts the data that are left out.
 
     Args:
         quoting: How CSV and TSV files are quoted.
-        on_error: What to do about a row that cannot be used; None where there is no such option.
+        on_error: Whether a row that cannot be used is an error or left out. None if the set has no such option, which
+            makes the row an error.
 
     Attributes:
-        skips: Whether such a row is left out.
-        skipped: Number of what was left out or does not count, by reason.
-        notes: What was assumed in reading, one clause each.
+        skips: Whether rows that cannot be used are left out.
+        skipped: Number of rows, documents or judgments that were left out or count as not found, by reason.
+        notes: Assumptions made in reading the files, one clause each.
     """
 
     def __init__(self, quoting: Quoting, on_error: Literal["raise", "skip"] | None) -> None:
@@ -294,7 +316,7 @@ class _SetReader:
     def rows(
         self, path: str, columns: Sequence[str], take: Callable[[Row, str], _Taken], *, optional: Sequence[str] = ()
     ) -> Iterator[_Taken]:
-        """Stream what ``take`` makes of the rows of a file: see ``usable_rows``."""
+        """Yield the results of ``take`` for the rows of a file, as ``usable_rows`` does."""
         source = open_rows(path, quoting=self._quoting)
         skipped: Counter[str] = Counter()
         rows = source.rows([column for column in columns if column not in optional], optional)
@@ -305,10 +327,10 @@ class _SetReader:
     def texts_by_id(
         self, path: str, id_column: str, columns: list[str], *, optional: Sequence[str] = ()
     ) -> Iterator[tuple[str, str | None]]:
-        """Stream ids and texts, None for a blank or null one.
+        """Yield the id and the text of each row, with None for a blank or null text.
 
         Raises:
-            DataError: If a row cannot be used, an id that was there before included.
+            DataError: If a row cannot be used, or an id occurs twice, unless such rows are skipped.
         """
         seen: set[str] = set()
 
@@ -316,7 +338,7 @@ class _SetReader:
             identity = key_of(row, id_column, place, reason="no id")
             if identity in seen:
                 raise RejectedRow(
-                    "id twice", f"{place}: the id {shown(identity)} was there before. Expected each id once."
+                    "id twice", f"{place}: the id {shown(identity)} is already in use. Expected each id once."
                 )
             has_column = any(column_holding(column, row) is not None for column in columns)
             is_empty = has_column and all(is_blank(found_value(row, column)) for column in columns)
@@ -327,13 +349,19 @@ class _SetReader:
         return self.rows(path, [id_column, *columns], take, optional=optional)
 
     def count_defects(self, reason: str, number: int, total: int, message: str) -> None:
-        """Count what a published set may have a few of.
+        """Count defects of a kind that a published set may have a few of.
+
+        Args:
+            reason: Name of the kind, by which the defects are counted.
+            number: Number of defects.
+            total: Number of things that can have the defect.
+            message: Rest of the error message after "number of total".
 
         Raises:
-            DataError: If all are defective, or more than half of them without ``on_error: skip``.
+            DataError: If all things have the defect, or more than half of them without ``on_error: skip``.
         """
         if number == total or (2 * number > total and not self.skips):
-            raise DataError(f"{number} of {total} {message} Expected at most half: look at the columns and the files.")
+            raise DataError(f"{number} of {total} {message} Expected at most half: check the columns and the files.")
         if number:
             self.skipped[reason] += number
 
@@ -346,7 +374,19 @@ def _tokenized(
     max_length: int,
     cache_dir: Path,
 ) -> tuple[TokenizedTexts, Mapping[str, np.ndarray], str]:
-    """What ``read`` makes of the files, from the cache if it was made before, and what was left out, for people."""
+    """Read and tokenize the files of a set, or take the result from the cache.
+
+    Args:
+        options: Options of the set, which the cache key depends on.
+        paths: Files of the set.
+        read: Function that reads the files, adds their texts to the writer, and returns arrays to keep.
+        tokenizer: Tokenizer, which adds its special tokens.
+        max_length: Maximum number of tokens per text, special tokens included.
+        cache_dir: Folder that holds the cache.
+
+    Returns:
+        Tokenized texts, the arrays by name, and remarks for the user about data that were left out or assumptions.
+    """
 
     def build(folder: Path) -> None:
         reader = _SetReader(options.quoting, None if isinstance(options, TextFile) else options.on_error)

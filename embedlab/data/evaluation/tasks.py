@@ -1,4 +1,4 @@
-"""What a model is measured on while it trains: texts to encode, and what their embeddings should say.
+"""Defines the tasks that a model is evaluated on: texts to encode, and metrics of their embeddings.
 
 Axes in names: U texts of a task, Q queries, M documents, J relevance judgments, P pairs, N scored pairs of texts,
 D dimensions.
@@ -21,18 +21,18 @@ from embedlab.gradcache.chunking import Chunk, cut_chunks, pad_chunk
 
 
 class TextChunks(Dataset[Chunk]):
-    """A rank's chunks of a set of texts, longest first.
+    """Data set of a rank's chunks of texts, longest texts first.
 
-    Every rank has the same number of chunks, so that none waits for another: a last one may be on two ranks.
+    Every rank has the same number of chunks, so that no rank waits for another. A chunk may therefore be on two ranks.
 
     Args:
-        texts: where the tokens are.
-        rows_U: the texts to encode; the rows in a chunk count among these.
-        max_tokens: padded tokens a chunk, at most.
-        max_padding: padding tokens a real token, at most.
-        pad_token_id: fills the padding.
-        rank: of this process.
-        world_size: number of processes.
+        texts: Tokenized texts.
+        rows_U: Rows in ``texts`` of the texts to encode. The rows in a chunk are positions in this array.
+        max_tokens: Maximum number of tokens per chunk, padding included.
+        max_padding: Maximum number of padding tokens per real token, over all chunks.
+        pad_token_id: Token id that fills the padding.
+        rank: Rank of this process.
+        world_size: Number of processes.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class TextChunks(Dataset[Chunk]):
         return len(self._chunks)
 
     def __getitem__(self, number: int) -> Chunk:
-        """One chunk; its rows are the texts' numbers in ``rows_U``."""
+        """Return one chunk, whose rows are the positions of its texts in ``rows_U``."""
         rows = self._chunks[number]
         tokens = [self._texts.tokens(row) for row in self._rows_U[rows].tolist()]
         return pad_chunk(tokens, rows, pad_token_id=self._pad_token_id)
@@ -67,9 +67,10 @@ class TextRows:
     """Texts to encode.
 
     Args:
-        texts: where the tokens are.
-        rows_U: which of them, in the order that embeddings are wanted in.
-        left_out: What of the files was left out or assumed, for people; empty if there is nothing to say.
+        texts: Tokenized texts.
+        rows_U: Rows in ``texts`` of the texts to encode, in the order of the embeddings.
+        left_out: Remarks for the user about data that were left out of the files or assumptions in reading them. Empty
+            if there are none.
     """
 
     def __init__(self, texts: TokenizedTexts, rows_U: np.ndarray, *, left_out: str = "") -> None:
@@ -79,13 +80,13 @@ class TextRows:
 
     @property
     def num_rows(self) -> int:
-        """How many texts there are to encode."""
+        """Number of texts to encode."""
         return len(self.rows_U)
 
     def chunks(
         self, *, max_tokens: int, pad_token_id: int, rank: int = 0, world_size: int = 1, max_padding: float = 0.05
     ) -> TextChunks:
-        """A rank's chunks: see ``TextChunks``."""
+        """Return a rank's chunks of the texts. The arguments are those of ``TextChunks``."""
         return TextChunks(
             self.texts,
             self.rows_U,
@@ -98,16 +99,16 @@ class TextRows:
 
 
 class Retrieval:
-    """Which documents answer which queries: for embeddings, and for any other searcher to be measured on the same.
+    """Queries, documents and relevance judgments, to measure embeddings and other search methods on equal terms.
 
     Args:
-        texts: all of them.
-        query_rows_Q: row of each query in ``texts``.
-        document_rows_M: row of each document.
-        relevance: number of the query, number of the document, and gain above 0, each (J,). A number past the
-            documents is that of one that is not in the corpus: relevant, and never found.
-        query_prompt: what each query's text begins with.
-        document_prompt: what each document's text begins with.
+        texts: Tokenized texts of queries and documents.
+        query_rows_Q: Row of each query in ``texts``.
+        document_rows_M: Row of each document in ``texts``.
+        relevance: Number of the query, number of the document, and gain above 0 of each judgment, each of shape (J,). A
+            number of M or more stands for a document that is not in the corpus, so it is relevant but never found.
+        query_prompt: Prompt that each query's text begins with.
+        document_prompt: Prompt that each document's text begins with.
     """
 
     def __init__(
@@ -128,22 +129,22 @@ class Retrieval:
         self._document_prompt = document_prompt
 
     def rows_to_encode(self) -> np.ndarray:
-        """Rows of queries and documents, each once, ascending."""
+        """Return the rows of queries and documents in the tokenized texts, each row once, in ascending order."""
         return np.union1d(self._query_rows_Q, self._document_rows_M)
 
     def query_strings(self) -> list[str]:
-        """The queries without their prompts."""
+        """Return the texts of the queries without their prompts."""
         return [self._texts.string(row)[len(self._query_prompt) :] for row in self._query_rows_Q]
 
     def document_strings(self) -> list[str]:
-        """The documents without their prompts."""
+        """Return the texts of the documents without their prompts."""
         return [self._texts.string(row)[len(self._document_prompt) :] for row in self._document_rows_M]
 
     def metrics(self, embeddings_UD: Tensor) -> dict[str, float]:
-        """``mrr@10``, ``ndcg@10``, ``recall@1`` and ``recall@10`` over all documents.
+        """Return ``mrr@10``, ``ndcg@10``, ``recall@1`` and ``recall@10`` over all documents.
 
         Args:
-            embeddings_UD: of ``rows_to_encode``, in that order.
+            embeddings_UD: Unit-norm embeddings of the texts in ``rows_to_encode``, in the order of these rows.
         """
         rows_U = self.rows_to_encode()
         queries_QD, documents_MD = (
@@ -157,11 +158,11 @@ class EvaluationTask(TextRows, ABC):
     """Texts to encode, and metrics of their embeddings.
 
     Args:
-        name: for logs.
-        texts: where the tokens are.
-        rows_U: the texts to encode.
-        retrieval: the queries and documents among them, if there are any.
-        left_out: As in ``TextRows``.
+        name: Name of the task in logs.
+        texts: Tokenized texts.
+        rows_U: Rows in ``texts`` of the texts to encode.
+        retrieval: Queries and documents among the texts. None if the task is not about retrieval.
+        left_out: Remarks for the user about data that were left out or assumptions in reading. Empty if there are none.
     """
 
     def __init__(
@@ -179,17 +180,17 @@ class EvaluationTask(TextRows, ABC):
 
     @abstractmethod
     def metrics(self, embeddings_UD: Tensor) -> dict[str, float]:
-        """The metrics, by name, of unit-norm embeddings (num_rows, dim) in float32."""
+        """Return metrics by name, given the unit-norm embeddings of the texts, shape (num_rows, dim), float32."""
 
 
 class RetrievalTask(EvaluationTask):
     """Retrieval over a corpus.
 
     Args:
-        name: for logs.
-        texts: of queries and documents.
-        retrieval: which are which.
-        left_out: As in ``TextRows``.
+        name: Name of the task in logs.
+        texts: Tokenized texts of queries and documents.
+        retrieval: Queries, documents and relevance judgments.
+        left_out: Remarks for the user about data that were left out or assumptions in reading. Empty if there are none.
     """
 
     def __init__(self, name: str, texts: TokenizedTexts, retrieval: Retrieval, *, left_out: str = "") -> None:
@@ -197,20 +198,20 @@ class RetrievalTask(EvaluationTask):
         self._retrieval = retrieval
 
     def metrics(self, embeddings_UD: Tensor) -> dict[str, float]:
-        """See ``Retrieval.metrics``."""
+        """Return the metrics of ``Retrieval.metrics``."""
         return self._retrieval.metrics(embeddings_UD)
 
 
 class SimilarityTask(EvaluationTask):
-    """Human scores of how alike two texts are.
+    """Similarity of two texts, compared with human scores.
 
     Args:
-        name: for logs.
-        texts: where the tokens are.
-        left_rows_N: row of each pair's first text.
-        right_rows_N: row of its second.
-        scores_N: the more alike, the higher.
-        left_out: As in ``TextRows``.
+        name: Name of the task in logs.
+        texts: Tokenized texts.
+        left_rows_N: Row in ``texts`` of each pair's first text.
+        right_rows_N: Row in ``texts`` of each pair's second text.
+        scores_N: Human score of each pair. More similar texts have a higher score.
+        left_out: Remarks for the user about data that were left out or assumptions in reading. Empty if there are none.
     """
 
     def __init__(
@@ -229,27 +230,28 @@ class SimilarityTask(EvaluationTask):
         self._scores_N = torch.from_numpy(scores_N)
 
     def metrics(self, embeddings_UD: Tensor) -> dict[str, float]:
-        """``spearman``: the rank correlation of cosines and scores."""
+        """Return ``spearman``, the rank correlation between the cosines of the pairs and their human scores."""
         left_N, right_N = (rows.to(embeddings_UD.device) for rows in (self._left_N, self._right_N))
         return {"spearman": spearman(embeddings_UD[left_N], embeddings_UD[right_N], self._scores_N)}
 
 
 class HeldOutPairs(EvaluationTask):
-    """Held-out pairs: the contrastive loss on them, and retrieval of each query's positive among all positives.
+    """Held-out pairs of a source: their contrastive loss, and retrieval of each query's positive among all positives.
 
-    In retrieval, identical positives are one document, relevant to the queries of all of them. The loss, which has no
-    such means, leaves out a pair whose query or positive was in an earlier one, as training batches do.
+    In retrieval, identical positives are one document that is relevant to the queries of all these pairs. The loss
+    cannot do so, and leaves out pairs whose query or positive occurs in an earlier pair. Training batches do not repeat
+    texts either.
 
     Args:
-        store: the source.
-        pairs: those that are held out.
+        store: Tokenized source.
+        pairs: Rows of the source's held-out pairs.
 
     Attributes:
-        fingerprint: of the texts that the loss is over, in their order.
-        num_candidates: texts that the loss tells each one's partner apart from, itself included.
+        fingerprint: Hexadecimal digits that identify the texts in the loss and their order.
+        num_candidates: Number of texts among which the loss identifies each text's partner, the partner included.
 
     Raises:
-        DataError: if there are fewer than two.
+        DataError: If fewer than two held-out pairs have different texts.
     """
 
     def __init__(self, store: TokenizedPairs, pairs: np.ndarray) -> None:
@@ -259,7 +261,7 @@ class HeldOutPairs(EvaluationTask):
         if len(first) < 2:
             raise DataError(
                 f"{len(pairs)} of the {len(store)} pairs of source '{store.name}' are held out in this split, "
-                f"{len(first)} of them with different texts. Expected at least 2, better some hundreds: raise "
+                f"{len(first)} of them with different texts. Expected at least 2, better several hundred: raise "
                 "data.validation_fraction or data.test_fraction, or set a split_key with more different values."
             )
         query_rows_Q, query_P = np.unique(queries_P, return_inverse=True)
@@ -281,7 +283,7 @@ class HeldOutPairs(EvaluationTask):
         )
 
     def metrics(self, embeddings_UD: Tensor) -> dict[str, float]:
-        """``loss``, ``loss_standard_error`` (see ``pair_loss``), and those of ``Retrieval``."""
+        """Return ``loss`` and ``loss_standard_error`` of ``pair_loss``, and the metrics of ``Retrieval.metrics``."""
         queries_P, positives_P = (rows.to(embeddings_UD.device) for rows in (self._queries_P, self._positives_P))
         loss, standard_error = pair_loss(embeddings_UD[queries_P], embeddings_UD[positives_P])
         return {"loss": loss, "loss_standard_error": standard_error, **self._retrieval.metrics(embeddings_UD)}

@@ -155,7 +155,7 @@ def test_a_pinned_batch_is_in_page_locked_memory(store: TokenizedPairs) -> None:
 
 
 def test_a_batch_that_cannot_be_shared_out_is_an_error_at_once(store: TokenizedPairs) -> None:
-    with pytest.raises(ConfigError, match=r"batch_size 8 cannot be shared out equally over 3 processes"):
+    with pytest.raises(ConfigError, match=r"batch_size 8 cannot be divided equally among 3 processes"):
         batches_of(store, world_size=3)
 
 

@@ -84,7 +84,7 @@ def test_files_are_read_one_after_the_other(tmp_path: Path) -> None:
         (b'{"query": "a"', "malformed line", "a.jsonl:2 is malformed: Expecting"),
         (b'{"query": "\xff"}', "malformed line", "a.jsonl:2 is malformed: 'utf-8' codec can't decode"),
         (b"[" * 100_000, "malformed line", "a.jsonl:2 is malformed: "),
-        (b'["a", "b"]', "not an object", "a.jsonl:2 holds ['a', 'b'], a list. Expected one JSON object a line"),
+        (b'["a", "b"]', "not an object", "a.jsonl:2 holds ['a', 'b'], a list. Expected one JSON object per line"),
         (b"3", "not an object", "a.jsonl:2 holds 3, a int."),
     ],
 )
@@ -106,7 +106,7 @@ def test_a_malformed_json_line_is_named_and_the_next_is_read(
         (b"a", "a.csv:2 has 1 fields, the header has 2."),
         (b"a,b,c", "a.csv:2 has 3 fields, the header has 2."),
         (b'"a"b,c', "a.csv:2 is malformed: ',' expected after '\"'."),
-        (b"\xff,c", "a.csv:2 is malformed: not in UTF-8."),
+        (b"\xff,c", "a.csv:2 is malformed: it is not in UTF-8."),
     ],
 )
 def test_a_malformed_csv_line_is_named_and_the_next_is_read(tmp_path: Path, line: bytes, message: str) -> None:
@@ -151,7 +151,7 @@ def test_utf_16_without_a_mark_is_named_with_a_remedy(tmp_path: Path, name: str,
 
 def test_half_a_character_of_utf_16_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("query,positive\na,b\n".encode("utf-16") + b"x")
-    with pytest.raises(DataError, match=r"a\.csv has the byte-order mark of UTF-16-LE, and is not"):
+    with pytest.raises(DataError, match=r"a\.csv has the byte-order mark of UTF-16-LE but is not valid"):
         read(tmp_path / "a.csv")
 
 
@@ -196,7 +196,7 @@ def test_a_column_that_is_there_twice_is_refused_if_it_is_used(tmp_path: Path, n
     else:
         lines = (["query", "positive", "positive"], ["a", "b", "c"])
         (tmp_path / name).write_text("".join(delimiter.join(line) + "\n" for line in lines))
-    with pytest.raises(DataError, match="has 2 columns of the name 'positive'"):
+    with pytest.raises(DataError, match="has 2 columns named 'positive'"):
         read(tmp_path / name)
     ((_, row),) = read(tmp_path / name, columns=["query"])
     assert isinstance(row, dict)
@@ -304,14 +304,14 @@ def test_a_truncated_gzip_file_is_an_error(tmp_path: Path) -> None:
     for name, content in (("cut", whole[:-100]), ("plain", b'{"query": "a"}\n'), ("broken", whole[:99] + whole[120:])):
         file = tmp_path / f"{name}.jsonl.gz"
         file.write_bytes(content)
-        with pytest.raises(DataError, match=f"{name}.jsonl.gz is no whole gzip file"):
+        with pytest.raises(DataError, match=f"{name}.jsonl.gz is not a complete gzip file"):
             read(file)
 
 
 def test_a_broken_parquet_file_is_an_error(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-50])
-    with pytest.raises(DataError, match=r"b\.parquet is no whole Parquet file"):
+    with pytest.raises(DataError, match=r"b\.parquet is not a complete Parquet file"):
         read(tmp_path / "b.parquet")
 
 

@@ -137,7 +137,7 @@ def test_the_fingerprint_of_a_saved_dataset_is_of_its_content(tmp_path: Path) ->
 def test_a_broken_saved_dataset_is_an_error(tmp_path: Path) -> None:
     datasets.Dataset.from_list([{"query": "a"}]).save_to_disk(str(tmp_path / "saved"))
     (tmp_path / "saved" / "dataset_info.json").write_text("{")
-    with pytest.raises(DataError, match="is no whole saved dataset"):
+    with pytest.raises(DataError, match="is not a complete saved dataset"):
         open_rows(str(tmp_path / "saved"))
 
 

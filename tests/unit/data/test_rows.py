@@ -36,7 +36,7 @@ def test_several_columns_are_joined_without_blank_ones() -> None:
         (7, "not a text", "pairs.jsonl:3: column 'query' holds 7, a int. Expected a string."),
         (["a"], "not a text", "pairs.jsonl:3: column 'query' holds ['a'], a list. Expected a string."),
         ({"text": "a"}, "not a text", "a dict. Expected a string, or the name of a field as 'query.field'."),
-        ("\ud800", "not a text", "which has half of a surrogate pair. Expected Unicode."),
+        ("\ud800", "not a text", "which contains half of a surrogate pair. Expected valid Unicode."),
     ],
 )
 def test_what_is_no_text_is_rejected(value: object, reason: str, message: str) -> None:

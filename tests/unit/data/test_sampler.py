@@ -237,7 +237,7 @@ def test_weights_that_make_no_sense_are_an_error(weights: tuple[float | None, fl
 
 
 def test_a_weight_too_small_to_be_seen_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"weight 0.001 of source 'numbers' is none of the 10 steps"):
+    with pytest.raises(ConfigError, match=r"weight 0.001 of source 'numbers' gives the source none of the 10 steps"):
         plan_of(unique_pairs(10, weight=1.0), unique_pairs(10, weight=0.001), batch_size=2)
 
 
@@ -306,7 +306,9 @@ def test_the_parts_of_the_ranks_are_the_batch(world_size: int) -> None:
 
 @pytest.mark.parametrize(("batch_size", "world_size", "nearest"), [(10, 4, 8), (11, 4, 12), (1, 4, 4)])
 def test_a_batch_that_cannot_be_shared_out_is_an_error(batch_size: int, world_size: int, nearest: int) -> None:
-    with pytest.raises(ConfigError, match=f"over {world_size} processes.*multiple of {world_size}, {nearest} for"):
+    with pytest.raises(
+        ConfigError, match=f"among {world_size} processes.*multiple of {world_size}, for example {nearest}"
+    ):
         rows_of_rank(np.arange(batch_size), 0, world_size)
 
 

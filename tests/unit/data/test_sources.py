@@ -63,7 +63,7 @@ def test_of_several_positives_the_first_is_taken_and_said(tmp_path: Path) -> Non
     notes: list[str] = []
     pairs = list(read_pairs(PairSource(path=str(file)), Counter(), notes))
     assert [pair.positive for pair in pairs] == ["a", "b", "d"]
-    assert notes == ["1 of 3 rows have several positives, of which the first is taken"]
+    assert notes == ["1 of 3 rows have several positives, of which only the first is used"]
     write_rows(file, [{"query": "q", "positive": []}])
     with pytest.raises(DataError, match=r"the list in column 'positive' is empty"):
         read(file)

@@ -97,7 +97,7 @@ def test_a_library_without_sources_is_an_error_that_says_what_to_do(other_librar
     (other_library / "site-packages").mkdir()
     (other_library / "site-packages" / "abc.py").write_text("def f():\n    'Not of the library.'\n    return 1\n")
     for use in (standard_library.pairs, lambda: list(standard_library.texts()), standard_library.fingerprint):
-        with pytest.raises(DataError, match=r"holds none.*Use one that has them"):
+        with pytest.raises(DataError, match=r"holds none.*Use an interpreter that has them"):
             use()
 
 

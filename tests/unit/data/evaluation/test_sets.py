@@ -119,7 +119,7 @@ def test_judgments_without_a_header_are_an_error_that_shows_what_was_read(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"_id": "d1", "title": "again", "text": "x"}, r"corpus\.jsonl\.gz:4: the id 'd1' was there before"),
+        ({"_id": "d1", "title": "again", "text": "x"}, r"corpus\.jsonl\.gz:4: the id 'd1' is already in use"),
         ({"_id": "d4"}, r":4: the text in column 'title' and 'text' is empty or blank"),
         ({"_id": None, "title": "a", "text": "b"}, r":4: column '_id' holds None, a NoneType"),
         ({"_id": True, "title": "a", "text": "b"}, r":4: column '_id' holds True, a bool"),
@@ -263,7 +263,7 @@ def test_a_similarity_file_without_quotes_gives_all_rows(tmp_path: Path) -> None
     task = StsFile(path=str(tmp_path / "sts.tsv")).task(**options(tmp_path))
     assert task.num_rows == 8
     assert '"b"' in {task.texts.string(row) for row in task.rows_U}
-    assert task.left_out.startswith("read as written without quotes")
+    assert task.left_out.startswith("read without quoting")
 
 
 @pytest.mark.parametrize("num_rows", [1, 5])
