@@ -252,8 +252,8 @@ class GradCache:
             boundary.random_state.restore(device)
             return boundary.output
 
-        # An attribute of an instance shadows the forward method of its class. The model still loops over all blocks, but
-        # each frozen block only returns what the last frozen block returned in the first pass.
+        # An attribute of an instance shadows the forward method of its class. The model still loops over all blocks,
+        # but each frozen block only returns what the last frozen block returned in the first pass.
         shadowed = [block.__dict__.get("forward") for block in self._frozen_blocks]
         for block in self._frozen_blocks:
             block.__dict__["forward"] = recorded
