@@ -253,8 +253,8 @@ def _check_size(backbone: BackboneConfig, config: PretrainedConfig) -> None:
     held = sum(math.prod(shape) for shape in weight_shapes(Path(backbone.path)).values())
     if stated > 2 * held:
         raise ConfigError(
-            f"The files of '{backbone.path}' do not match: config.json describes a decoder of {stated:,} parameters, but "
-            f"the weights have {held:,} parameters. Download both again, from the same revision of the model."
+            f"The files of '{backbone.path}' do not match: config.json describes a decoder of {stated:,} parameters, "
+            f"but the weights have {held:,} parameters. Download both again, from the same revision of the model."
         )
 
 
@@ -489,8 +489,8 @@ def _loading(backbone: BackboneConfig) -> Iterator[dict[str, Any]]:
         if where.get("local_files_only") and isinstance(error, OSError | ValueError):
             raise ConfigError(
                 f"Backbone '{backbone.path}' is not a folder and not in the local cache of the Hugging Face hub, and "
-                "the hub could not be reached. Give a folder with a saved model, connect to the hub, or use 'ladder:r0', "
-                "which needs no network."
+                "the hub could not be reached. Give a folder with a saved model, connect to the hub, or use "
+                "'ladder:r0', which needs no network."
             ) from error
         reason = _one_line(error)
         if not (isinstance(error, OSError | ValueError | ImportError | RuntimeError) and reason):
