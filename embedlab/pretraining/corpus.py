@@ -78,7 +78,7 @@ class PackedText:
         """Return the token ids of all documents of one split, one after the other: uint16, memory-mapped.
 
         Args:
-            split: Which stream to return: ``train`` or ``validation``.
+            split: Name of the split: ``train`` or ``validation``.
         """
         return mapped_array(self.folder / f"{split}.npy")
 

@@ -1,4 +1,4 @@
-// The recipe for a budget, as embedlab/search/recipe.py computes it: the same numbers, and the same words where there is none.
+// Computes the recipe for a budget like embedlab/scaling/recipe.py, with the same numbers and the same error messages.
 "use strict";
 
 (function (report) {
@@ -17,12 +17,12 @@
     return given;
   }
 
-  // What D tokens are worth of which so many are unique (Muennighoff et al. 2023, eq. 5).
+  // Return how many unique tokens have the value of repeated tokens (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5).
   function worth(tokens, unique, epochs) {
     return unique + unique * epochs * (1 - Math.exp(-(tokens / unique - 1) / epochs));
   }
 
-  // The logarithm of a law's loss at each configuration, with the parameters that begin at an offset.
+  // Write the logarithm of the predicted loss of each configuration into an array, for the law's parameters at an offset.
   function logLosses(method, numbers, offset, sizes, tokens, uniqueTokens, into, start) {
     const of = (name) => (name in method.place ? numbers[offset + method.place[name]] : undefined);
     const [E, A, B, alpha, D_0, R] = ["E", "A", "B", "alpha", "D_0", "R"].map(of);
@@ -43,7 +43,7 @@
 
   function requirePositive(name, value) {
     if (value !== null && !(Number.isFinite(value) && value > 0)) {
-      throw new Error(`${name} is ${value}. Expected a finite number above 0; leave it out for no limit.`);
+      throw new Error(`${name} is ${value}. Expected a finite number above 0. Leave ${name} out for no limit.`);
     }
   }
 
@@ -78,30 +78,30 @@
     };
   }
 
-  // The constraint that a configuration does not meet; null if it meets all.
+  // Return the reason that rules a configuration out, or null if it meets all constraints.
   function ruledOutBy(given, method, one, constraints) {
-    if (one.flops <= 0) return "serve_tokens, which cost the whole budget,";
+    if (one.flops <= 0) return "serve_tokens (serving alone costs the whole budget)";
     const ratio = one.tokens / one.parameters;
     if (!(method.ratio[0] / given.farthest <= ratio && ratio <= method.ratio[1] * given.farthest)) {
-      return `tokens a parameter ${report.general(given.farthest, 6)} times beyond those of the runs`;
+      return `the limit on tokens per parameter (up to ${report.general(given.farthest, 6)} times beyond the runs)`;
     }
     if (constraints.max_parameters !== null && one.parameters > constraints.max_parameters) return "max_parameters";
     if (constraints.max_memory !== null) {
-      if (one.memory_bytes === null) return "max_memory, of which no run says anything,";
+      if (one.memory_bytes === null) return "max_memory (no run states the memory that is needed)";
       if (one.memory_bytes > constraints.max_memory * GIB) return "max_memory";
     }
     if (constraints.hours !== null) {
-      if (one.hours === null) return "hours, of which no run says anything,";
+      if (one.hours === null) return "hours (no run states the time that is needed)";
       if (one.hours > constraints.hours) return "hours";
     }
     if (one.epochs !== null && one.epochs > given.mostEpochs && !("R" in method.place)) {
       const most = report.general(given.mostEpochs, 6);
-      return `unique_pairs, seen more than ${most} times, of which no run says what they are worth,`;
+      return `unique_pairs (seen more than ${most} times, which no run shows the effect of)`;
     }
     return null;
   }
 
-  // Between sorted values by a straight line, as numpy.quantile does.
+  // Return a quantile of sorted values by linear interpolation, as numpy.quantile does.
   function quantile(sorted, share) {
     const at = share * (sorted.length - 1);
     const below = Math.floor(at);
@@ -165,7 +165,7 @@
     return [[...possible].sort((one, other) => one.loss - other.loss), probability];
   }
 
-  // The answer for a budget; an Error that says why there is none.
+  // Return the recipe for a budget. If there is no recipe, throw an Error with the reason.
   function recipe(given, budget, constraints, extrapolate) {
     const shown = (value) => report.general(value, 6);
     for (const [name, value] of Object.entries(constraints)) requirePositive(name, value);
@@ -175,13 +175,13 @@
     const largest = Math.max(...given.methods.map((method) => method.largestFlops));
     if (budget > given.farthest * largest && !extrapolate) {
       throw new Error(
-        `The budget of ${shown(budget)} FLOPs is ${report.general(budget / largest, 3)} times the largest run, ` +
-          `${shown(largest)}, and ${shown(given.farthest)} times is as far as a law is trusted. Run larger ones, or ` +
-          "tick the box.",
+        `The budget of ${shown(budget)} FLOPs is ${report.general(budget / largest, 3)} times that of the largest run ` +
+          `(${report.general(largest, 3)} FLOPs), and laws are trusted up to ${shown(given.farthest)} times. Train ` +
+          "larger runs, or tick the box.",
       );
     }
     if (constraints.unique_pairs !== null && given.tokensPerPair === null) {
-      throw new Error("unique_pairs is given, and no run says how many pairs it saw. Leave it out.");
+      throw new Error("unique_pairs is set, but no run states how many pairs it saw. Leave unique_pairs out.");
     }
     const uniqueTokens = constraints.unique_pairs === null ? null : constraints.unique_pairs * given.tokensPerPair;
     const ruledOut = new Map();
@@ -199,7 +199,8 @@
       const most = [...ruledOut].reduce((one, other) => (other[1] > one[1] ? other : one))[0];
       const reasons = [...ruledOut].map(([reason, count]) => `${reason} rules out ${count} of ${total}`).join("; ");
       throw new Error(
-        `Nothing meets the constraints at a budget of ${shown(budget)} FLOPs: ${reasons}. Relax ${most}.`,
+        `No configuration meets the constraints at a budget of ${shown(budget)} FLOPs: ${reasons}. Relax ${most}, or ` +
+          "change the budget.",
       );
     }
     const [configurations, methodProbability] = ranked(given, possible, uniqueTokens);
