@@ -285,9 +285,7 @@ def _held_out(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> Figure:
         ends = [value for one in series for values in (one.x, one.y) for value in values]
         line = [min(ends), max(ends)]
         series.insert(0, Series(label="predicted = measured", kind=Kind.LINE, x=line, y=line))
-    note = (
-        "Each law was fitted without the largest budgets, then predicted their runs. Points on the line are exact."
-    )
+    note = "Each law was fitted without the largest budgets, then predicted their runs. Points on the line are exact."
     if without and series:
         note += f" Methods with too few budgets to hold any out: {', '.join(without)}."
     return Figure(

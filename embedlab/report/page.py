@@ -41,11 +41,11 @@ def page(
     """Return the HTML text of the page.
 
     Args:
-        source: Where the runs come from, for the reader.
+        source: Name of the folder or table that holds the runs, for the reader.
         observations: All runs, including runs that are left out of the fits.
         methods: Names of the methods with runs to fit, in the order of their colors.
         laws: Laws of the methods; methods without a law are missing.
-        refused: For each method without a law, the reason.
+        refused: Reason for each method without a law, by the name of the method.
         figures: Figures to show.
         constraints: Initial constraints of the recipe on the page.
         confirmations: Recipes that were trained, with the predicted and the measured loss.

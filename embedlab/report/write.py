@@ -32,7 +32,7 @@ def write_report(
 
     Args:
         folder: Folder to write to, which is created if it does not exist.
-        source: Where the runs come from, for the reader.
+        source: Name of the folder or table that holds the runs, for the reader.
         observations: All runs, including runs that are left out of the fits.
         constraints: Initial constraints of the recipe on the page.
         num_replicates: Number of bootstrap replicates.

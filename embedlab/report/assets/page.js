@@ -76,8 +76,8 @@
     const chance = percent(data.recipe.indistinguishable);
     const told = alike.length === 1
       ? `Every other configuration has a lower loss than this configuration with a probability below ${chance}.`
-      : `These ${alike.length} configurations cannot be told apart: the first has the lowest predicted loss, and each ` +
-        `of the others has a lower loss than the first with a probability of at least ${chance}.`;
+      : `These ${alike.length} configurations cannot be told apart: the first has the lowest predicted loss, and ` +
+        `each of the others has a lower loss than the first with a probability of at least ${chance}.`;
     const made = element("div", "", element("p", "note", told), shown);
     if (rows.length > FEW) {
       const more = element("button", "more", `Show all ${rows.length}`);
@@ -159,8 +159,8 @@
     if (!data.confirmations.length) return;
     document.getElementById("confirmation").hidden = false;
     const heads = [
-      "budget, FLOPs", "learning rate", "predicted loss", "80 % interval", "95 % interval", "measured loss", "difference",
-      "fitted runs", "largest fitted run",
+      "budget, FLOPs", "learning rate", "predicted loss", "80 % interval", "95 % interval", "measured loss",
+      "difference", "fitted runs", "largest fitted run",
     ];
     const rows = data.confirmations.map((one) => [
       [named(one.method, colors[one.method]), ""], [element("span", "words", one.backbone), ""],
@@ -225,7 +225,7 @@
       table(heads, noted ? rows : rows.map((row) => row.slice(0, 3))),
       element("p", "note", `${law.name}, fitted to ${law.runs} runs. ` +
         `${law.startsInBasin} of ${law.starts} starting points led to this minimum. ${words}` +
-        (tried.length > 1 ? ` Laws that were tried, with their errors on held-out budget levels: ${tried.join(", ")}.` : "") +
+        (tried.length > 1 ? ` Errors of all tried laws on held-out budget levels: ${tried.join(", ")}.` : "") +
         (law.caution && ` ${law.caution}`)),
     );
   }

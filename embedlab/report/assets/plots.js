@@ -82,7 +82,8 @@
 
   function axis(given, values, colors, narrow) {
     const numbers = values.filter((value) => value > 0);
-    const isShort = given.log && Math.max(...numbers) < 30 * Math.min(...numbers); // powers of ten would give at most one tick
+    // On a short axis, powers of ten would give at most one tick.
+    const isShort = given.log && Math.max(...numbers) < 30 * Math.min(...numbers);
     return {
       title: { text: plain(given.title), font: { size: 13, color: colors.quiet }, standoff: 8 },
       type: given.log ? "log" : "linear",
@@ -106,7 +107,7 @@
       margin: { l: 48, r: 8, t: 8, b: 44 },
       hovermode: "closest",
       hoverlabel: { bgcolor: colors.paper, bordercolor: colors.rule, font: { color: colors.ink, size: 13 } },
-      dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // on a touch screen, dragging scrolls the page
+      dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // on touch screens, dragging scrolls
       xaxis: axis(figure.x, figure.series.flatMap((one) => one.x), colors, narrow),
       yaxis: axis(figure.y, figure.series.filter((one) => one.kind !== "span").flatMap((one) => one.y), colors, narrow),
       shapes: marks(figure, methods, colors),

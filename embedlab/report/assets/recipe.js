@@ -22,7 +22,7 @@
     return unique + unique * epochs * (1 - Math.exp(-(tokens / unique - 1) / epochs));
   }
 
-  // Write the logarithm of the predicted loss of each configuration into an array, for the law's parameters at an offset.
+  // Write the log of the predicted loss of each configuration into an array, for the parameters of a law at an offset.
   function logLosses(method, numbers, offset, sizes, tokens, uniqueTokens, into, start) {
     const of = (name) => (name in method.place ? numbers[offset + method.place[name]] : undefined);
     const [E, A, B, alpha, D_0, R] = ["E", "A", "B", "alpha", "D_0", "R"].map(of);
@@ -175,8 +175,8 @@
     const largest = Math.max(...given.methods.map((method) => method.largestFlops));
     if (budget > given.farthest * largest && !extrapolate) {
       throw new Error(
-        `The budget of ${shown(budget)} FLOPs is ${report.general(budget / largest, 3)} times that of the largest run ` +
-          `(${report.general(largest, 3)} FLOPs), and laws are trusted up to ${shown(given.farthest)} times. Train ` +
+        `The budget of ${shown(budget)} FLOPs is ${report.general(budget / largest, 3)} times that of the largest ` +
+          `run (${report.general(largest, 3)} FLOPs), and laws are trusted up to ${shown(given.farthest)} times. Train ` +
           "larger runs, or tick the box.",
       );
     }

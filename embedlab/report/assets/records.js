@@ -57,7 +57,8 @@
         const sign = state.descending ? -1 : 1;
         const compare = (one, other) => (typeof one === "string" ? one.localeCompare(other) : one - other);
         state.rows.sort((one, other) => {
-          const missing = (values[one] === null) - (values[other] === null); // runs without a value come last in both orders
+          // Runs without a value come last in both orders.
+          const missing = (values[one] === null) - (values[other] === null);
           return missing || (values[one] === null ? 0 : sign * compare(values[one], values[other]));
         });
       }

@@ -216,7 +216,7 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path, kept: str) -> None:
     text = written.read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
     by_key = {figure["key"]: figure for figure in data["figures"]}
-    said = {"tiny": "one size", "budget": "about one budget", "none": "No method has a law"}[kept]
+    said = {"tiny": "one size", "budget": "about the same budget", "none": "No method has a law"}[kept]
     assert said in json.dumps([data["refused"], [by_key["best-size"]["empty"]]])
     assert len(data["records"]["name"]) == len(chosen)
 
