@@ -1,6 +1,8 @@
-"""Chunks of similar length under a token budget, so that memory does not limit the batch and padding costs little.
+"""Cuts batches into chunks of texts of similar length, so that memory does not limit the batch size.
 
-Axes in names: U unique texts of a batch, B texts of a chunk, L tokens, D dimensions.
+Little compute is spent on padding, because the texts of a chunk have similar lengths.
+
+Names end in their axes: U unique texts of a batch, B texts of a chunk, L tokens, T chunk ends, F chunk starts.
 """
 
 from __future__ import annotations
@@ -13,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_PRICES_TRIED = 12  # halvings, on a logarithmic scale, of the range in which a chunk's price in tokens is sought
+_PRICES_TRIED = 12  # steps of the search for the price of a chunk in tokens; each step halves the range of log price
 
 
 @dataclass
 class Chunk:
-    """Texts of similar length, right-padded to the longest of them.
+    """Texts of similar length, padded on the right to the longest text.
 
     Attributes:
-        input_ids_BL: token ids, int64.
-        attention_mask_BL: 1 for tokens, 0 for padding, int64.
-        rows_B: each text's row among the unique texts it was cut from, int64.
+        input_ids_BL: Token ids, int64.
+        attention_mask_BL: 1 for tokens and 0 for padding, int64.
+        rows_B: Row of each text among the unique texts of the batch, int64.
     """
 
     input_ids_BL: Tensor
@@ -32,11 +34,16 @@ class Chunk:
 
     @property
     def num_padded_tokens(self) -> int:
-        """Tokens including padding: what the hardware computes on."""
+        """Number of tokens that the hardware processes, padding included."""
         return self.input_ids_BL.numel()
 
     def to(self, *args: Any, **kwargs: Any) -> Chunk:
-        """The chunk with its tensors moved as ``torch.Tensor.to`` does."""
+        """Return a chunk with all tensors moved or converted by ``torch.Tensor.to``.
+
+        Args:
+            *args: Positional arguments of ``torch.Tensor.to``.
+            **kwargs: Keyword arguments of ``torch.Tensor.to``.
+        """
         return Chunk(
             self.input_ids_BL.to(*args, **kwargs),
             self.attention_mask_BL.to(*args, **kwargs),
@@ -44,23 +51,23 @@ class Chunk:
         )
 
     def pin_memory(self) -> Chunk:
-        """The chunk in page-locked memory, for asynchronous copies to a GPU."""
+        """Return a copy of the chunk in page-locked memory, for asynchronous copies to a GPU."""
         return Chunk(self.input_ids_BL.pin_memory(), self.attention_mask_BL.pin_memory(), self.rows_B.pin_memory())
 
 
 def cut_chunks(lengths_U: np.ndarray, *, max_tokens: int, max_padding: float = 0.05) -> list[np.ndarray]:
-    """Sorts texts by length, longest first, and cuts them into few chunks with little padding.
+    """Sort texts by length, longest first, and cut them into few chunks with little padding.
 
-    Of the ways to cut, it takes nearly the one with the fewest chunks whose padding, over all of them, stays
-    within ``max_padding``: every chunk costs calls, every padded token costs arithmetic.
+    The number of chunks is close to the minimum for which the padding over all chunks stays within ``max_padding``.
+    Every chunk costs kernel launches, and every padding token costs arithmetic.
 
     Args:
-        lengths_U: tokens of each text.
-        max_tokens: padded tokens a chunk, at most; a single text may be longer.
-        max_padding: padding tokens a real token over all chunks, at most.
+        lengths_U: Number of tokens of each text.
+        max_tokens: Maximum number of tokens per chunk, padding included. A text that is longer gets its own chunk.
+        max_padding: Maximum number of padding tokens per real token, over all chunks together.
 
     Returns:
-        The rows of each chunk, int64; every row stands in exactly one chunk.
+        The rows of the texts in each chunk, int64. Every row is in exactly one chunk.
 
     >>> [rows.tolist() for rows in cut_chunks(np.array([3, 50, 2, 50, 3]), max_tokens=100)]
     [[1, 3], [0, 4, 2]]
@@ -70,14 +77,19 @@ def cut_chunks(lengths_U: np.ndarray, *, max_tokens: int, max_padding: float = 0
     order = np.argsort(-lengths_U, kind="stable")
     lengths = lengths_U[order].astype(np.int64)
     starts = _where_to_cut(lengths, max_padding / 2)
-    # The group from start f to the end before start t + 1, padded to its longest, is cut where memory ends.
+    # Entry [t, f] describes the group of texts from start f to the text before start t + 1, padded to the longest
+    # text of the group. A group with more than max_tokens tokens is cut into several chunks.
     counts_TF = starts[1:, None] - starts[None, :-1]
     padded_TF = counts_TF * lengths[starts[:-1]]
     texts_a_chunk_F = np.maximum(1, max_tokens // lengths[starts[:-1]])
     chunks_TF = -(-counts_TF // texts_a_chunk_F)
 
     def grouped(tokens_a_chunk_costs: float) -> list[tuple[int, int]]:
-        """Groups that make tokens and chunks, at this price of a chunk, cheapest (dynamic programming)."""
+        """Return the groups with the lowest total cost, found by dynamic programming.
+
+        Args:
+            tokens_a_chunk_costs: Cost of one chunk, in padded tokens.
+        """
         cost_TF = padded_TF + tokens_a_chunk_costs * chunks_TF
         cheapest = np.zeros(len(starts))
         came_from = np.zeros(len(starts), dtype=np.int64)
@@ -110,9 +122,14 @@ def cut_chunks(lengths_U: np.ndarray, *, max_tokens: int, max_padding: float = 0
 
 
 def _where_to_cut(lengths: np.ndarray, tolerance: float) -> np.ndarray:
-    """Where a chunk may start, and the end: where the length falls below the last such place's by the tolerance.
+    """Return the positions at which a group of texts may start, followed by the number of texts.
 
-    Fewer places are less to choose from. Cut at all of them, padding is within the tolerance.
+    A position is added where the length has fallen below the length at the last position, divided by 1 + tolerance.
+    If a group starts at every position, the padding is within the tolerance; fewer positions make the search faster.
+
+    Args:
+        lengths: Number of tokens of each text; the longest text comes first.
+        tolerance: Maximum number of padding tokens per real token if a group starts at every position.
     """
     starts: list[int] = []
     for start in np.flatnonzero(np.diff(lengths, prepend=lengths[0] + 1)).tolist():
@@ -122,12 +139,12 @@ def _where_to_cut(lengths: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def pad_chunk(texts: list[np.ndarray], rows_B: np.ndarray, *, pad_token_id: int) -> Chunk:
-    """Right-pads token sequences to the longest of them.
+    """Build a chunk from token sequences, padded on the right to the longest sequence.
 
     Args:
-        texts: B arrays of token ids.
-        rows_B: each text's row among the unique texts.
-        pad_token_id: fills the padding; masked, so any id of the vocabulary serves.
+        texts: Token ids of each text: B arrays of shape (length,).
+        rows_B: Row of each text among the unique texts of the batch.
+        pad_token_id: Token id that fills the padding. Any id of the vocabulary works, because padding is masked.
     """
     width = max(len(tokens) for tokens in texts)
     input_ids_BL = np.full((len(texts), width), pad_token_id, dtype=np.int64)

@@ -1,10 +1,11 @@
-"""The exact gradient of a batch that does not fit in memory: encode in chunks, then back-propagate each chunk.
+"""Computes the exact gradient of a batch that does not fit in memory, by encoding and back-propagating in chunks.
 
-The loss needs all embeddings at once, the graphs of all chunks may not fit. While they do, they are kept;
-past that, a chunk is encoded without a graph and encoded again, under the same random numbers, when its
-gradient is known (Gao et al. 2021, arXiv:2101.06983). Every policy gives the same gradient.
+The loss needs the embeddings of the whole batch at once, but the autograd graphs of all chunks may not fit in memory.
+The first chunks keep their graphs while memory lasts. Each later chunk is encoded without a graph, and encoded again
+with the same random numbers when the gradient of its embeddings is known (Gao et al. 2021, arXiv:2101.06983). Every
+recompute policy gives the same gradient.
 
-Axes in names: U unique texts of a batch, B texts of a chunk, D dimensions.
+Names end in their axes: U unique texts of a batch, B texts of a chunk, L tokens, D dimensions.
 """
 
 from __future__ import annotations
@@ -23,13 +24,19 @@ from embedlab.gradcache.chunking import Chunk
 
 Recompute = Literal["auto", "always", "never"]
 
-# A backward pass needs about as much again for the chunk in hand, and a replay needs that chunk's graph.
+# Memory to keep free, in graphs of one chunk: the backward pass of a chunk needs about as much memory as its graph, and
+# encoding a chunk again needs one more graph.
 _CHUNKS_OF_HEADROOM = 2
 
 
 @dataclass(frozen=True)
 class _RandomState:
-    """The state of the generators that a forward pass on ``device`` draws from."""
+    """The state of the random number generators that a forward pass uses.
+
+    Attributes:
+        cpu: State of the generator of the CPU.
+        device: State of the generator of the GPU; None for a forward pass on the CPU.
+    """
 
     cpu: Tensor
     device: Tensor | None
@@ -47,7 +54,12 @@ class _RandomState:
 
 @dataclass
 class _Boundary:
-    """What left the last frozen block, and the random state at that moment."""
+    """The output of the last frozen block, and the random state right after this block.
+
+    Attributes:
+        output: Output of the block; None before the first pass.
+        random_state: Random state after the block; None before the first pass.
+    """
 
     output: Any = None
     random_state: _RandomState | None = None
@@ -55,7 +67,14 @@ class _Boundary:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """One chunk after the first pass: either with its graph, or with what its replay needs."""
+    """A chunk after the first pass, either with its graph or with the state that encoding it again needs.
+
+    Attributes:
+        chunk: Texts that were encoded.
+        embeddings_BD: Embeddings of the texts; attached to the graph if the graph is kept.
+        random_state: Random state before the first forward pass; None if the graph is kept.
+        boundary: Output of the last frozen block; None if the graph is kept or no block is frozen.
+    """
 
     chunk: Chunk
     embeddings_BD: Tensor
@@ -69,11 +88,11 @@ class _Encoded:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """All embeddings of a batch, and the means to back-propagate through them.
+    """The embeddings of a batch, with the chunks to back-propagate through.
 
     Attributes:
-        embeddings_UD: detached, in the order of the unique texts.
-        encoded: the chunks they came from.
+        embeddings_UD: Embeddings of the unique texts, in the order of their rows, detached from the graph.
+        encoded: Encoded chunks of the batch. ``GradCache.surrogates`` empties this list.
     """
 
     embeddings_UD: Tensor
@@ -81,26 +100,29 @@ class EncodedBatch:
 
     @property
     def num_recomputed_tokens(self) -> int:
-        """Padded tokens of the chunks that are encoded a second time."""
+        """Number of tokens, padding included, in the chunks that are encoded a second time."""
         return sum(item.chunk.num_padded_tokens for item in self.encoded if not item.has_graph)
 
     def shapes(self) -> Iterator[tuple[int, int, bool]]:
-        """Each chunk's number of texts and their padded length, and whether its graph is kept."""
+        """Yield the number of texts, the padded length in tokens, and whether the graph is kept, for each chunk."""
         for item in self.encoded:
             num_texts, length = item.chunk.input_ids_BL.shape
             yield num_texts, length, item.has_graph
 
 
 class GradCache:
-    """Encodes chunks and back-propagates through them, within the memory there is.
+    """Encodes the chunks of a batch and back-propagates through them, within the available memory.
 
     Args:
-        encode: chunk to embeddings (texts, dim).
-        parameters: of the model behind ``encode``: not counted as memory of a graph.
-        recompute: ``never`` keeps every graph; ``always`` keeps none; ``auto`` keeps graphs while they fit.
-        frozen_blocks: leading blocks through which no gradient flows; a replay starts after them.
-        memory_share: share of the free memory that kept graphs may take.
-        memory_bytes: instead of what is free on the device; for tests and for sharing a device.
+        encode: Function that turns a chunk into embeddings of shape (texts, dimensions).
+        parameters: Parameters of the model behind ``encode``. Their memory does not count as memory of a graph.
+        recompute: Policy for autograd graphs. ``never`` keeps the graph of every chunk, ``always`` encodes every chunk
+            twice, and ``auto`` keeps graphs while they fit in memory.
+        frozen_blocks: Leading blocks of the model through which no gradient flows. They are not computed a second time
+            when a chunk is encoded again.
+        memory_share: Share of the free memory that kept graphs may use, from 0 to 1.
+        memory_bytes: Memory that kept graphs may use, in bytes, for tests and for shared devices; None for
+            ``memory_share`` of the free memory of the device.
     """
 
     def __init__(
@@ -119,12 +141,16 @@ class GradCache:
         self._frozen_blocks = list(frozen_blocks)
         self._memory_share = memory_share
         self._memory_bytes = memory_bytes
-        # Learned from the longest chunk so far: bytes of graph a padded token, which grow with the length.
+        # Measured on the longest chunk so far, because the bytes of graph per padded token grow with the length.
         self._measured_length = 0
         self._bytes_per_token = 0.0
 
     def encode(self, chunks: Sequence[Chunk]) -> EncodedBatch:
-        """First pass: the embeddings of all chunks' texts, graphs kept as far as the policy says."""
+        """Encode all chunks of a batch (first pass). Graphs are kept as the recompute policy allows.
+
+        Args:
+            chunks: Chunks of one batch, at least 1. Together they hold each unique text of the batch once.
+        """
         assert chunks, "a batch has at least one chunk"
         left = self._free_bytes(chunks[0].input_ids_BL.device) if self._recompute == "auto" else 0.0
         encoded = []
@@ -133,7 +159,7 @@ class GradCache:
                 item, used = self._with_graph(chunk)
                 left -= used
             else:
-                left = 0.0  # kept graphs come first, so that they are freed before the replays begin
+                left = 0.0  # only the first chunks keep graphs, so that these are freed before others are built
                 item = self._without_graph(chunk)
             encoded.append(item)
         num_texts = sum(len(item.chunk.rows_B) for item in encoded)
@@ -143,13 +169,16 @@ class GradCache:
         return EncodedBatch(embeddings_UD, encoded)
 
     def surrogates(self, batch: EncodedBatch, gradient_UD: Tensor) -> Iterator[Tensor]:
-        """Second pass: one scalar a chunk; back-propagate each before taking the next.
+        """Yield one scalar per chunk (second pass). Back-propagate each scalar before taking the next.
 
-        The gradients of the scalars add up to the gradient, with respect to the parameters, of the loss whose
-        gradient with respect to the embeddings is ``gradient_UD``.
+        The sum of the gradients of all scalars is the gradient of the loss with respect to the parameters.
+
+        Args:
+            batch: Encoded batch, which is used up.
+            gradient_UD: Gradient of the loss with respect to ``batch.embeddings_UD``.
         """
         while batch.encoded:
-            item = batch.encoded.pop(0)  # frees the graph as soon as it is used
+            item = batch.encoded.pop(0)  # the graph is freed as soon as it is used
             embeddings_BD = item.embeddings_BD if item.has_graph else self._encode_again(item)
             yield (embeddings_BD * gradient_UD[item.chunk.rows_B]).sum()
 
@@ -158,7 +187,7 @@ class GradCache:
             return self._recompute == "never"
         length = chunk.input_ids_BL.shape[1]
         if length > self._measured_length:
-            # Nothing is known of chunks this long. One alone always has to fit: its backward needs its graph.
+            # The memory of so long a chunk is unknown. Its graph has to fit at least once, for the backward pass.
             return left > 0
         return chunk.num_padded_tokens * self._bytes_per_token * (1 + _CHUNKS_OF_HEADROOM) <= left
 
@@ -180,8 +209,8 @@ class GradCache:
         boundary = _Boundary() if self._frozen_blocks else None
         with torch.no_grad(), self._recording(boundary):
             embeddings_BD = self._encode(chunk)
-        # Autocast caches the low-precision copies of weights; those made here have no graph, and a forward
-        # pass with one would silently use them.
+        # Autocast caches low-precision copies of the weights. Copies made without a graph would silently be used by the
+        # next forward pass with a graph, and the weights would get no gradient.
         torch.clear_autocast_cache()
         return _Encoded(chunk, embeddings_BD, random_state, boundary)
 
@@ -223,8 +252,8 @@ class GradCache:
             boundary.random_state.restore(device)
             return boundary.output
 
-        # An attribute of the instance shadows the class's forward: the model's own loop over its blocks runs
-        # as always, and each frozen block hands on what the last of them returned the first time.
+        # An attribute of an instance shadows the forward method of its class. The model still loops over all blocks,
+        # but each frozen block only returns what the last frozen block returned in the first pass.
         shadowed = [block.__dict__.get("forward") for block in self._frozen_blocks]
         for block in self._frozen_blocks:
             block.__dict__["forward"] = recorded
@@ -247,11 +276,11 @@ class GradCache:
 
 
 class GraphBytes(saved_tensors_hooks):
-    """Within it, counts the bytes that autograd keeps for the backward pass, on any device.
+    """Context manager that counts the bytes which autograd keeps for the backward pass, on any device.
 
     Args:
-        parameters: whose memory is no part of the graph.
-        counts: whether a kept tensor counts.
+        parameters: Parameters of the model. Their memory does not count as part of the graph.
+        counts: Function that returns whether a kept tensor counts; by default every tensor counts.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], counts: Callable[[Tensor], bool] = lambda _: True) -> None:
@@ -262,7 +291,7 @@ class GraphBytes(saved_tensors_hooks):
 
     @property
     def bytes(self) -> int:
-        """What is kept, each storage once."""
+        """Size of the kept tensors in bytes. A storage that several tensors share counts once."""
         return sum(self._sizes.values())
 
     def _pack(self, tensor: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""From tokens to an embedding: the backbone, pooling, and both together."""
+"""The model that turns tokens into an embedding: the backbone, the pooling, and the encoder that combines them."""

@@ -1,4 +1,4 @@
-"""Loads the decoder and its tokenizer, from the hub or a folder, in the form that training needs."""
+"""Loads the decoder and its tokenizer, from the Hugging Face hub or a folder, in the form that training needs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from embedlab.model.backbone_files import (
 
 HUB_TIMEOUT_SECONDS = 10
 
-# What DDP, torch.compile, FSDP and activation checkpointing put into the names of weights saved from their wrappers.
+# Name parts that DDP, torch.compile, FSDP and activation checkpointing add to weights that are saved while wrapped.
 _WRAPPERS = {
     r"^(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.)+": "",
     r"_orig_mod\.": "",
@@ -50,29 +50,33 @@ _UNEMBEDDINGS = re.compile(r"^(lm_head|embed_out|output|unembed\w*|cls|head|gene
 _BUFFERS = re.compile(
     r"inv_freq$|(^|\.)position_ids$|(attn|attention)\.(bias|masked_bias)$|causal_mask$|(sin|cos)_cached$"
 )
-# Gemma 3 has one tokenizer for all sizes. The smallest sees no images, and has no row for the token of one.
+# All sizes of Gemma 3 share a tokenizer, but the smallest model takes no images and has no row for the image token.
 _NEVER_IN_TEXT = {"<image_soft_token>"}
-_SAMPLED = 256  # values of each weight that a fingerprint reads
-_REASON_CHARACTERS = 400  # of a library's message
+_SAMPLED = 256  # approximate number of values of each weight that a fingerprint reads
+_REASON_CHARACTERS = 400  # maximum length of a library's message within an error message
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Which decoder, and how it is loaded.
+    """The decoder to use as the backbone, and how to load it.
 
     Args:
-        path: folder with a saved model, or an id on the Hugging Face hub; ``ladder:r0`` is rung r0 of the
-            ladder that ``embedlab pretrain`` makes, pre-trained on first use.
-        revision: branch, tag or commit on the hub.
-        dtype: Type of the weights. ``bfloat16`` trains in half precision; for mixed precision leave float32
-            and set ``trainer.precision: bf16-mixed``. ``float16`` encodes, and trains only what a method keeps in
-            float32, as LoRA does.
-        attention: implementation of attention; ``auto`` is SDPA where the model has it, ``flash_attention_2`` needs
-            the package and a GPU.
-        attention_direction: ``bidirectional`` lets every token see the whole text, as in an encoder.
-        gradient_checkpointing: recompute activations block by block during the backward pass.
-        random_weights: the same architecture from fresh random weights: the control for "does pre-training help?".
-        trust_remote_code: run Python code from the model's repository. Off unless you have read that code.
+        path: Folder with a saved model, or an id on the Hugging Face hub, for example ``EleutherAI/pythia-70m``.
+            ``ladder:r0`` is rung r0 of the ladder that ``embedlab pretrain`` makes, pre-trained on first use.
+        revision: Branch, tag or commit on the hub; by default the main branch.
+        dtype: Data type of the weights. ``bfloat16`` trains in half precision. For mixed precision, keep ``float32``
+            and set ``trainer.precision: bf16-mixed``. ``float16`` can encode, but can train only methods that keep
+            their trained weights in float32, for example LoRA.
+        attention: Implementation of attention. ``auto`` is SDPA if the model supports it, or else eager.
+            ``flash_attention_2`` needs the package flash-attn and a GPU.
+        attention_direction: Tokens that a token attends to. ``causal`` is the token and all tokens before it;
+            ``bidirectional`` is the whole text, as in an encoder.
+        gradient_checkpointing: Whether activations are recomputed block by block during the backward pass. This saves
+            memory and costs FLOPs.
+        random_weights: Whether the model starts from random weights instead of its pre-trained weights. Use it to
+            measure how much pre-training helps.
+        trust_remote_code: Whether Python code from the repository of the model may run. Read the code before you set
+            this.
     """
 
     path: str
@@ -86,32 +90,40 @@ class BackboneConfig:
 
 
 def absolute_path(path: str) -> str:
-    """Return the whole path of a folder, which holds wherever a later command is started; an id stays as it is."""
+    """Return the absolute path of a folder, which is valid from any working directory; return a hub id unchanged.
+
+    Args:
+        path: Path of a folder, or id on the Hugging Face hub.
+    """
     folder = Path(path).expanduser()
     return str(folder.absolute()) if folder.is_dir() else path
 
 
 def load_config(backbone: BackboneConfig) -> PretrainedConfig:
-    """The model's configuration, with the attention direction written into it.
+    """Load the configuration of a model, and set its attention direction.
+
+    Args:
+        backbone: Model to load, with its options.
 
     Raises:
-        ConfigError: if there is no such model, the hub cannot be reached, or it is no decoder-only language model.
+        ConfigError: If the model does not exist, is not a decoder-only language model, or is not in the local cache
+            while the hub cannot be reached.
     """
     with _loading(backbone) as where:
         config: PretrainedConfig = AutoConfig.from_pretrained(**where)
         if getattr(config, "is_encoder_decoder", False):
             raise ConfigError(
                 f"Backbone '{backbone.path}' is an encoder-decoder ({config.model_type}). Expected a decoder-only "
-                "language model, such as 'EleutherAI/pythia-70m'."
+                "language model, for example 'EleutherAI/pythia-70m'."
             )
         if not _is_size(_vocabulary_size(config)):
             raise ConfigError(
-                f"Backbone '{backbone.path}' is no language model that texts can be put into: its config.json "
-                f"({config.model_type}) says vocab_size {_vocabulary_size(config)!r}. Expected a decoder-only language "
-                "model, such as 'EleutherAI/pythia-70m'."
+                f"Backbone '{backbone.path}' is not a language model for texts: its config.json ({config.model_type}) "
+                f"says vocab_size {_vocabulary_size(config)!r}. Expected a decoder-only language model, for example "
+                "'EleutherAI/pythia-70m'."
             )
         if backbone.attention_direction == "bidirectional":
-            config.is_causal = False  # transformers builds its masks from it, and saves it with the model
+            config.is_causal = False  # transformers builds its masks from this field, and saves it with the model
     return config
 
 
@@ -124,44 +136,59 @@ def _is_size(value: object) -> bool:
 
 
 def max_positions(config: PretrainedConfig) -> int | None:
-    """The longest text, in tokens, that the model has positions for; None if it states none.
+    """Return the maximum length of a text, in tokens, that the model has positions for; None if no limit is stated.
+
+    Args:
+        config: Configuration of the model.
 
     Raises:
-        ConfigError: if what it states is no number of tokens.
+        ConfigError: If the stated limit is not an integer of at least 1.
     """
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and not _is_size(positions):
-        raise ConfigError(f"The model's config.json says max_position_embeddings {positions!r}. Expected a number.")
+        raise ConfigError(
+            f"The config.json of the model says max_position_embeddings {positions!r}. Expected an integer of at "
+            "least 1. Download config.json again."
+        )
     return positions
 
 
 def check_positions(backbone: BackboneConfig, max_length: int) -> None:
-    """Refuses texts that are longer than the model has positions for.
+    """Refuse a maximum length of texts that exceeds the number of positions of the model.
+
+    Args:
+        backbone: Model to load, with its options.
+        max_length: Maximum length of a text in tokens.
 
     Raises:
-        ConfigError: if they are, if there is no such model, or the hub cannot be reached.
+        ConfigError: If the model has fewer positions, does not exist, or is not in the local cache while the hub cannot
+            be reached.
     """
     positions = max_positions(load_config(backbone))
     if positions is not None and max_length > positions:
         raise ConfigError(
-            f"data.max_length is {max_length}, and '{backbone.path}' has positions for {positions} tokens. "
-            f"Set data.max_length to {positions} or less; longer texts are cut there, and counted."
+            f"data.max_length is {max_length}, but '{backbone.path}' has positions for {positions} tokens only. "
+            f"Set data.max_length to {positions} or less. Longer texts are then cut to this length, and counted."
         )
 
 
 def load_tokenizer(backbone: BackboneConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, padding on the right, with a padding token.
+    """Load the tokenizer of a model, set to pad on the right, with a padding token.
 
-    A tokenizer without one pads with its end-of-text token (else another special token, else token 0): padding
-    is masked wherever it is read, so that any token serves. ``pads_with_a_word`` tells the last case, in which
-    the tokenizer must be given a token of its own before it is saved.
+    If the tokenizer has no padding token, its end-of-text token is used, or else another special token, or else
+    token 0. Any token works, because padding is masked wherever it is read. After the last choice ``pads_with_a_word``
+    returns True, and the tokenizer needs its own padding token before it is saved.
 
-    What would fail later is looked at here, since this comes before any text is read: the files of the weights,
-    and whether the model has a row for every token.
+    The tokenizer is loaded before any text is read. Faults that would appear later are therefore looked for here: in
+    the files of the weights, and in tokens for which the model has no embedding.
+
+    Args:
+        backbone: Model to load, with its options.
 
     Raises:
-        ConfigError: if there is no such model, the hub cannot be reached, it has no tokenizer, the tokenizer has
-            tokens that the model does not know, or the files of the weights cannot be loaded.
+        ConfigError: If the model does not exist or is not in the local cache while the hub cannot be reached, if it has
+            no tokenizer, if the tokenizer has tokens that the model has no embeddings for, or if the files of the
+            weights cannot be loaded.
     """
     config = load_config(backbone)
     folder = Path(backbone.path)
@@ -174,7 +201,7 @@ def load_tokenizer(backbone: BackboneConfig) -> PreTrainedTokenizerBase:
         tokenizer.padding_side = "right"
         tokenizer.truncation_side = "right"
         if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
-            raise no_tokenizer(backbone.path)  # transformers makes an empty one where it finds none
+            raise no_tokenizer(backbone.path)  # transformers makes an empty tokenizer if it finds none
         if tokenizer.pad_token is None:
             special = [tokenizer.eos_token, tokenizer.unk_token, *tokenizer.all_special_tokens]
             tokenizer.pad_token = next(filter(None, special), None) or tokenizer.convert_ids_to_tokens(0)
@@ -183,10 +210,13 @@ def load_tokenizer(backbone: BackboneConfig) -> PreTrainedTokenizerBase:
 
 
 def pads_with_a_word(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the padding token is one that texts consist of.
+    """Return whether the padding token is an ordinary token, which occurs in texts.
 
-    In this process it does no harm, since padding is masked. Saved and loaded again it would be a special token,
-    which is cut out of texts before anything else is.
+    An ordinary token is harmless in this process, because padding is masked. After the tokenizer is saved and loaded
+    again, the token would be a special token, and tokenization would split texts at it.
+
+    Args:
+        tokenizer: Tokenizer with a padding token.
     """
     others = {*tokenizer.special_tokens_map.items()} - {("pad_token", tokenizer.pad_token)}
     special = {str(token) for _, token in others} | {str(token) for token in tokenizer.added_tokens_decoder.values()}
@@ -199,43 +229,46 @@ def _check_vocabulary(backbone: BackboneConfig, tokenizer: PreTrainedTokenizerBa
     unusable = sorted(too_large.keys() - _NEVER_IN_TEXT)
     if unusable:
         raise ConfigError(
-            f"The tokenizer of '{backbone.path}' has token ids up to {max(too_large.values())}, and the model has "
-            f"embeddings for {rows} tokens (vocab_size): none for {', '.join(map(repr, unusable[:3]))}"
-            f"{' and others' if len(unusable) > 3 else ''}. Use the model's own tokenizer, or enlarge the model with "
-            "resize_token_embeddings() of transformers and save both."
+            f"The tokenizer of '{backbone.path}' has token ids up to {max(too_large.values())}, but the model has "
+            f"embeddings for {rows} tokens (vocab_size), and none for {', '.join(map(repr, unusable[:3]))}"
+            f"{' and others' if len(unusable) > 3 else ''}. Use the original tokenizer of the model, or enlarge the "
+            "model with resize_token_embeddings() of transformers and save both."
         )
 
 
 def _check_weights(folder: Path, config: PretrainedConfig) -> None:
     shapes = weight_shapes(folder)
-    if getattr(config, "quantization_config", None) is None:  # packed weights have shapes of their own
+    if getattr(config, "quantization_config", None) is None:  # the shapes of packed weights are different
         check_fit(folder, config, shapes)
 
 
 def _check_size(backbone: BackboneConfig, config: PretrainedConfig) -> None:
-    """Refuse a configuration of a far larger model before random numbers fill what the weights do not."""
+    """Refuse weights that hold less than half of the parameters in the configuration.
+
+    transformers would first allocate the missing parameters and fill them with random numbers.
+    """
     if getattr(config, "quantization_config", None) is not None:
         return
     stated = sum(weight.numel() for weight in backbone_without_weights(backbone).parameters())
     held = sum(math.prod(shape) for shape in weight_shapes(Path(backbone.path)).values())
     if stated > 2 * held:
         raise ConfigError(
-            f"'{backbone.path}' does not belong together: its config.json describes a decoder of {stated:,} parameters "
-            f"and its weights are {held:,}. Fetch both again, from the same revision of the model."
+            f"The files of '{backbone.path}' do not match: config.json describes a decoder of {stated:,} parameters, "
+            f"but the weights have {held:,} parameters. Download both again, from the same revision of the model."
         )
 
 
 def load_backbone(backbone: BackboneConfig, extra: Mapping[str, Any] | None = None) -> PreTrainedModel:
-    """The decoder without its unembedding, in evaluation mode, with every weight as it was saved.
+    """Load the decoder without its unembedding, in evaluation mode, with every weight as it was saved.
 
     Args:
-        backbone: which, and how.
-        extra: keyword arguments of the fine-tuning method for ``from_pretrained`` (a quantized base, say).
+        backbone: Model to load, with its options.
+        extra: Keyword arguments of the fine-tuning method for ``from_pretrained``, for example to quantize the weights.
 
     Raises:
-        ConfigError: if there is no such model, the hub cannot be reached, the weights are not in safetensors,
-            one is missing, has another shape, is not finite or left over, or the attention implementation is not
-            there.
+        ConfigError: If the model does not exist or is not in the local cache while the hub cannot be reached, if the
+            weights are not in safetensors, if a weight is missing, left over, not finite or of the wrong shape, or if
+            the implementation of attention is not available.
     """
     config = load_config(backbone)
     dtype = getattr(torch, backbone.dtype)
@@ -243,9 +276,10 @@ def load_backbone(backbone: BackboneConfig, extra: Mapping[str, Any] | None = No
     if backbone.random_weights:
         if extra:
             raise ConfigError(
-                f"backbone.random_weights does not go with a method that loads weights in its own way, {dict(extra)}."
+                f"backbone.random_weights cannot be combined with a method that changes how weights are loaded: "
+                f"{dict(extra)}. Choose another method, or leave random_weights out."
             )
-        # On the CPU whatever the run's device is: the same seed gives the same weights everywhere.
+        # Made on the CPU, whatever the device of the run is, so that a seed gives the same weights on every device.
         with _loading(backbone), torch.device("cpu"):
             model: PreTrainedModel = AutoModel.from_config(
                 config,
@@ -265,12 +299,12 @@ def load_backbone(backbone: BackboneConfig, extra: Mapping[str, Any] | None = No
                 attn_implementation=attention,
                 use_safetensors=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, with their names
+                ignore_mismatched_sizes=True,  # _require_weights refuses and names them
                 key_mapping=_WRAPPERS,
                 **(extra or {}),
             )
             _require_weights(backbone, model, found)
-    config.use_cache = False  # keys and values are never read again
+    config.use_cache = False  # cached keys and values are never read
     if backbone.gradient_checkpointing:
         checkpoint_gradients(model)
     model.eval()
@@ -278,23 +312,28 @@ def load_backbone(backbone: BackboneConfig, extra: Mapping[str, Any] | None = No
 
 
 def _require_weights(backbone: BackboneConfig, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
-    """Refuse a model of which a weight is not the saved one.
+    """Refuse a model if not every weight was loaded as it was saved.
+
+    Args:
+        backbone: Model that was loaded, with its options.
+        model: Loaded model.
+        found: Loading report of ``from_pretrained`` (``output_loading_info=True``).
 
     Raises:
-        ConfigError: if one is missing, has another shape, is left over or not finite.
+        ConfigError: If a weight is missing, left over, not finite or of the wrong shape.
     """
     start = f"Backbone '{backbone.path}' could not be loaded as it was saved: "
-    end = "Fetch the model again: its weights and config.json must be of one revision."
+    end = "Download the weights and config.json again, from the same revision of the model."
     if found["mismatched_keys"]:
         name, saved, expected = min(found["mismatched_keys"])
         raise ConfigError(
-            f"{start}{name} has the shape {tuple(saved)}, and config.json asks for {tuple(expected)} "
-            f"({_count(found['mismatched_keys'])} of another shape). {end}"
+            f"{start}{name} has the shape {tuple(saved)}, but config.json asks for {tuple(expected)} "
+            f"({_count(found['mismatched_keys'])} with a wrong shape). {end}"
         )
-    # No embedding is read from a pooler's output, and masked language models are saved without one.
+    # embedlab does not use the output of a pooler, and masked language models are saved without a pooler.
     missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
     if missing:
-        raise ConfigError(f"{start}{_names(missing)} missing ({_count(missing)} of the model). {end}")
+        raise ConfigError(f"{start}{_names(missing)} missing ({_count(missing)} in total). {end}")
     if found["error_msgs"]:
         raise ConfigError(f"{start}{_one_line(found['error_msgs'][0])}. {end}")
     prefix = f"{model.base_model_prefix}."
@@ -302,36 +341,46 @@ def _require_weights(backbone: BackboneConfig, model: PreTrainedModel, found: Ma
     unread = sorted(name for name in found["unexpected_keys"] if not _BUFFERS.search(name))
     left_over = [name for name in unread if name.startswith(prefix) or name.partition(".")[0] in parts]
     if left_over:
-        raise ConfigError(f"{start}{_names(left_over)} left over: by its config.json the model has no such part. {end}")
+        raise ConfigError(f"{start}{_names(left_over)} left over: config.json describes no such part. {end}")
     heads = [name for name in unread if not _UNEMBEDDINGS.match(name)]
     if heads:
-        _say(f"Of '{backbone.path}', {_names(heads)} not used: no part of the decoder.")
-    # Its weights would be saved under the wrappers' names again.
+        _say(f"Backbone '{backbone.path}': {_names(heads)} not used, because the decoder has no such part.")
+    # Without this, the model would be saved with the names that the wrappers gave to the weights.
     conversions: list[Any] = getattr(model, "_weight_conversions", None) or []
     own = [conversion for conversion in conversions if conversion.target_patterns == [""]]
     if own:
         model._weight_conversions = [conversion for conversion in conversions if conversion not in own]  # type: ignore[assignment]
         _say(
-            f"The weights of '{backbone.path}' have an unexpected prefix (module. of DDP, _orig_mod. of torch.compile)"
-            ": their names are read without it."
+            f"The weights of '{backbone.path}' have an unexpected prefix (for example module. of DDP or _orig_mod. of "
+            "torch.compile), which is removed from their names."
         )
     broken = next((name for name, weight in model.named_parameters() if not is_finite(weight)), None)
     if broken is not None:
         raise ConfigError(f"{start}{broken} holds values that are not finite (NaN or infinite). {end}")
     rows, size = getattr(model.get_input_embeddings(), "num_embeddings", None), _vocabulary_size(model.config)
     if rows is not None and rows < size:
-        raise ConfigError(f"{start}it has embeddings for {rows} tokens, and config.json says vocab_size {size}. {end}")
+        raise ConfigError(f"{start}it has embeddings for {rows} tokens, but config.json says vocab_size {size}. {end}")
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all values of a tensor are finite; those of a type without NaN always are."""
+    """Return whether all values of a tensor are finite.
+
+    Always True for integers, for types of less than 2 bytes, and for tensors on the meta device.
+
+    Args:
+        tensor: Tensor of any shape.
+    """
     if not tensor.is_floating_point() or tensor.itemsize < 2 or tensor.is_meta:
         return True
     return bool(torch.isfinite(tensor).all())
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Hexadecimal digits that tell whether a backbone is the same: from a sample of each of its weights."""
+    """Return hexadecimal digits that identify the weights of a backbone, computed from a sample of each weight.
+
+    Args:
+        model: Loaded model.
+    """
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         values = weight.detach().flatten()
@@ -342,7 +391,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def _names(names: list[str]) -> str:
-    """The first names, with the verb: "a and b are", "a, b, c and 9 more are"."""
+    """Return the first three names with a verb, for example "a and b are" or "a, b, c and 9 more are"."""
     shown = names[:3]
     if len(names) > len(shown):
         return f"{', '.join(shown)} and {len(names) - len(shown)} more are"
@@ -365,20 +414,27 @@ def _say(line: str) -> None:
 
 
 def checkpoint_gradients(model: PreTrainedModel) -> None:
-    """From now on, activations are computed again block by block during the backward pass."""
+    """Turn on gradient checkpointing: the backward pass recomputes activations block by block.
+
+    Args:
+        model: Model to change.
+    """
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    # transformers makes the embeddings' output require a gradient with it, for the reentrant kind's sake;
-    # gradients would flow through blocks that a method has frozen.
+    # transformers also makes the output of the embeddings require a gradient, which only reentrant checkpointing needs.
+    # Gradients would then flow through blocks that a method has frozen.
     model.disable_input_require_grads()
 
 
 def backbone_without_weights(backbone: BackboneConfig) -> PreTrainedModel:
-    """The decoder on the meta device: every shape and no memory, from its configuration alone.
+    """Build the decoder on the meta device, from its configuration alone: weights have shapes but no memory.
 
-    Attention is eager, the one kind that runs there for every family.
+    Attention is eager, because only eager attention runs on the meta device for every family of models.
+
+    Args:
+        backbone: Model to build, with its options.
 
     Raises:
-        ConfigError: if there is no such model, or the hub cannot be reached.
+        ConfigError: If the model does not exist, or is not in the local cache while the hub cannot be reached.
     """
     config = load_config(backbone)
     with _loading(backbone), torch.device("meta"):
@@ -393,13 +449,25 @@ def backbone_without_weights(backbone: BackboneConfig) -> PreTrainedModel:
 
 
 def attention_keeps_scores(backbone: BackboneConfig, model: PreTrainedModel) -> bool:
-    """Whether attention, as configured for this kind of model, keeps its matrices of scores for the backward pass."""
+    """Return whether attention keeps its matrices of scores for the backward pass.
+
+    Args:
+        backbone: Options of the model, with the implementation of attention.
+        model: Model of the architecture in question; its weights are not read.
+    """
     return backbone.attention == "eager" or (backbone.attention == "auto" and not model._supports_sdpa)
 
 
 @contextmanager
 def _loading(backbone: BackboneConfig) -> Iterator[dict[str, Any]]:
-    """Yields where to load from; turns what goes wrong there into a ConfigError, and silences load reports."""
+    """Yield the arguments of ``from_pretrained`` that say where to load from, and silence loading reports meanwhile.
+
+    Args:
+        backbone: Model to load, with its options.
+
+    Raises:
+        ConfigError: If anything goes wrong while the model is loaded.
+    """
     where: dict[str, Any] = {
         "pretrained_model_name_or_path": backbone.path,
         "revision": backbone.revision,
@@ -417,16 +485,16 @@ def _loading(backbone: BackboneConfig) -> Iterator[dict[str, Any]]:
         yield where
     except EmbedLabError:
         raise
-    except Exception as error:  # of a broken model libraries raise whatever they come upon
+    except Exception as error:  # libraries raise errors of any class for a broken model
         if where.get("local_files_only") and isinstance(error, OSError | ValueError):
             raise ConfigError(
-                f"Backbone '{backbone.path}' is no folder here, the Hugging Face hub could not be reached, and the "
-                "hub's local cache does not hold it. Give a folder with a saved model, connect to the hub, or use "
+                f"Backbone '{backbone.path}' is not a folder and not in the local cache of the Hugging Face hub, and "
+                "the hub could not be reached. Give a folder with a saved model, connect to the hub, or use "
                 "'ladder:r0', which needs no network."
             ) from error
         reason = _one_line(error)
         if not (isinstance(error, OSError | ValueError | ImportError | RuntimeError) and reason):
-            reason = f"{type(error).__name__} {reason}".strip()  # "'added_tokens'" alone says nothing
+            reason = f"{type(error).__name__} {reason}".strip()  # a message such as "'added_tokens'" explains nothing
         raise ConfigError(f"Backbone '{backbone.path}' could not be loaded: {reason}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -436,25 +504,33 @@ def _loading(backbone: BackboneConfig) -> Iterator[dict[str, Any]]:
 
 @cache
 def _hub_has(path: str, revision: str | None) -> bool:
-    """Whether the hub answers for this model; False where it cannot be reached.
+    """Return whether the hub can be reached and has the model; False if the hub cannot be reached.
 
-    Asked once and quickly, because the loading functions retry for most of a minute without a network.
+    The hub is asked once with a short timeout, because without a network the loading functions retry for most of a
+    minute.
+
+    Args:
+        path: Id on the Hugging Face hub.
+        revision: Branch, tag or commit on the hub; None for the main branch.
+
+    Raises:
+        ConfigError: If the path is a file or a folder that does not exist, or if the hub has no such model.
     """
     if Path(path).is_file():
-        raise ConfigError(f"Backbone '{path}' is a file. Give the folder that holds it beside config.json.")
+        raise ConfigError(f"Backbone '{path}' is a file. Give the folder that holds this file and config.json.")
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ConfigError(
-            f"Backbone '{path}' is no folder here. Expected a folder with a saved model (config.json, "
-            "model.safetensors, tokenizer.json) or an id on the Hugging Face hub such as 'EleutherAI/pythia-70m'."
+            f"Backbone '{path}' is not a folder. Expected a folder with a saved model (config.json, "
+            "model.safetensors, tokenizer.json), or an id on the Hugging Face hub, for example 'EleutherAI/pythia-70m'."
         )
     try:
         HfApi().model_info(path, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
     except RepositoryNotFoundError as error:
         raise ConfigError(
-            f"The Hugging Face hub has no model '{path}' that you may read. Check the id; for a gated model log in "
-            "with `hf auth login`; a folder must exist."
+            f"The Hugging Face hub has no model '{path}' that you may read, and there is no such folder. Check the id "
+            "or the path. For a gated model, log in with `hf auth login`."
         ) from error
-    except Exception as error:  # the hub's client changes its network errors' classes with its HTTP library
+    except Exception as error:  # the classes of network errors depend on the HTTP library of the hub's client
         logging.getLogger(__name__).warning("The Hugging Face hub did not answer (%s): using its local cache.", error)
         return False
     return True

@@ -1,6 +1,6 @@
-"""A text's way to its embedding: tokens through the prepared backbone, pooled, scaled to unit norm.
+"""Turns the tokens of a text into its embedding: runs the prepared backbone, pools, and scales to unit norm.
 
-Axes in names: B texts of a chunk, L tokens, D dimensions.
+Names end in their axes: B texts of a chunk, L tokens, D dimensions.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from embedlab.model.pooling import PoolingMode, pool
 
 
 class Encoder(nn.Module):
-    """A backbone prepared by a fine-tuning method, and how its hidden states become one vector.
+    """A backbone that a fine-tuning method has prepared, together with the pooling of its hidden states.
 
     Args:
-        backbone: called with ``input_ids`` and ``attention_mask``, returns ``last_hidden_state``.
-        pooling: how the hidden states of a text's tokens become one vector.
+        backbone: Model that is called with ``input_ids`` and ``attention_mask`` and returns ``last_hidden_state``.
+        pooling: How the hidden states of all tokens of a text become one vector.
     """
 
     def __init__(self, backbone: nn.Module, pooling: PoolingMode) -> None:
@@ -28,21 +28,32 @@ class Encoder(nn.Module):
         self.pooling = pooling
 
     def forward(self, chunk: Chunk) -> Tensor:
-        """Unit-norm embeddings (texts, dim) in the chunk's order, in float32 at least."""
+        """Return the unit-norm embeddings of a chunk, in float32 or higher precision.
+
+        Args:
+            chunk: Texts to encode.
+
+        Returns:
+            Embeddings of shape (texts, dimensions), in the order of the chunk.
+        """
         output = self.backbone(input_ids=chunk.input_ids_BL, attention_mask=chunk.attention_mask_BL)
         pooled_BD = pool(output.last_hidden_state, chunk.attention_mask_BL, self.pooling)
         return normalize(pooled_BD, dim=-1)
 
     def dimension(self) -> int:
-        """Of an embedding: that of the last hidden states, which is not every decoder's hidden size."""
+        """Return the dimension of the embeddings, measured by encoding two tokens.
+
+        The dimension is not read from the configuration, because the last hidden states of some decoders do not have
+        the stated hidden size.
+        """
         with torch.no_grad():
             return self._encode_two_tokens().shape[1]
 
     def frozen_blocks(self) -> list[nn.Module]:
-        """The leading decoder blocks through which no gradient flows back.
+        """Return the leading decoder blocks through which no gradient flows back.
 
-        Observed on a forward pass over two tokens, not guessed from parameter names: a block is among them if
-        neither it nor anything before it trains.
+        The blocks are found with a forward pass over two tokens, not guessed from parameter names. A block is frozen if
+        neither the block nor anything before it is trained.
         """
         blocks = list(decoder_blocks(self.backbone))
         needs_gradient: list[bool] = []

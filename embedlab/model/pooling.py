@@ -1,6 +1,6 @@
-"""From one vector a token to one vector a text, the same whatever the text was padded to.
+"""Pools the vectors of all tokens of a text into one vector, which does not depend on the padding of the text.
 
-Axes in names: B texts, L tokens, D dimensions.
+Names end in their axes: B texts, L tokens, D dimensions.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ PoolingMode = Literal["mean", "last_token", "weighted_mean"]
 
 
 def pool(hidden_BLD: Tensor, attention_mask_BL: Tensor, mode: PoolingMode) -> Tensor:
-    """Pools hidden states into one vector a text, in float32 at least.
+    """Pool the hidden states of the tokens into one vector per text, computed in float32 or higher precision.
 
-    - ``mean``: the average over the text's tokens. Padding counts neither above nor below the line.
-    - ``last_token``: the last token that is not padding; in a causal decoder it alone has seen all others.
-    - ``weighted_mean``: token i of the text weighs i, counted from 1 (Muennighoff 2022, arXiv:2202.08904).
+    - ``mean``: Average over the tokens of the text, without padding.
+    - ``last_token``: Hidden state of the last token that is not padding. In a causal decoder only this token has
+      attended to all other tokens.
+    - ``weighted_mean``: Weighted average in which the i-th token of the text has the weight i, counted from 1
+      (Muennighoff 2022, arXiv:2202.08904).
 
     Args:
-        hidden_BLD: hidden states (batch, length, dim).
-        attention_mask_BL: 1 for tokens, 0 for padding on either side.
-        mode: which.
+        hidden_BLD: Hidden states of shape (texts, tokens, dimensions).
+        attention_mask_BL: 1 for tokens and 0 for padding, on either side of the text.
+        mode: Pooling mode: ``mean``, ``last_token`` or ``weighted_mean``.
 
     Returns:
-        Pooled vectors (batch, dim).
+        Pooled vectors of shape (texts, dimensions).
 
     >>> hidden = torch.tensor([[[1.0], [3.0], [9.0]]])
     >>> pool(hidden, torch.tensor([[1, 1, 0]]), "mean").item()

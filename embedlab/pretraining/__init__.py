@@ -1,1 +1,1 @@
-"""The ladder: small language models that are pre-trained here, so that there is a suite of sizes without a download."""
+"""The ladder: a suite of small language models that embedlab pre-trains itself, so that no model must be downloaded."""

@@ -1,4 +1,4 @@
-"""Raw text as one long row of tokens on disk, with the tokenizer trained on it, for language-model pre-training."""
+"""Turns raw text into one long stream of tokens on disk, with a tokenizer trained on the text, for pre-training."""
 
 from __future__ import annotations
 
@@ -26,33 +26,35 @@ from embedlab.errors import ConfigError, DataError
 from embedlab.files import build_once
 
 END_OF_TEXT = "<|endoftext|>"
-"""Stands before each document, and serves as begin, end and padding token."""
+"""Token in front of each document, which is also the begin, end and padding token."""
 
 SMALLEST_VOCABULARY = 257
-"""Every byte and ``END_OF_TEXT``."""
+"""Minimum number of tokens in a vocabulary: one for each of the 256 byte values, and ``END_OF_TEXT``."""
 
-_FORMAT = 1  # raised whenever the files change, so that an older cache is not taken for a new one
+_FORMAT = 1  # to raise whenever the format of the files changes, so that files in an older format are not read
 _LARGEST_VOCABULARY = 1 << 16  # tokens are stored as uint16
-_DOCUMENT_CHARACTERS = 1 << 15  # longer ones are cut, so that one big file, too, has a part to hold out
-_FORMATS_OF_CORPORA = (".jsonl", ".ndjson", ".parquet")  # in a folder, where .json and .csv may be a program's
-_HELD_OUT_EVERY = 50  # documents: one of them is for the validation loss
-_CHARACTERS_PER_CALL = 1 << 22  # enough to keep the tokenizer's threads busy, little enough to forget
+_DOCUMENT_CHARACTERS = 1 << 15  # longer documents are cut, so that a part of a single big file can be held out
+_FORMATS_OF_CORPORA = (".jsonl", ".ndjson", ".parquet")  # in folders, where other formats may belong to a program
+_HELD_OUT_EVERY = 50  # one in so many documents is held out for the validation loss
+_CHARACTERS_PER_CALL = 1 << 22  # enough to keep all threads of the tokenizer busy, with little memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
-    """Text to pre-train on.
+    """A source of text to pre-train on.
 
     Args:
-        path: a folder of text files (whatever their endings: all files in UTF-8 are read), one such file, a
-            folder with JSONL or Parquet files (those alone are read), a file or glob of JSONL, CSV, TSV, each
-            also gzipped, or Parquet, the id of a Hugging Face dataset, or ``python-stdlib``.
-        column: of the text, where there are columns; of several the texts are joined by spaces.
-        split_key: column or columns that training splits by (``split_key`` of the pairs, or their query); for
-            ``python-stdlib`` the module, always.
-        validation_fraction: what ``data.validation_fraction`` holds out in training is left out here, so that
-            the language model has not read what the embedding model is judged on.
-        test_fraction: the same for ``data.test_fraction``.
+        path: Text file or folder of text files in UTF-8, with any file extension; file or glob of JSONL, CSV or TSV
+            (each may be gzipped) or Parquet; id of a Hugging Face dataset; or ``python-stdlib``. If a folder holds
+            JSONL or Parquet files, only these are read.
+        column: Name of the column that holds the text, if the source has columns. The texts of several columns are
+            joined by spaces.
+        split_key: Column or columns by which training splits the data: ``split_key`` of the pairs, or else the column
+            of the query. ``python-stdlib`` is always split by module.
+        validation_fraction: Value of ``data.validation_fraction`` in training, from 0 to 1. Text that training holds
+            out for validation is left out here, so that the language model has not seen it.
+        test_fraction: Value of ``data.test_fraction`` in training, from 0 to 1. Text that training holds out for the
+            test is left out here, too.
     """
 
     path: str
@@ -63,28 +65,40 @@ class TextSource:
 
 
 class PackedText:
-    """What ``pack_text`` wrote.
+    """The tokens and the tokenizer in a folder that ``pack_text`` wrote.
 
     Args:
-        folder: where it stands.
+        folder: Folder with the files.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def tokens(self, split: Literal["train", "validation"]) -> np.ndarray:
-        """All documents of one split, end to end, uint16, memory-mapped."""
+        """Return the token ids of all documents of one split, one after the other: uint16, memory-mapped.
+
+        Args:
+            split: Name of the split: ``train`` or ``validation``.
+        """
         return mapped_array(self.folder / f"{split}.npy")
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer trained on the text. It adds no special tokens of its own."""
+        """Return the tokenizer that was trained on the text. It adds no special tokens when it encodes a text."""
         tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(self.folder)
         return tokenizer
 
 
 @dataclass(frozen=True)
 class SequenceStarts:
-    """Where the sequences of each step begin: every window of the text once an epoch, in random order."""
+    """The positions at which the training sequences of each step begin: each window once per epoch, in random order.
+
+    Attributes:
+        num_tokens: Number of tokens in the stream.
+        context: Number of predicted tokens per sequence.
+        sequences: Number of sequences per step.
+        steps: Number of optimizer steps.
+        seed: Seed of the random order.
+    """
 
     num_tokens: int
     context: int
@@ -100,7 +114,7 @@ class SequenceStarts:
         waiting = np.zeros(0, np.int64)
         for _ in range(self.steps):
             while len(waiting) < self.sequences:
-                # Other cuts every epoch, so that each token comes to be predicted from many contexts.
+                # The cuts are shifted in every epoch, so that a token is predicted from many different contexts.
                 shift = generator.integers(self.context)
                 num_windows = (self.num_tokens - 1 - shift) // self.context
                 waiting = np.concatenate([waiting, shift + self.context * generator.permutation(num_windows)])
@@ -110,10 +124,15 @@ class SequenceStarts:
 
 @dataclass(frozen=True)
 class ConsecutiveStarts:
-    """Where sequences begin that lie one after the other, in order: what is validated on.
+    """The positions at which the validation sequences begin: one sequence after the other, in order.
 
-    Batches are of one size, because a compiled model is compiled anew for another: what does not fill the last
-    is left out, unless it is all there is.
+    All batches have the same size, because a compiled model is compiled again for each new size. Sequences that do not
+    fill the last batch are left out, unless there is no other batch.
+
+    Attributes:
+        num_tokens: Number of tokens in the stream.
+        context: Number of predicted tokens per sequence.
+        sequences: Number of sequences per batch.
     """
 
     num_tokens: int
@@ -132,36 +151,45 @@ class ConsecutiveStarts:
 
 
 def pack_text(sources: Sequence[TextSource], *, vocabulary: int, cache_dir: Path) -> PackedText:
-    """Trains a byte-level BPE tokenizer on the sources and tokenizes them, or finds that done in the cache.
+    """Train a byte-level BPE tokenizer on some sources and tokenize their documents, or find the result in the cache.
 
-    Every fiftieth document, whole, is held out for the validation loss.
+    One in 50 documents is held out for the validation loss.
 
     Args:
-        sources: read one after the other.
-        vocabulary: tokens of the tokenizer, ``END_OF_TEXT`` included.
-        cache_dir: folder of the cache.
+        sources: Sources of text, read one after the other.
+        vocabulary: Number of tokens in the vocabulary, ``END_OF_TEXT`` included.
+        cache_dir: Folder of the cache.
+
+    Returns:
+        The tokens and the tokenizer.
 
     Raises:
-        ConfigError: if the vocabulary cannot be, or a source's options do not fit together.
-        DataError: if a source cannot be read, or has too little text for the vocabulary.
+        ConfigError: If the size of the vocabulary is impossible, there is no source, or the options of a source
+            contradict each other.
+        DataError: If a source cannot be read, or if there is too little text for the vocabulary.
     """
     if not SMALLEST_VOCABULARY <= vocabulary <= _LARGEST_VOCABULARY:
         raise ConfigError(
-            f"vocabulary must lie between {SMALLEST_VOCABULARY} (every byte and {END_OF_TEXT}) and "
-            f"{_LARGEST_VOCABULARY}, got {vocabulary}."
+            f"vocabulary must be from {SMALLEST_VOCABULARY} (every byte and {END_OF_TEXT}) to "
+            f"{_LARGEST_VOCABULARY} tokens, got {vocabulary}."
         )
     if not sources:
-        raise ConfigError("text names no source. Expected at least one, '[{path: python-stdlib}]' for instance.")
+        raise ConfigError("text is empty. Expected at least one source, for example '[{path: python-stdlib}]'.")
     key = {"format": _FORMAT, "vocabulary": vocabulary, "text": [text_fingerprint(source) for source in sources]}
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     return PackedText(build_once(cache_dir / name, lambda folder: _build(folder, sources, vocabulary)))
 
 
 def text_fingerprint(source: TextSource) -> str:
-    """Hexadecimal digits that change with the documents of the source: files' contents and options, not names.
+    """Return hexadecimal digits that identify the documents of a source.
+
+    The digits depend on the contents of the files and on the options of the source, but not on the names of the files.
+
+    Args:
+        source: Source of text.
 
     Raises:
-        DataError: if the source cannot be read.
+        DataError: If the source cannot be read.
     """
     options = {name: value for name, value in asdict(source).items() if name != "path"}
     digest = hashlib.sha256(json.dumps(options).encode())
@@ -178,11 +206,14 @@ def text_fingerprint(source: TextSource) -> str:
 
 
 def documents(source: TextSource) -> Iterator[str]:
-    """Streams the documents of a source: a file, a row, or of a long one a part of some thousand words.
+    """Yield the documents of a source: the text of a file or of a row, cut into parts of at most 32,768 characters.
+
+    Args:
+        source: Source of text.
 
     Raises:
-        ConfigError: if a part is to be left out and no column says which.
-        DataError: if the source cannot be read, or a row has no text.
+        ConfigError: If documents are to be left out, but no column says which.
+        DataError: If the source cannot be read, or if a row has no text.
     """
     for document in _whole_documents(source):
         start = 0
@@ -203,8 +234,9 @@ def _whole_documents(source: TextSource) -> Iterator[str]:
     leaves_out = source.validation_fraction or source.test_fraction
     if leaves_out and (source.split_key is None or texts):
         raise ConfigError(
-            f"Text '{source.path}' is to leave out what training holds out, and no column says what that is. Set "
-            "split_key to the column that training splits by, or leave validation_fraction and test_fraction out."
+            f"The text '{source.path}' cannot leave out what training holds out, because no column says which rows "
+            "these are. Set split_key to the column that training splits by (sources with columns only), or leave "
+            "validation_fraction and test_fraction out."
         )
     if rows is None:
         yield from filter(None, map(_read, texts))
@@ -232,7 +264,17 @@ def _is_held_out(source: TextSource, key: str) -> bool:
 
 
 def _text_files_and_rows(path: str) -> tuple[list[Path], RowSource | None]:
-    """Of a path either the files that are documents themselves, or what has rows with a document each."""
+    """Return either files that are one document each, or a source of rows that hold one document each.
+
+    Args:
+        path: Path of a ``TextSource``.
+
+    Returns:
+        The text files and None, or an empty list and the source of rows.
+
+    Raises:
+        DataError: If the path does not exist or holds no text.
+    """
     local = Path(path).expanduser()
     is_saved_dataset = any((local / name).is_file() for name in ("state.json", "dataset_dict.json"))
     if local.is_dir() and not is_saved_dataset:
@@ -246,8 +288,8 @@ def _text_files_and_rows(path: str) -> tuple[list[Path], RowSource | None]:
     texts = [file for file in files if _is_text(file)]
     if not texts:
         raise DataError(
-            f"'{path}' holds no text: {len(files)} files, none of them text in UTF-8. Expected text files (.txt, "
-            f".md, .py and the like) or rows ({', '.join(_FORMATS_OF_CORPORA)})."
+            f"'{path}' holds no text in UTF-8 (number of files: {len(files)}). Expected text files (for example .txt, "
+            f".md or .py) or files with rows ({', '.join(_FORMATS_OF_CORPORA)})."
         )
     return texts, None
 
@@ -257,7 +299,7 @@ def _is_hidden(file: Path, root: Path) -> bool:
 
 
 def _is_text(file: Path) -> bool:
-    """Whether the file's beginning is text: no zero byte, and UTF-8 but for a character cut at its end."""
+    """Return whether the first 4 KiB of a file are text in UTF-8 without zero bytes (the last character may be cut)."""
     try:
         with file.open("rb") as stream:
             head = stream.read(4096)
@@ -273,13 +315,15 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text at byte {error.start}. Convert it or take it out.") from error
+        raise DataError(
+            f"{file} is not UTF-8 text at byte {error.start}. Convert the file to UTF-8, or remove it."
+        ) from error
     except OSError as error:
         raise DataError(f"{file} could not be read: {error.strerror or error}.") from error
 
 
 def _build(folder: Path, sources: Sequence[TextSource], vocabulary: int) -> None:
-    # Without an explicit setting the library warns in every data worker that is forked later.
+    # Without an explicit setting, the library prints a warning in every data worker that is forked later.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -293,13 +337,13 @@ def _build(folder: Path, sources: Sequence[TextSource], vocabulary: int) -> None
     tokenizer.train_from_iterator(shown_progress(_all_documents(sources), "training the tokenizer"), trainer)
     if tokenizer.get_vocab_size() < vocabulary:
         raise DataError(
-            f"The text is too short for a vocabulary of {vocabulary}: it has pieces for "
-            f"{tokenizer.get_vocab_size()}. Give more text or set vocabulary to {tokenizer.get_vocab_size()} or less."
+            f"The text is too short for a vocabulary of {vocabulary} tokens: it yields {tokenizer.get_vocab_size()}. "
+            f"Give more text, or set vocabulary to {tokenizer.get_vocab_size()} or less."
         )
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
     ).save_pretrained(folder)
-    # A document that spells the token out must not be taken to end there.
+    # A document that contains the text of the end-of-text token does not end there.
     tokenizer.encode_special_tokens = True
     parts: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
     number = 0

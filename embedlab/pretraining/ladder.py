@@ -1,4 +1,4 @@
-"""Pre-trains a small suite of language models from raw text: backbones for where there is no hub.
+"""Pre-trains a suite of small language models on raw text, so that there are backbones without the Hugging Face hub.
 
 The models are GPT-NeoX as in Pythia (Biderman et al. 2023, arXiv:2304.01373): rotary positions on a quarter of
 each head, attention and MLP in parallel, separate embedding and unembedding. All rungs of a ladder share one
@@ -39,15 +39,15 @@ from embedlab.pretraining.language_model import CausalLanguageModel
 from embedlab.pretraining.rungs import Rung, model_config, rung_named
 
 LADDER = "ladder:"
-"""What the path of a backbone begins with that is a rung of the default ladder."""
+"""Beginning of the path of a backbone that is a rung of the default ladder, for example ``ladder:r0``."""
 
-_FORMAT = 2  # raised whenever the same settings come to give other models, or the folder's files change
+_FORMAT = 2  # to raise whenever the same settings give different models, or the format of the files changes
 _MAX_VALIDATION_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """What all rungs of a ladder have in common, and where and how it runs."""
+    """The settings that all rungs of a ladder share; ``pretrain`` describes each setting."""
 
     text: tuple[TextSource, ...] = (TextSource(path=STANDARD_LIBRARY, validation_fraction=0.15),)
     tokens: int = 3_000_000
@@ -65,8 +65,8 @@ class _Settings:
             raise ConfigError(f"context must be at least 2 tokens, got {self.context}.")
         if self.batch_tokens < self.context:
             raise ConfigError(
-                f"batch_tokens is {self.batch_tokens}, less than one sequence of context={self.context}. Raise it to "
-                f"{self.context} or more."
+                f"batch_tokens is {self.batch_tokens}, less than one sequence of context={self.context}. Set "
+                f"batch_tokens to {self.context} or more."
             )
         if self.tokens < self.batch_tokens:
             raise ConfigError(
@@ -78,16 +78,16 @@ class _Settings:
 
     @property
     def sequences(self) -> int:
-        """Sequences a step."""
+        """Number of sequences per optimizer step."""
         return self.batch_tokens // self.context
 
     @property
     def steps(self) -> int:
-        """Optimizer steps."""
+        """Number of optimizer steps."""
         return self.tokens // (self.sequences * self.context)
 
     def identity(self) -> dict[str, Any]:
-        """All that the models depend on, as JSON has it: of the text its content, not its name."""
+        """Return everything that the models depend on, as JSON data; the content of the text counts, not its path."""
         names = ("tokens", "vocabulary", "context", "batch_tokens", "learning_rate", "seed")
         text = [text_fingerprint(source) for source in self.text]
         return {"format": _FORMAT, "text": text} | {name: getattr(self, name) for name in names}
@@ -111,29 +111,30 @@ def pretrain(
     compile: bool | None = None,
     seed: int = 0,
 ) -> None:
-    """Pre-trains a ladder of language models on raw text.
+    """Pre-train a ladder of small language models on raw text.
 
-    Rungs that stand in the output folder already, with the same settings, are left as they are.
+    Rungs that the output folder already holds, made with the same settings, are left unchanged.
 
     Args:
-        text: what to read; by default the standard library of the running Python.
-        rungs: names of the default ladder's rungs, or shapes of your own; by default r0, of 0.15 million
-            parameters without its embeddings.
-        tokens: that each rung is trained on; the text is repeated if it is shorter.
-        vocabulary: tokens of the tokenizer that is trained on the text.
-        context: tokens of a sequence.
-        batch_tokens: tokens a step.
-        learning_rate: at its peak; by default in inverse proportion to the width, 6e-3 for r0.
-        output: folder for the ladder; by default one in the user's cache folder.
-        accelerator: as in Lightning: auto, cpu, gpu, ….
-        precision: auto is bfloat16 on a GPU that has it, else float32.
-        compile: the model before training; by default on a GPU.
-        seed: of the first weights and the order of the text.
+        text: Sources of text; by default the standard library of the running Python.
+        rungs: Names of rungs of the default ladder, or shapes of other models; by default r0, which has 0.15 million
+            parameters without embeddings.
+        tokens: Number of tokens to train each rung on. A shorter text is repeated.
+        vocabulary: Number of tokens in the vocabulary of the tokenizer, which is trained on the text.
+        context: Number of tokens per sequence.
+        batch_tokens: Number of tokens per optimizer step.
+        learning_rate: Peak learning rate; by default inversely proportional to the width, and 6e-3 for r0.
+        output: Folder for the ladder; by default a folder in the user's cache.
+        accelerator: Accelerator as in Lightning, for example ``auto``, ``cpu`` or ``gpu``.
+        precision: Precision as in Lightning. ``auto`` is ``bf16-mixed`` on a GPU that supports bfloat16, and
+            ``32-true`` elsewhere.
+        compile: Whether to compile each model before training; by default only on a GPU.
+        seed: Seed of the initial weights and of the order of the text.
 
     Raises:
-        ConfigError: if the options cannot be, or the output folder holds something else.
-        DataError: if the text cannot be read or is too short.
-        TrainingError: if a model's loss is no longer finite.
+        ConfigError: If an option is invalid, or if the output folder holds anything else.
+        DataError: If the text cannot be read or is too short.
+        TrainingError: If the loss of a model is not finite.
     """
     settings = _Settings(
         text=_DEFAULT.text if text is None else tuple(text),
@@ -149,7 +150,8 @@ def pretrain(
     )
     chosen = [rung if isinstance(rung, Rung) else rung_named(rung) for rung in rungs or ["r0"]]
     if len({rung.name for rung in chosen}) < len(chosen):
-        raise ConfigError(f"rungs has a name twice: {', '.join(rung.name for rung in chosen)}.")
+        names = ", ".join(rung.name for rung in chosen)
+        raise ConfigError(f"rungs has a name twice: {names}. Give each rung its own name.")
     for folder in _make(settings, chosen, output):
         facts = json.loads((folder / "pretraining.json").read_text())
         print(
@@ -159,20 +161,30 @@ def pretrain(
 
 
 def ensure_rung(name: str) -> Path:
-    """The folder of a rung of the default ladder in the user's cache, pre-trained now if it is not there.
+    """Return the folder of a rung of the default ladder in the user's cache, and pre-train the rung if it is missing.
 
-    The ladder is named after all that it depends on, the Python version's standard library among it. The
-    process's random state is left as it was.
+    The name of the ladder's folder depends on everything that the models depend on, including the standard library of
+    the running Python. The random state of the process does not change.
+
+    Args:
+        name: Name of the rung, for example ``r0``.
 
     Raises:
-        ConfigError: if there is no such rung.
-        DataError: if the standard library's sources are missing, or the cache cannot be written.
+        ConfigError: If no rung has this name.
+        DataError: If the sources of the standard library are missing, or if the cache cannot be written.
     """
     return _make(_DEFAULT, [rung_named(name)], None)[0]
 
 
 def default_rung_config(name: str) -> GPTNeoXConfig:
-    """The configuration that a rung of the default ladder has once it is trained."""
+    """Return the configuration of a rung of the default ladder, without pre-training the rung.
+
+    Args:
+        name: Name of the rung, for example ``r0``.
+
+    Raises:
+        ConfigError: If no rung has this name.
+    """
     rung = rung_named(name)
     learning_rate = _DEFAULT.learning_rate or rung.default_learning_rate
     return model_config(rung, vocabulary=_DEFAULT.vocabulary, context=_DEFAULT.context, learning_rate=learning_rate)
@@ -182,46 +194,56 @@ def _make(settings: _Settings, rungs: Sequence[Rung], output: Path | None) -> li
     identity = settings.identity()
     if output is None:
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-        output = cache_folder() / "ladders" / key  # its name says whose it is
+        output = cache_folder() / "ladders" / key  # the key stands for the settings, so no mark is needed
     else:
         _claim(output, identity)
     for rung in rungs:
         build = partial(_pretrain_rung, settings=settings, rung=rung, identity=identity)
-        folder = build_once(output / rung.name, build, rebuild=False)  # it may have taken days, or have been edited
+        # A damaged rung is not built again, because it may have taken days or have been edited.
+        folder = build_once(output / rung.name, build, rebuild=False)
         there = json.loads((folder / "pretraining.json").read_text())["rung"]
         if there != asdict(rung):
             raise ConfigError(
-                f"{folder} holds a model of another shape: {there}, wanted {asdict(rung)}. Rename the rung."
+                f"{folder} holds a model of another shape: {there}, expected {asdict(rung)}. Give the rung a new name."
             )
     return [output / rung.name for rung in rungs]
 
 
 def _claim(output: Path, identity: dict[str, Any]) -> None:
-    """Mark the folder as this ladder's, or find that it is. Another process may do the same at the same time."""
+    """Write the settings of the ladder into its folder, or check that the folder was made with the same settings.
+
+    Several processes may call this function at the same time.
+
+    Args:
+        output: Folder for the ladder.
+        identity: Settings of the ladder, from ``_Settings.identity``.
+
+    Raises:
+        ConfigError: If the folder holds something else, or a ladder with other settings.
+        DataError: If the folder cannot be written.
+    """
     mark = output / "ladder.json"
     if not mark.is_file():
         if _holds_anything(output) and not mark.is_file():
-            raise ConfigError(f"{output} exists and is no ladder. Choose a new or empty folder with output.")
+            raise ConfigError(f"{output} exists, but does not hold a ladder. Set output to a new or empty folder.")
         try:
             write_whole(mark, json.dumps(identity, indent=1) + "\n", replace=False)
         except FileExistsError:
             pass
         except OSError as error:
             reason = error.strerror or error
-            raise DataError(f"{output} could not be written: {reason}. Choose another place.") from error
+            raise DataError(f"{output} could not be written: {reason}. Set output to another folder.") from error
     try:
         there = json.loads(mark.read_bytes())
         differing = [name for name in identity if there.get(name) != identity[name]]
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(
-            f"{mark} says how the ladder in its folder was made, and cannot be read: {error}. Choose another folder "
-            "with output."
+            f"{mark}, which holds the settings of the ladder in its folder, cannot be read: {error}. Set output to "
+            "another folder."
         ) from error
     if differing:
-        listed = ", ".join(f"{name} {there.get(name)} there, {identity[name]} now" for name in differing)
-        raise ConfigError(
-            f"{output} holds a ladder made with other settings ({listed}). Choose another folder with output."
-        )
+        listed = ", ".join(f"{name}: {there.get(name)} there, {identity[name]} now" for name in differing)
+        raise ConfigError(f"{output} holds a ladder with other settings ({listed}). Set output to another folder.")
 
 
 def _holds_anything(output: Path) -> bool:
@@ -235,9 +257,9 @@ def _pretrain_rung(folder: Path, *, settings: _Settings, rung: Rung, identity: d
     num_train, num_validation = len(text.tokens("train")), len(text.tokens("validation"))
     if num_train <= settings.batch_tokens + settings.context or num_validation <= settings.context:
         raise DataError(
-            f"The text has {num_train} tokens to train on and {num_validation} to validate with: too few for a step of "
-            f"batch_tokens={settings.batch_tokens} and a sequence of context={settings.context}. Give more text or "
-            "lower them."
+            f"The text has {num_train} tokens for training and {num_validation} for validation, too few for a step of "
+            f"batch_tokens={settings.batch_tokens} and a sequence of context={settings.context}. Give more text, or "
+            "lower batch_tokens or context."
         )
     on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     bfloat16 = on_gpu and torch.cuda.is_bf16_supported()
@@ -248,7 +270,7 @@ def _pretrain_rung(folder: Path, *, settings: _Settings, rung: Rung, identity: d
             model_config(rung, vocabulary=settings.vocabulary, context=settings.context, learning_rate=learning_rate)
         )
         if on_gpu if settings.compile is None else settings.compile:
-            torch.compiler.reset()  # else each rung counts as the same model compiled anew, which has a limit
+            torch.compiler.reset()  # torch limits how often one model is recompiled, and would count all rungs together
             model.base_model.compile(dynamic=False)
         module = CausalLanguageModel(
             model, text, context=settings.context, learning_rate=learning_rate, steps=settings.steps
@@ -264,7 +286,7 @@ def _pretrain_rung(folder: Path, *, settings: _Settings, rung: Rung, identity: d
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=[_Progress(rung.name, settings.sequences * settings.context)],
-            # One process makes a ladder, also where it is a rank of a run that waits for it.
+            # One process makes the ladder, even if the process is a rank of a distributed run that needs the ladder.
             plugins=[LightningEnvironment()],
         )
         starts = SequenceStarts(num_train, settings.context, settings.sequences, settings.steps, settings.seed)
@@ -274,7 +296,7 @@ def _pretrain_rung(folder: Path, *, settings: _Settings, rung: Rung, identity: d
         seconds = time.perf_counter() - started
     validation_loss = float(trainer.callback_metrics["validation_loss"])
     _require_finite(validation_loss, rung.name)
-    transformers_logging.disable_progress_bar()  # that of saving one file
+    transformers_logging.disable_progress_bar()  # saving a single file needs no progress bar
     model.save_pretrained(folder)
     transformers_logging.enable_progress_bar()
     tokenizer = text.tokenizer()
@@ -302,13 +324,17 @@ def _pretrain_rung(folder: Path, *, settings: _Settings, rung: Rung, identity: d
 
 def _require_finite(loss: float, name: str) -> None:
     if not math.isfinite(loss):
-        raise TrainingError(f"The loss of rung {name} is {loss}. Lower learning_rate; nothing was saved.")
+        raise TrainingError(f"The loss of rung {name} is {loss}, so the rung was not saved. Lower learning_rate.")
 
 
 class _Progress(Callback):
-    """Shows loss, throughput and time left: a bar on a terminal, else a line now and then.
+    """Shows the loss, the throughput and the remaining time: a progress bar on a terminal, or else a line every 15 s.
 
-    The loss is read once in a while only, because reading it waits for the device.
+    The loss is read at most once per second, because reading it waits for the device.
+
+    Args:
+        name: Name of the rung.
+        tokens_per_step: Number of tokens per optimizer step.
     """
 
     def __init__(self, name: str, tokens_per_step: int) -> None:
@@ -330,14 +356,18 @@ class _Progress(Callback):
         self._shown_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+        """Start the clock and the progress bar."""
         self._shown_at = time.perf_counter()
         self._bar.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Shows where it stands if it is time."""
+        """Show the progress if the last update is long enough ago, or at the last step.
+
+        Raises:
+            TrainingError: If the loss is not finite.
+        """
         step, total, now = batch_idx + 1, int(trainer.num_training_batches), time.perf_counter()
         if now - self._shown_at < self._every_seconds and step < total:
             return
@@ -347,10 +377,10 @@ class _Progress(Callback):
         self._bar.update(self._task, completed=step, total=total, loss=f"{loss:.3f}", rate=f"{rate:,.0f}")
         if self._bar.disable:
             left = timedelta(seconds=round((total - step) * self._tokens_per_step / rate))
-            line = f"pre-training {self._name}: step {step}/{total}  loss {loss:.3f}  {rate:,.0f} tokens/s  left {left}"
+            line = f"pre-training {self._name}: step {step}/{total}  loss {loss:.3f}  {rate:,.0f} tokens/s  {left} left"
             print(line, file=sys.stderr, flush=True)
         self._shown_at, self._shown_step = now, step
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes the bar away, also after an error."""
+        """Remove the progress bar, also after an error."""
         self._bar.stop()

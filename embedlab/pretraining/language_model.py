@@ -1,6 +1,6 @@
-"""A causal language model in training on packed text, fast on a small CPU and on a large GPU alike.
+"""Trains a causal language model on packed text, fast both on a small CPU and on a large GPU.
 
-Axes in names: S sequences, T tokens of a sequence, N tokens of a batch, D width, V vocabulary.
+Names end in their axes: S sequences, T tokens of a sequence, N tokens of a batch, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,28 +18,33 @@ from transformers import PreTrainedModel
 from embedlab.pretraining.corpus import PackedText
 from embedlab.training.schedule import WarmupCosine
 
-# Logits that are held at once: on a CPU they stay in its cache, on a GPU they fill it.
+# Number of logits in memory at once: few enough for the cache of a CPU, and enough to keep a GPU busy.
 _LOGITS_PER_CHUNK = {"cpu": 1 << 19}
 _LOGITS_PER_CHUNK_ELSEWHERE = 1 << 27
 
 
 def chunked_cross_entropy(hidden_ND: Tensor, unembedding_VD: Tensor, targets_N: Tensor, rows: int) -> Tensor:
-    """Mean cross-entropy of ``hidden_ND @ unembedding_VD.T``, never holding more than ``rows`` rows of the logits.
+    """Return the mean cross-entropy of the logits ``hidden_ND @ unembedding_VD.T``, computed a few rows at a time.
 
-    The gradients are computed with the loss, so the logits are computed once; they, not the blocks, are most of
-    the memory traffic of a small model.
+    The gradients are computed together with the loss, so that the logits are computed only once. In a small model, the
+    logits cause more memory traffic than the blocks.
 
     Args:
-        hidden_ND: last hidden states.
-        unembedding_VD: weight of the unembedding.
-        targets_N: the tokens that follow, int64.
-        rows: of the logits that are held at once.
+        hidden_ND: Last hidden states of shape (tokens, width).
+        unembedding_VD: Weight of the unembedding, of shape (vocabulary, width).
+        targets_N: Next token after each position, int64, of shape (tokens,).
+        rows: Maximum number of rows of the logits in memory at once.
+
+    Returns:
+        Mean loss in nats per token, as a scalar.
     """
     loss: Tensor = cast(Any, _ChunkedCrossEntropy).apply(hidden_ND, unembedding_VD, targets_N, rows)
     return loss
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Autograd function of ``chunked_cross_entropy``."""
+
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, unembedding_VD: Tensor, targets_N: Tensor, rows: int) -> Tensor:
         hidden_grad_ND, unembedding_grad_VD = torch.empty_like(hidden_ND), torch.zeros_like(unembedding_VD)
@@ -48,7 +53,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + rows)
             targets_N1 = targets_N[chunk, None]
             logits_NV = hidden_ND[chunk] @ unembedding_VD.T
-            precision = torch.promote_types(logits_NV.dtype, torch.float32)  # bfloat16 has too few digits here
+            precision = torch.promote_types(logits_NV.dtype, torch.float32)  # bfloat16 is not precise enough here
             log_probabilities_NV = logits_NV.log_softmax(dim=-1, dtype=precision)
             loss -= log_probabilities_NV.gather(1, targets_N1).sum()
             logits_grad_NV = log_probabilities_NV.exp_()
@@ -67,16 +72,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 class CausalLanguageModel(LightningModule):
-    """Next-token prediction over packed sequences, cut out of a stream of tokens that lies on the device.
+    """Next-token prediction on sequences that are cut out of a stream of tokens on the device.
 
-    A batch is where its sequences begin in the stream, so that no tokens travel and nothing waits for the host.
+    A batch holds only the positions at which its sequences begin in the stream. Therefore no tokens are copied to the
+    device during training, and the device never waits for the host.
 
     Args:
-        model: whose unembedding has no bias.
-        text: with its training and validation stream.
-        context: tokens of a sequence that are predicted.
-        learning_rate: at its peak.
-        steps: of the run, over which the learning rate warms up and falls.
+        model: Language model to train; its unembedding has no bias.
+        text: Packed text with a stream of tokens for training and one for validation.
+        context: Number of predicted tokens per sequence.
+        learning_rate: Peak learning rate.
+        steps: Number of optimizer steps of the run, over which the learning rate rises and falls.
     """
 
     train_tokens: Tensor
@@ -91,21 +97,35 @@ class CausalLanguageModel(LightningModule):
         self.learning_rate = learning_rate
         self.steps = steps
         for split in ("train", "validation"):
-            # int16 because torch indexes no uint16 on a GPU; read back in _loss
+            # int16, because torch cannot index uint16 tensors on a GPU; _loss converts the tokens back
             tokens = torch.from_numpy(text.tokens(split).astype(np.int16))
             self.register_buffer(f"{split}_tokens", tokens, persistent=False)
 
     def training_step(self, starts_S: Tensor, batch_idx: int) -> Tensor:
-        """The mean loss of the batch, nats per token."""
+        """Return the mean loss of a batch, in nats per token.
+
+        Args:
+            starts_S: Position in the training stream at which each sequence begins, int64.
+            batch_idx: Number of the batch within the epoch; not used.
+        """
         return self._loss(self.train_tokens, starts_S)
 
     def validation_step(self, starts_S: Tensor, batch_idx: int) -> None:
-        """Logs ``validation_loss``, nats per token."""
+        """Log the mean loss of a batch as ``validation_loss``, in nats per token.
+
+        Args:
+            starts_S: Position in the validation stream at which each sequence begins, int64.
+            batch_idx: Number of the batch within the epoch; not used.
+        """
         loss = self._loss(self.validation_tokens, starts_S)
         self.log("validation_loss", loss, batch_size=len(starts_S))
 
     def configure_optimizers(self) -> Any:
-        """AdamW with weight decay on matrices, linear warm-up over a tenth of the steps, then a cosine to zero."""
+        """Return the optimizer and its schedule.
+
+        The optimizer is AdamW with weight decay on matrices only. The learning rate rises linearly over the first tenth
+        of the steps, and then falls to 0 along a cosine.
+        """
         groups = [
             {"params": [p for p in self.model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
             {"params": [p for p in self.model.parameters() if p.ndim < 2], "weight_decay": 0.0},
@@ -121,9 +141,15 @@ class CausalLanguageModel(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips to a norm of 1, here because the trainer's option refuses a fused optimizer in mixed precision.
+        """Clip the gradients to a norm of 1.
 
-        It fears for gradients that are still scaled, which those of bfloat16 never are.
+        The clipping option of the Lightning trainer refuses fused optimizers in mixed precision, because gradients may
+        still be scaled by the loss scale. Gradients in bfloat16 are never scaled, so they can be clipped here.
+
+        Args:
+            optimizer: Optimizer of the run; not used.
+            gradient_clip_val: Clipping value of the trainer; not used.
+            gradient_clip_algorithm: Clipping algorithm of the trainer; not used.
         """
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
 

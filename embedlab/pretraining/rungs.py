@@ -1,4 +1,4 @@
-"""The shapes of the ladder's models, apart from how they are trained."""
+"""Defines the shapes of the models in the ladder, independent of how the models are trained."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from embedlab.errors import ConfigError, suggestion
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """The shape of one model.
+    """The shape of one model in a ladder.
 
     Args:
-        name: of its folder.
-        width: of the hidden states; the MLP is four times as wide.
-        blocks: attention and MLP.
-        heads: of attention; each needs a multiple of eight dimensions.
+        name: Name of the rung, and of its folder in the ladder.
+        width: Dimension of the hidden states. The MLP is 4 times as wide. Must be a multiple of 8 times the number of
+            attention heads.
+        blocks: Number of blocks; each block has one attention layer and one MLP.
+        heads: Number of attention heads per block.
+
+    Raises:
+        ConfigError: If the name cannot be the name of a folder, or the shape is impossible.
     """
 
     name: str
@@ -28,16 +32,19 @@ class Rung:
 
     def __post_init__(self) -> None:
         if not self.name or self.name != Path(self.name).name or self.name.startswith("."):
-            raise ConfigError(f"A rung's name is that of its folder, got '{self.name}'.")
+            raise ConfigError(
+                f"The name of a rung is the name of its folder, and cannot be '{self.name}'. Expected a name without "
+                "slashes that does not begin with a dot."
+            )
         if self.blocks < 1 or self.heads < 1 or self.width < 1 or self.width % (8 * self.heads):
             raise ConfigError(
                 f"Rung '{self.name}' cannot have width={self.width}, blocks={self.blocks}, heads={self.heads}. Each "
-                "must be at least 1, and the width a multiple of 8 for each head (a quarter of it is rotated in pairs)."
+                "must be at least 1, and width a multiple of 8 * heads (a quarter of each head is rotated in pairs)."
             )
 
     @property
     def default_learning_rate(self) -> float:
-        """The peak learning rate if none is set, in inverse proportion to the width."""
+        """Peak learning rate if none is set: inversely proportional to the width, and 6e-3 for a width of 64."""
         return 0.384 / self.width
 
 
@@ -51,15 +58,21 @@ RUNGS = (
     Rung(name="r4", width=384, blocks=9, heads=6),
     Rung(name="r5", width=576, blocks=10, heads=9),
 )
-"""The default ladder: 0.15, 0.79, 2.7, 6.3, 16 and 40 million parameters without the embeddings; and below it two rungs
-that are pre-trained within a minute, 0.03 and 0.06 million, so that a search in miniature has sizes to choose from."""
+"""The default ladder.
+
+Rungs r0 to r5 have 0.15, 0.79, 2.7, 6.3, 16 and 40 million parameters without embeddings. Rungs s0 and s1 have 0.03 and
+0.06 million parameters and are pre-trained within a minute, so that small examples of a search have several sizes.
+"""
 
 
 def rung_named(name: str) -> Rung:
-    """A rung of the default ladder.
+    """Return a rung of the default ladder.
+
+    Args:
+        name: Name of the rung, for example ``r0``.
 
     Raises:
-        ConfigError: if there is none of this name.
+        ConfigError: If no rung has this name.
     """
     known = {rung.name: rung for rung in RUNGS}
     if name not in known:
@@ -68,13 +81,14 @@ def rung_named(name: str) -> Rung:
 
 
 def model_config(rung: Rung, *, vocabulary: int, context: int, learning_rate: float) -> GPTNeoXConfig:
-    """The configuration of a rung's model.
+    """Return the configuration of the model of a rung.
 
     Args:
-        rung: its shape.
-        vocabulary: tokens of the tokenizer.
-        context: tokens of a sequence in pre-training.
-        learning_rate: the peak of pre-training; fine-tuning derives its own from it.
+        rung: Shape of the model.
+        vocabulary: Number of tokens in the vocabulary.
+        context: Number of tokens per sequence in pre-training. The model has positions for 4 times as many tokens.
+        learning_rate: Peak learning rate of pre-training. The configuration stores it, because fine-tuning derives its
+            default learning rate from it.
     """
     config = GPTNeoXConfig(
         vocab_size=vocabulary,
@@ -82,7 +96,7 @@ def model_config(rung: Rung, *, vocabulary: int, context: int, learning_rate: fl
         intermediate_size=4 * rung.width,
         num_hidden_layers=rung.blocks,
         num_attention_heads=rung.heads,
-        max_position_embeddings=4 * context,  # rotary: nothing to learn for a position
+        max_position_embeddings=4 * context,  # rotary positions have no parameters to learn
         tie_word_embeddings=False,
         use_cache=False,
         bos_token_id=0,

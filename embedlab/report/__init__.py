@@ -1,1 +1,1 @@
-"""The page of a report and its figures. Needs no torch."""
+"""The report of a set of runs: an HTML page and its figures. This package does not need torch."""

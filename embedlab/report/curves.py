@@ -1,8 +1,8 @@
-"""What laws say over budgets: the least loss of each method, with what it might be, and where methods change places.
+"""Computes the curves of a report over a range of budgets: the minimum loss of each method, and the crossovers.
 
-Names end in their axes:
+Names of arrays end in their axes:
 
-    R  replicates      G  budgets of a grid      C  sizes
+    R  bootstrap replicates      G  budgets on a grid      C  model sizes
 """
 
 from __future__ import annotations
@@ -15,19 +15,33 @@ from embedlab.scaling.crossover import Crossover, crossover
 from embedlab.scaling.method_laws import FARTHEST, MethodLaw
 from embedlab.scaling.recipe import suite_of
 
-_BUDGETS = 49
-_NO_BETTER = 1e-3  # of the loss: a crossover is found between budgets of a grid
-_MOST_SIZES = 200  # of a suite, that a frontier is looked for among
+_BUDGETS = 49  # number of budgets on the grid of a figure
+_NO_BETTER = 1e-3  # tolerance as a share of the loss, because a crossover is interpolated between budgets
+_MOST_SIZES = 200  # maximum number of model sizes among which the minimum loss is searched
 
 
 def budgets_of(laws: Sequence[MethodLaw]) -> np.ndarray:
-    """(G,) FLOPs from the least run to as far beyond the largest as a law is trusted."""
+    """Return a grid of budgets in FLOPs, from the smallest run to ``FARTHEST`` times the largest run: (G,).
+
+    Args:
+        laws: Laws of the methods, at least 1.
+    """
     flops = [row.flops for law in laws for row in law.observations]
     return np.geomspace(min(flops), FARTHEST * max(flops), _BUDGETS)
 
 
 def frontier(law: MethodLaw, sizes_C: np.ndarray, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logarithms of the least loss over the sizes that exist: (G,) by the fit, (R, G) as it might be."""
+    """Return the logarithm of the minimum loss of a method over the sizes of the backbones, at each budget.
+
+    Args:
+        law: Law of the method.
+        sizes_C: Model sizes, in parameters. If there are more than 200 different sizes, 200 of them are used.
+        flops_G: Budgets, in FLOPs.
+
+    Returns:
+        The estimates (G,), and the values in the bootstrap replicates with errors of the law added (R, G). A value is
+        NaN at a budget that the law cannot predict.
+    """
     sizes_C = np.unique(sizes_C)
     if len(sizes_C) > _MOST_SIZES:
         sizes_C = sizes_C[np.linspace(0, len(sizes_C) - 1, _MOST_SIZES).astype(int)]
@@ -35,9 +49,14 @@ def frontier(law: MethodLaw, sizes_C: np.ndarray, flops_G: np.ndarray) -> tuple[
 
 
 def crossovers(laws: Sequence[MethodLaw]) -> list[Crossover]:
-    """Of each two methods, within the budgets of their runs and as far beyond as a law is trusted.
+    """Return the crossovers of all pairs of methods.
 
-    Of three methods or more only where one of the two takes over the lead of all.
+    Budgets from the smallest run of a pair to ``FARTHEST`` times its largest run are searched. With two methods, the
+    result is returned even if one method is better at all budgets. With three or more methods, a crossover is returned
+    only if no third method is better there.
+
+    Args:
+        laws: Laws of the methods.
     """
     sizes = [size for _, size in suite_of(laws)]
     found = []
@@ -53,7 +72,14 @@ def crossovers(laws: Sequence[MethodLaw]) -> list[Crossover]:
 
 
 def _leads(law: MethodLaw, laws: Sequence[MethodLaw], sizes_C: np.ndarray, flops: float) -> bool:
-    """Whether no other method is better than this one at a budget."""
+    """Return whether no method has a lower loss than a given method at a budget.
+
+    Args:
+        law: Law of the given method.
+        laws: Laws of all methods.
+        sizes_C: Model sizes, in parameters.
+        flops: Budget in FLOPs.
+    """
 
     def least(one: MethodLaw) -> float:
         tokens_C = flops / one.flops_per_token(sizes_C)

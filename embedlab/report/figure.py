@@ -1,4 +1,4 @@
-"""What a figure shows, whoever draws it: the page, the pictures and TensorBoard have the same figures from here."""
+"""Describes figures independent of how they are drawn, so that the page and the image files show the same figures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_DIGITS = 6  # significant: a screen shows fewer
-# Of middling lightness, so that they stand out on white and on black, and told apart by most color-blind people.
+_DIGITS = 6  # significant digits of a coordinate, more than a screen can show
+# Colors of medium lightness: visible on white and on black, and different for most color-blind readers.
 _COLOURS = ("#3572b0", "#d2692a", "#2c9c78", "#b0589f", "#a8871f", "#c4475a", "#5c64c9", "#6f8695")
 
 
@@ -19,7 +19,16 @@ Numbers = Sequence[float] | np.ndarray
 
 
 class Kind(StrEnum):
-    """How a series is drawn."""
+    """How a series is drawn.
+
+    Attributes:
+        POINTS: Separate points.
+        LINE: Solid curve.
+        DOTS: Dotted curve.
+        BAND: Area between a lower and an upper curve.
+        UPRIGHT: Vertical line at one x.
+        SPAN: Horizontal bar from a lower to an upper x, with a mark in between.
+    """
 
     POINTS = "points"
     LINE = "line"
@@ -30,11 +39,11 @@ class Kind(StrEnum):
 
 
 class Axis(NamedTuple):
-    """A direction of a figure.
+    """An axis of a figure.
 
     Attributes:
-        title: with its unit.
-        is_log: whether decades are as wide as each other.
+        title: Title of the axis, with the unit if there is one.
+        is_log: Whether the scale is logarithmic.
     """
 
     title: str
@@ -43,20 +52,20 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Some points, a curve, a band, an upright line, or a span across.
+    """A part of a figure that is drawn in one way, for example a curve or a band.
 
     Attributes:
-        label: of the legend; series of one label are one entry of it.
-        kind: how it is drawn.
-        x: where; of an upright line or a span one number.
-        y: what; of a span the height at which it is drawn, from 0 at the bottom to 1 at the top.
-        low: bounds below: of a band in y, of a span in x.
-        high: bounds above.
-        color: number of the method; None for what belongs to none.
-        above: of a span, the number of the method on its right side.
-        strength: from 0 to 1, to tell apart what is of one method.
-        symbol: of points: ``circle``, ``square``, ``triangle-up`` or ``x``.
-        texts: of each point, for a reader who points at it.
+        label: Text of the legend. Series with the same label share an entry of the legend.
+        kind: How the series is drawn.
+        x: Horizontal coordinates. Vertical lines and spans have one coordinate, for a span the position of its mark.
+        y: Vertical coordinates. A span has one, its height in the figure from 0 (bottom) to 1 (top).
+        low: Lower bounds: vertical coordinates of a band, or the left end of a span.
+        high: Upper bounds: vertical coordinates of a band, or the right end of a span.
+        color: Number of the method, which selects the color; None if the series belongs to no method.
+        above: Number of the method whose color the right part of a span has; None for other kinds.
+        strength: Opacity from 0 to 1, to distinguish series of one method.
+        symbol: Symbol of points: ``circle``, ``square``, ``triangle-up`` or ``x``.
+        texts: Text of each point, shown when the reader points at it.
     """
 
     label: str
@@ -74,17 +83,17 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A plot.
+    """A figure of a report.
 
     Attributes:
-        key: of letters, digits and hyphens, unlike all others: the name of its file.
-        section: of the page that it is in.
-        title: what it shows.
-        note: how to read it.
-        x: across.
-        y: up.
-        series: that it holds, the hindmost first.
-        empty: why there is nothing to draw; None if there is something.
+        key: Unique name of letters, digits and hyphens, which is also the name of the image file.
+        section: Section of the page that shows the figure.
+        title: Title of the figure.
+        note: Text below the figure that explains how to read it.
+        x: Horizontal axis.
+        y: Vertical axis.
+        series: Series to draw, from back to front.
+        empty: Reason why there is nothing to draw; None if the figure has series.
     """
 
     key: str
@@ -98,7 +107,13 @@ class Figure:
 
 
 def colors(count: int) -> list[str]:
-    """As many as there are methods, in hexadecimal; beyond the chosen ones by turning the hue."""
+    """Return different colors as hexadecimal codes, for example ``#3572b0``.
+
+    The first 8 colors are fixed; further colors differ in hue.
+
+    Args:
+        count: Number of colors, one per method.
+    """
     found = list(_COLOURS[:count])
     for number in range(len(found), count):
         red, green, blue = colorsys.hls_to_rgb((number * 0.618) % 1, 0.45, 0.55)
@@ -107,12 +122,20 @@ def colors(count: int) -> list[str]:
 
 
 def compact(values: Numbers) -> list[float | None]:
-    """Rounded to what a screen can show; None for what is no finite number, which JSON cannot hold."""
+    """Return numbers rounded to 6 significant digits, with None for infinity and NaN, which JSON cannot represent.
+
+    Args:
+        values: Numbers to round.
+    """
     return [float(f"{value:.{_DIGITS}g}") if np.isfinite(value) else None for value in map(float, values)]
 
 
 def as_dict(figure: Figure) -> dict[str, Any]:
-    """What the page's script draws."""
+    """Return the data from which the script of the page draws a figure.
+
+    Args:
+        figure: Figure to draw.
+    """
     series = [
         {
             "label": one.label,

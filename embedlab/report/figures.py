@@ -1,4 +1,4 @@
-"""The figures of a report, from runs and the laws that were fitted to them."""
+"""Builds the figures of a report from runs and the laws that were fitted to the runs."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ SIZE = Axis("parameters N")
 TOKENS = Axis("training tokens D")
 LOSS = Axis("held-out loss")
 
-_MOST_POINTS = 1500  # of a method in a figure: more would be a blot
+_MOST_POINTS = 1500  # maximum number of points of a method in a figure, because more points would overlap
 _MOST_PROFILES = 8
-_NO_LAW = "No method has a law, so there is nothing to draw. What stands under “Laws” says why."
+_NO_LAW = "No method has a law, so there is nothing to draw. The section “Laws” gives the reasons."
 _SYMBOLS = ("circle", "square", "triangle-up")
 
 
 def figures(runs: Mapping[str, Sequence[Observation]], laws: Sequence[MethodLaw]) -> list[Figure]:
-    """All of them, in the order of the page.
+    """Return all figures of a report, in the order of the page.
 
     Args:
-        runs: that laws may be fitted to, by method.
-        laws: of those methods that have one.
+        runs: Runs that laws may be fitted to, by the name of the method.
+        laws: Laws of the methods; methods without a law are missing.
     """
     color = {method: number for number, method in enumerate(runs)}
     by_method = {law.method: law for law in laws}
@@ -86,7 +86,7 @@ def _frontier(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> Figure:
             (low, high), (first, last) = found.interval_80, found.looked_at
             lines.append(
                 Series(
-                    label=f"{found.below} up to here, then {found.above}",
+                    label=f"better below: {found.below}; better above: {found.above}",
                     kind=Kind.SPAN,
                     x=[found.flops],
                     y=[0.04 + 0.05 * place],
@@ -101,9 +101,10 @@ def _frontier(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> Figure:
     return Figure(
         key="frontier",
         section="frontier",
-        title="Least loss of each method",
-        note="Lines: the best of the sizes that exist, by each law, with 80 % bands as wide as the law was off in the "
-        "hold-out. Points: runs. Beyond the largest run all is extrapolated." + "".join(f" {one}" for one in words),
+        title="Minimum loss of each method",
+        note="Lines: predicted minimum loss over the sizes of the backbones. Bands: 80 % intervals, which include the "
+        "errors of each law on held-out budgets. Points: runs. Predictions beyond the largest run are extrapolations."
+        + "".join(f" {one}" for one in words),
         x=BUDGET,
         y=LOSS,
         series=(*behind, *lines),
@@ -112,19 +113,20 @@ def _frontier(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> Figure:
 
 
 def _said(found: Crossover) -> str:
-    """A crossover in words."""
+    """Return a sentence that describes a crossover."""
     low, high = (f"{bound:.2g}" if 0 < bound < np.inf else "no bound" for bound in found.interval_80)
     first, last = (f"{bound:.2g}" for bound in found.looked_at)
     if found.exists:
-        text = f"{found.below} is better up to {found.flops:.2g} FLOPs, {found.above} above (80 %: {low} to {high})"
+        where = f"{found.flops:.2g} FLOPs (80 % interval: {low} to {high})"
+        text = f"{found.below} is better up to {where}, {found.above} above"
     else:
         better, worse = (found.above, found.below) if found.flops == 0 else (found.below, found.above)
         text = f"{better} is better than {worse} at every budget"
-    return f"{text}; that they change places between {first} and {last} has a probability of {found.probability:.0%}."
+    return f"{text}. They change places between {first} and {last} FLOPs with a probability of {found.probability:.0%}."
 
 
 def _best(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> list[Figure]:
-    """The best size and amount of data against the budget."""
+    """Return the figures of the optimal model size and of the optimal amount of data by budget."""
     of_size: list[Series] = []
     of_data: list[Series] = []
     without: list[str] = []
@@ -132,11 +134,11 @@ def _best(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> list[Figure]:
         number = color[law.method]
         flops_G = budgets_of(laws)
         if not has_best_size(law):
-            without.append(f"{law.method}: all its runs have one size")
+            without.append(f"{law.method} (all its runs have one size)")
             continue
         log_G, log_RG = best_sizes(law, flops_G)
         if np.isnan(log_G).all():
-            without.append(f"{law.method}: by its law the best size lies more than ten times beyond the runs")
+            without.append(f"{law.method} (its law has no optimal size within 10 times the sizes of the runs)")
             continue
         sizes_G, sizes_RG = np.exp(log_G), np.exp(log_RG)
         known_G = np.isfinite(log_G)
@@ -154,7 +156,7 @@ def _best(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> list[Figure]:
         if inside:
             x = np.array([profile.flops for profile in inside])
             size_G = np.array([profile.optimal_parameters for profile in inside])
-            crosses = partial(shown, kind=Kind.POINTS, x=x, symbol="x", texts=["least of an isoFLOP parabola"] * len(x))
+            crosses = partial(shown, kind=Kind.POINTS, x=x, symbol="x", texts=["isoFLOP minimum"] * len(x))
             of_size.append(crosses(y=size_G))
             of_data.append(crosses(y=x / law.flops_per_token(size_G)))
     if laws and of_size:
@@ -162,8 +164,8 @@ def _best(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> list[Figure]:
         of_size.insert(0, largest)
         of_data.insert(0, largest)
     note = (
-        "By each law, whether or not a backbone has that size, with 80 % bands. Crosses: where isoFLOP parabolas have "
-        "their least value."
+        "Lines: optimum of each law, also at sizes that no backbone has. Bands: 80 % intervals. Crosses: minima of "
+        "isoFLOP parabolas."
     )
     if without:
         note += " Not drawn: " + "; ".join(without) + "."
@@ -171,18 +173,25 @@ def _best(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> list[Figure]:
     if not laws:
         empty = _NO_LAW
     elif not of_size:
-        empty = "No law has a best size: " + "; ".join(without) + "."
+        empty = "No law has an optimal size: " + "; ".join(without) + "."
     return [
         Figure(key=f"best-{name}", section="best", title=title, note=note, x=BUDGET, y=axis, series=series, empty=empty)
         for name, title, axis, series in (
-            ("size", "Best size", SIZE, of_size),
-            ("data", "Best amount of data", TOKENS, of_data),
+            ("size", "Optimal model size", SIZE, of_size),
+            ("data", "Optimal amount of data", TOKENS, of_data),
         )
     ]
 
 
 def _profiles(method: str, rows: Sequence[Observation], law: MethodLaw | None, color: int) -> Figure:
-    """Loss against size, budget by budget."""
+    """Return the figure of the loss of a method by model size, with a curve for each budget level.
+
+    Args:
+        method: Name of the method.
+        rows: Runs of the method.
+        law: Law of the method; None if the method has no law.
+        color: Number of the method.
+    """
     runs = runs_of(rows)
     budgets = [
         budget for budget in np.unique(runs.budget_P) if len(np.unique(runs.parameters_P[runs.budget_P == budget])) > 1
@@ -220,14 +229,15 @@ def _profiles(method: str, rows: Sequence[Observation], law: MethodLaw | None, c
                 texts=[row.name for row in own],
             )
         )
-    note = "Each strength of color is a budget; its runs may differ from it by a factor of up to 1.4. Lines: the law."
-    note += " Dotted: a parabola through the runs of a budget, where it has its least value between them."
+    note = "Each shade is a budget level; runs differ from their level by a factor of up to 1.4. Solid lines: the law."
+    note += " Dotted lines: parabolas fitted to the runs of a level, if the minimum lies between the sizes of the runs."
     if len(shown) < len(budgets):
-        note += f" Shown are {len(shown)} of {len(budgets)} budgets."
+        note += f" The figure shows {len(shown)} of {len(budgets)} budget levels."
     empty = None
     if not series:
         count = len(np.unique(runs.parameters_P))
-        empty = f"The {len(rows)} runs have {count} size{'s' if count > 1 else ''}, and no budget was run at two sizes."
+        sizes = f"{count} size{'s' if count > 1 else ''}"
+        empty = f"No budget level has runs of two sizes: the {len(rows)} runs have {sizes} in total."
     return Figure(
         key=f"isoflop-{color + 1}-{_slug(method)}",
         section="isoflop",
@@ -241,7 +251,7 @@ def _profiles(method: str, rows: Sequence[Observation], law: MethodLaw | None, c
 
 
 def _held_out(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> Figure:
-    """What each law says of the largest budgets when it is fitted without them."""
+    """Return the figure of predicted and measured losses at held-out budget levels."""
     series: list[Series] = []
     without: list[str] = []
     for law in laws:
@@ -256,7 +266,7 @@ def _held_out(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> Figure:
             count = "largest budget" if held.num_budgets == 1 else f"{held.num_budgets} largest budgets"
             series.append(
                 Series(
-                    label=f"{law.method}, {count}: off by {held.root_mean_square:.2%}",
+                    label=f"{law.method}, {count}: error {held.root_mean_square:.2%}",
                     kind=Kind.POINTS,
                     x=measured,
                     y=measured * np.exp(held.errors),
@@ -270,18 +280,18 @@ def _held_out(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> Figure:
     if not laws:
         empty = _NO_LAW
     elif not series:
-        empty = "No budget could be held out: there are too few of them, or what remains is too little for a law."
+        empty = "No budget level could be held out, because the remaining runs would be too few for a law."
     else:
         ends = [value for one in series for values in (one.x, one.y) for value in values]
         line = [min(ends), max(ends)]
         series.insert(0, Series(label="predicted = measured", kind=Kind.LINE, x=line, y=line))
-    note = "Each law was fitted without its largest budgets and then asked for them. On the line it was right."
+    note = "Each law was fitted without the largest budgets, then predicted their runs. Points on the line are exact."
     if without and series:
-        note += f" Without a hold-out, having too few budgets: {', '.join(without)}."
+        note += f" Methods with too few budgets to hold any out: {', '.join(without)}."
     return Figure(
         key="hold-out",
         section="hold-out",
-        title="Predicted and measured on the largest budgets",
+        title="Predicted and measured loss at the largest budgets",
         note=note,
         x=Axis("measured loss"),
         y=Axis("predicted loss"),
@@ -291,5 +301,5 @@ def _held_out(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> Figure:
 
 
 def _slug(name: str) -> str:
-    """For a file: letters, digits and hyphens."""
+    """Return a name for a file, made of letters, digits and hyphens, from any name."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:40] or "method"

@@ -1,4 +1,4 @@
-"""The figures of a report as pictures, drawn by matplotlib without a display."""
+"""Draws the figures of a report as PNG images with matplotlib, which needs no display."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _DOTS_PER_INCH = 150
 _NEUTRAL = "#777777"
 _MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "x": "x"}
 _MOST_TICKS = 8
-_LONGEST_LABEL, _LONGEST_NOTE = 100, 500  # characters that have room
+_LONGEST_LABEL, _LONGEST_NOTE = 100, 500  # maximum number of characters that fit into an image
 
 
 def png(figure: Figure, colors: Sequence[str]) -> bytes:
-    """A picture of a figure.
+    """Draw a figure, and return the content of a PNG file.
 
     Args:
-        figure: with its series.
-        colors: of the methods.
+        figure: Figure to draw.
+        colors: Color of each method, as hexadecimal codes.
     """
     canvas = Canvas(figsize=_SIZE, dpi=_DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(canvas)
@@ -54,7 +54,7 @@ def png(figure: Figure, colors: Sequence[str]) -> bytes:
         axes.grid(True, which="major", color="#00000018", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     written = io.BytesIO()
-    with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box
+    with warnings.catch_warnings():  # a character that the font lacks is drawn as a box
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         canvas.savefig(written, format="png", metadata={"Software": None})
     return written.getvalue()
@@ -83,7 +83,7 @@ def _draw(axes: Axes, series: Sequence[Series], colors: Sequence[str]) -> None:
             (drawn,) = axes.plot(x, one.y, color=color, alpha=one.strength, linestyle=style, linewidth=1.6)
         if one.kind is not Kind.BAND and (one.label not in entries or one.kind is Kind.LINE):
             entries[one.label] = drawn
-    for one in series:  # what belongs to no method, after those that do
+    for one in series:  # in the legend, series without a method come last
         if one.color is None and one.label in entries:
             entries[one.label] = entries.pop(one.label)
     labels = [_plain(label) for label in entries]
@@ -94,7 +94,10 @@ def _draw(axes: Axes, series: Sequence[Series], colors: Sequence[str]) -> None:
 
 
 def _plain(label: str) -> str:
-    """A name is no formula, and one that begins with an underscore is shown, too."""
+    """Return a label without special meaning for matplotlib.
+
+    matplotlib reads text between dollar signs as a formula, and hides labels that begin with an underscore.
+    """
     shown = plain_text(label, longest=_LONGEST_LABEL)
     return ("\u2009" if shown.startswith("_") else "") + shown.replace("$", r"\$")
 
@@ -105,7 +108,7 @@ def _scale(axes: Axes, x: Axis, y: Axis) -> None:
             continue
         (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
         low, high = sorted(axis.get_view_interval())
-        if high / low < 30:  # decades alone would be one tick or none
+        if high / low < 30:  # powers of ten would give at most one tick
             steps = (1.0, 2.0, 5.0) if high / low > 4 else tuple(np.arange(1, 10, 0.5 if high / low > 1.6 else 0.1))
             axis.set_major_locator(LogLocator(subs=steps, numticks=_MOST_TICKS))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))

@@ -1,4 +1,4 @@
-"""An HTML page that needs nothing else: data, scripts, style and plotly.js are in it, and no server is asked."""
+"""Builds the HTML page of a report, which contains all data, scripts and styles and sends no request to any server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from embedlab.scaling.recipe import Constraints
 from embedlab.scaling.tables import UNNAMED
 from embedlab.search.confirmation import Confirmation
 
-_LONGEST_TEXT = 1_000_000  # characters; the numbers of replicates are one text
+_LONGEST_TEXT = 1_000_000  # characters, because the numbers of all replicates form one text
 _SCRIPTS = ("format.js", "recipe.js", "plots.js", "records.js", "page.js")
 
 
@@ -38,17 +38,17 @@ def page(
     constraints: Constraints,
     confirmations: Sequence[Confirmation] = (),
 ) -> str:
-    """The page.
+    """Return the HTML text of the page.
 
     Args:
-        source: where the runs are from.
-        observations: all of them, also those that are left out.
-        methods: that have runs to fit, in the order of their colors.
-        laws: of those that have one.
-        refused: of the others why.
-        figures: to draw.
-        constraints: that the recipe begins with.
-        confirmations: predictions that were made, and what came of them.
+        source: Name of the folder or table that holds the runs, for the reader.
+        observations: All runs, including runs that are left out of the fits.
+        methods: Names of the methods with runs to fit, in the order of their colors.
+        laws: Laws of the methods; methods without a law are missing.
+        refused: Reason for each method without a law, by the name of the method.
+        figures: Figures to show.
+        constraints: Initial constraints of the recipe on the page.
+        confirmations: Recipes that were trained, with the predicted and the measured loss.
     """
     data = {
         "source": source,
@@ -77,12 +77,12 @@ def page(
 
 
 def _hash(script: str) -> str:
-    """By which the page's policy knows its own scripts: no other one runs."""
+    """Return the hash of a script for the Content-Security-Policy of the page, which allows no other scripts."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}'"
 
 
 def _shown(data: Any) -> Any:
-    """The same data, with names in which nothing is hidden: marks that reorder text, for one."""
+    """Return data with all invisible characters of texts escaped, for example marks that reorder text."""
     if isinstance(data, str):
         return plain_text(data, longest=_LONGEST_TEXT)
     if isinstance(data, Mapping):
@@ -93,7 +93,7 @@ def _shown(data: Any) -> Any:
 
 
 def _json(data: Any) -> str:
-    """JSON that ends no element of the page, whatever the names in it."""
+    """Return JSON text that is safe inside an HTML element, whatever names the data contain."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -101,12 +101,14 @@ def _json(data: Any) -> str:
 
 
 def _confirmation(one: Confirmation) -> dict[str, Any]:
+    """Return what the page shows of a trained recipe: the prediction, the measured loss and a verdict."""
     measured = compact([float("nan") if one.loss is None else one.loss])[0]
     caution = one.caution and f".{one.caution}"
     return vars(one.prediction) | {"measured": measured, "verdict": "" if measured is None else one.where + caution}
 
 
 def _law(law: MethodLaw) -> dict[str, Any]:
+    """Return what the page shows of a law: parameters with intervals, the fit, and errors on held-out budget levels."""
     fit = law.fit
     bounds = {name: law.replicates.parameter(name) for name in fit.names}
     return {
@@ -127,7 +129,7 @@ def _law(law: MethodLaw) -> dict[str, Any]:
 
 
 def _records(observations: Sequence[Observation], laws: Sequence[MethodLaw]) -> dict[str, Any]:
-    """Columns, so that no name is written ten thousand times."""
+    """Return the table of runs by columns, so that names of columns and repeated names are stored only once."""
     predicted: dict[str, float] = {}
     for law in laws:
         runs = law.runs

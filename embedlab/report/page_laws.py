@@ -1,7 +1,7 @@
-"""Laws, replicates and backbones as the page's script needs them to answer as `embedlab recipe` does.
+"""Prepares laws, bootstrap replicates and backbones, so that the page can give the same answers as `embedlab recipe`.
 
-The script computes what `recipe` computes; a test opens the page and compares the two. Arrays that losses depend on
-keep all their digits.
+The script of the page computes what ``recipe`` computes; a test opens the page and compares both answers. Arrays that
+losses depend on keep all their digits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ from embedlab.scaling.recipe import (
 
 
 def page_laws(laws: Sequence[MethodLaw]) -> dict[str, Any]:
-    """All that a recipe depends on but the budget and the constraints."""
+    """Return everything that a recipe depends on, except the budget and the constraints.
+
+    Args:
+        laws: Laws of the methods, at least 1.
+    """
     suite = suite_of(laws)
     rates: dict[tuple[tuple[float, float, float], ...], int] = {}
     methods = [_method(law, suite, rates) for law in laws]
@@ -42,13 +46,24 @@ def page_laws(laws: Sequence[MethodLaw]) -> dict[str, Any]:
 
 
 def is_product(law: Law) -> bool:
-    """Whether size and data are multiplied; else each has a term of its own."""
+    """Return whether a law multiplies powers of size and data, instead of adding a term for each.
+
+    Args:
+        law: Formula of the law.
+    """
     return isinstance(law.law if isinstance(law, Repeated) else law, Multiplicative)
 
 
 def _method(
     law: MethodLaw, suite: Sequence[tuple[str, float]], rates: dict[tuple[tuple[float, float, float], ...], int]
 ) -> dict[str, Any]:
+    """Return what the page needs of one method.
+
+    Args:
+        law: Law of the method.
+        suite: Name and number of parameters of each backbone.
+        rates: Number of each table of learning rates that any method uses. New tables are added.
+    """
     sizes_C = np.array([parameters for _, parameters in suite])
     ratios = [row.tokens / row.parameters for row in law.observations]
     of_sizes = [
@@ -78,20 +93,31 @@ def _method(
 
 
 def _speed(row: Observation) -> float | None:
+    """Return the training speed of a run in FLOP/s; None if the run states no duration."""
     return row.flops / row.seconds if row.seconds else None
 
 
 def _numbers(fit: Fit) -> np.ndarray:
+    """Return the parameters of a fit as an array, in the order of their names."""
     return np.array([fit.parameters[name] for name in fit.names])
 
 
 def _encoded(values: np.ndarray) -> str:
-    """Doubles, little-endian, in base 64: half as long as their digits would be, and exact."""
+    """Return an array as little-endian float64 in base 64, which is exact and half as long as decimal digits."""
     return base64.b64encode(np.ascontiguousarray(values, dtype="<f8").tobytes()).decode("ascii")
 
 
 def _rates(law: MethodLaw, backbone: str, parameters: float) -> tuple[tuple[float, float, float], ...]:
-    """FLOPs, loss and learning rate of the runs that a backbone may have its rate from."""
+    """Return FLOPs, loss and learning rate of the runs from which a backbone may get its learning rate.
+
+    These are the runs of the method at the size of the backbone, or else at the nearest size. Runs on the backbone
+    itself come first.
+
+    Args:
+        law: Law of the method.
+        backbone: Name of the backbone.
+        parameters: Number of parameters of the backbone (N).
+    """
     nearest = min(
         law.observations, key=lambda row: (row.backbone != backbone, abs(np.log(row.parameters) - np.log(parameters)))
     )

@@ -1,4 +1,4 @@
-"""Writes a report of runs: the page, its figures as PNG files, and an event file for TensorBoard."""
+"""Writes the report of a set of runs: the page, its figures as PNG files, and an event file for TensorBoard."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def write_report(
     share: bool = False,
     confirmations: Sequence[Confirmation] = (),
 ) -> Path:
-    """Fits what can be fitted, and writes the page and its figures.
+    """Fit a law to the runs of each method, and write the page and its figures.
 
     Args:
-        folder: for them.
-        source: where the runs are from, for the reader.
-        observations: the runs, those that are left out, too.
-        constraints: that the page's recipe begins with.
-        num_replicates: of the bootstrap.
-        share: one irreducible loss for all methods.
-        confirmations: predictions that were made, and what came of them.
+        folder: Folder to write to, which is created if it does not exist.
+        source: Name of the folder or table that holds the runs, for the reader.
+        observations: All runs, including runs that are left out of the fits.
+        constraints: Initial constraints of the recipe on the page.
+        num_replicates: Number of bootstrap replicates.
+        share: Whether all methods share one irreducible loss.
+        confirmations: Recipes that were trained, with the predicted and the measured loss.
 
     Returns:
-        The page's path.
+        Path of the page.
 
     Raises:
-        ConfigError: if the folder holds a report, is none, or cannot be written to.
+        ConfigError: If the folder already holds a report, is not a folder, or cannot be written to.
     """
-    # These take a second to import, which no other command should wait for.
+    # Imported here, because these imports take a second, which other commands should not wait for.
     from embedlab.report.events import event_file
     from embedlab.report.figure import colors
     from embedlab.report.figures import figures
@@ -55,7 +55,7 @@ def write_report(
     require_room(folder)
     try:
         runs: Mapping[str, Sequence[Observation]] = by_method(observations)
-    except RecordError:  # all are left out: their reasons are in the table of records
+    except RecordError:  # all runs are left out; the table of runs shows the reasons
         runs = {}
     laws, refused = _laws(runs, num_replicates)
     if share and laws:
@@ -81,24 +81,35 @@ def write_report(
             file.write(events)
         write_whole(folder / PAGE, text)
     except OSError as error:
-        for part in (PICTURES, EVENTS):  # half a report would be in the way of the next
+        for part in (PICTURES, EVENTS):  # an incomplete report would block the next report
             shutil.rmtree(folder / part, ignore_errors=True)
         raise cannot_write(folder, error) from error
     return folder / PAGE
 
 
 def require_room(folder: Path) -> None:
-    """Refuse a folder that holds a report, or that no report can be written to.
+    """Refuse a folder that already holds a report, or that cannot be created.
+
+    Args:
+        folder: Folder to write to.
 
     Raises:
-        ConfigError: If a part of a report is there already, or the folder cannot be made.
+        ConfigError: If the folder holds a part of a report, or cannot be created.
     """
     for name in (PAGE, PICTURES, EVENTS):
         require_new(folder / name)
 
 
 def _laws(runs: Mapping[str, Sequence[Observation]], num_replicates: int) -> tuple[list[MethodLaw], dict[str, str]]:
-    """Like ``laws_of``, but that there is none is no error: there are still runs to look at."""
+    """Return the laws of all methods, and for each method without a law the reason.
+
+    Unlike ``laws_of``, this function returns no laws instead of raising an error if no method has a law, because a
+    report can still show the runs.
+
+    Args:
+        runs: Runs of each method, by the name of the method.
+        num_replicates: Number of bootstrap replicates.
+    """
     if not runs:
         return [], {}
     try:
@@ -108,6 +119,7 @@ def _laws(runs: Mapping[str, Sequence[Observation]], num_replicates: int) -> tup
 
 
 def _refusal(method: str, rows: Sequence[Observation], num_replicates: int) -> str:
+    """Return the reason why a method has no law."""
     try:
         laws_of({method: rows}, num_replicates=num_replicates)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-// Numbers and elements of the page, written so that no name of a run can become markup.
+// Formats numbers and creates elements of the page, so that no name of a run can become markup.
 "use strict";
 
 window.embedlabReport = {};
@@ -6,7 +6,7 @@ window.embedlabReport = {};
 (function (report) {
   const UNITS = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]];
 
-  // Like Python's format(value, ".<digits>g"), which the command line prints.
+  // Format a number as Python's format(value, ".<digits>g") does, because the command line prints numbers this way.
   function general(value, digits) {
     if (value === null || value === undefined || Number.isNaN(value)) return "–";
     if (!Number.isFinite(value)) return value < 0 ? "−∞" : "∞";
@@ -20,7 +20,7 @@ window.embedlabReport = {};
     return short(value.toFixed(Math.max(0, digits - 1 - power)));
   }
 
-  // Sizes and amounts as the field writes them: 410M, 1.4B.
+  // Format a model size or an amount of data with a unit, for example 410M or 1.4B.
   function amount(value) {
     if (value === null || value === undefined || Number.isNaN(value)) return "–";
     const unit = UNITS.find(([size]) => value >= 0.9995 * size);
@@ -39,7 +39,7 @@ window.embedlabReport = {};
     return `${general(value, 3)} h`;
   }
 
-  // An element with a class and children: text is text, whatever is in it.
+  // Create an element with a class and children. Text never becomes markup.
   function element(tag, className, ...children) {
     const made = document.createElement(tag);
     if (className) made.className = className;
@@ -62,7 +62,7 @@ window.embedlabReport = {};
     return element("span", "words", dot, method);
   }
 
-  // Plotly reads a few tags in texts of its own.
+  // Escape a text for plotly.js, which interprets some tags in texts.
   function plain(text) {
     return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
   }

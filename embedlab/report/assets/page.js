@@ -1,10 +1,10 @@
-// Puts the page together, and answers whenever the reader types.
+// Fills the page with the data of the report, and updates the recipe while the reader types.
 "use strict";
 
 (function (report) {
   const { amount, element, general, hours, named, percent, table } = report;
   const FEW = 10;
-  const PAUSE = 150; // milliseconds without a key
+  const PAUSE = 150; // milliseconds without a key press before the recipe is computed again
   const data = JSON.parse(document.getElementById("data").textContent);
   const colors = Object.fromEntries(data.methods.map((method) => [method.name, method.color]));
   const question = document.getElementById("question");
@@ -16,14 +16,14 @@
     const flops = data.records.flops.filter((value) => value !== null && value > 0);
     const least = flops.reduce((one, other) => Math.min(one, other), Infinity);
     const most = flops.reduce((one, other) => Math.max(one, other), 0);
-    const words = [`${count} run${count === 1 ? "" : "s"} of ${data.source}`];
+    const words = [`${count} run${count === 1 ? "" : "s"} from ${data.source}`];
     if (data.methods.length > 1) words.push(`${data.methods.length} methods`);
     if (flops.length) words.push(`${general(least, 2)} to ${general(most, 2)} FLOPs`);
     if (left) words.push(`${left} left out of the fits`);
     document.getElementById("summary").textContent = `${words.join(", ")}.`;
   }
 
-  // ---- recipe
+  // ---- the recipe
 
   function number(text) {
     return text.trim() === "" ? null : Number(text.trim());
@@ -41,13 +41,14 @@
 
   function sentence(best) {
     const words = ["Train ", element("strong", "", best.backbone)];
-    if (!best.backbone.endsWith(" parameters")) words.push(` (${amount(best.parameters)})`); // a size has no other name
-    if (best.method !== data.unnamed) words.push(" by ", element("strong", "", best.method));
+    // A backbone without a name is named by its size already.
+    if (!best.backbone.endsWith(" parameters")) words.push(` (${amount(best.parameters)})`);
+    if (best.method !== data.unnamed) words.push(" with ", element("strong", "", best.method));
     words.push(" on ", element("strong", "", `${amount(best.tokens)} tokens`));
     if (best.pairs !== null) words.push(`, ${amount(best.pairs)} pairs`);
     if (best.learning_rate !== null) words.push(`, at a learning rate of ${general(best.learning_rate, 3)}`);
     if (best.hours !== null) words.push(`, for ${hours(best.hours)}`);
-    words.push(`. Predicted loss ${general(best.loss, 4)}, with 80 % probability ${range(best.interval_80)}.`);
+    words.push(`. Predicted loss ${general(best.loss, 4)} (80 % interval: ${range(best.interval_80)}).`);
     return element("p", "sentence", ...words);
   }
 
@@ -58,7 +59,10 @@
       ["learning rate", "learning_rate", (value) => general(value, 3)], ["time", "hours", hours],
       ["memory, GiB", "memory_bytes", (value) => (value === null ? "–" : general(value / 2 ** 30, 3))],
     ].filter(([, name]) => alike.some((one) => one[name] !== null));
-    const heads = ["N", "tokens", "loss", "80 %", "95 %", "best with", ...optional.map(([title]) => title)];
+    const heads = [
+      "parameters N", "tokens", "predicted loss", "80 % interval", "95 % interval", "probability of being best",
+      ...optional.map(([title]) => title),
+    ];
     const rows = alike.map((one) => [
       [named(one.method, colors[one.method]), ""], [element("span", "words", one.backbone), ""],
       ...[
@@ -69,9 +73,11 @@
     const titles = [["method", ""], ["backbone", ""], ...heads.map((title) => [title, "number"])];
     const shown = table(titles, rows.slice(0, FEW));
     shown.querySelector("table").id = "choices";
+    const chance = percent(data.recipe.indistinguishable);
     const told = alike.length === 1
-      ? "The only one that the runs leave: every other is worse with nine chances in ten."
-      : `These ${alike.length} cannot be told apart from the best, which is the first.`;
+      ? `Every other configuration has a lower loss than this configuration with a probability below ${chance}.`
+      : `These ${alike.length} configurations cannot be told apart: the first has the lowest predicted loss, and ` +
+        `each of the others has a lower loss than the first with a probability of at least ${chance}.`;
     const made = element("div", "", element("p", "note", told), shown);
     if (rows.length > FEW) {
       const more = element("button", "more", `Show all ${rows.length}`);
@@ -107,11 +113,11 @@
         parts.push(element("p", "warning", `The budget is ${general(found.extrapolation, 3)} times that of the largest run.`));
       }
       if (Object.keys(found.method_probability).length > 1) {
-        parts.push(element("h3", "", "Probability that a method is the best"), shares(found.method_probability));
+        parts.push(element("h3", "", "Probability that a method has the lowest loss"), shares(found.method_probability));
       }
       parts.push(choices(found));
       for (const [reason, count] of Object.entries(found.ruled_out)) {
-        parts.push(element("p", "note", `Ruled out by ${reason}: ${count}.`));
+        parts.push(element("p", "note", `Configurations ruled out by ${reason}: ${count}.`));
       }
       answer.replaceChildren(...parts);
     } catch (error) {
@@ -122,15 +128,17 @@
   function startRecipe() {
     if (data.recipe === null) {
       question.hidden = true;
-      answer.append(element("p", "empty", "No method has a law, so there is no recipe. What stands under “Laws” says why."));
+      const reason = "There is no recipe, because no method has a law. The section “Laws” gives the reasons.";
+      answer.append(element("p", "empty", reason));
       return;
     }
     report.prepared(data.recipe);
     const largest = Math.max(...data.recipe.methods.map((method) => method.largestFlops));
     const beyond = document.getElementById("extrapolate-label");
-    beyond.textContent = `answer beyond ${general(data.recipe.farthest * largest, 2)} FLOPs, too`;
+    beyond.textContent = `Allow budgets above ${general(data.recipe.farthest * largest, 2)} FLOPs`;
     const digit = 10 ** (Math.floor(Math.log10(largest)) - 1);
-    question.elements.budget.value = general(Math.floor(largest / digit) * digit, 2); // not beyond the runs
+    // Rounded down, so that the first recipe is not for a budget beyond the runs.
+    question.elements.budget.value = general(Math.floor(largest / digit) * digit, 2);
     for (const [name, value] of Object.entries(data.constraints)) {
       if (value === null) continue;
       question.elements[name].value = String(value);
@@ -145,12 +153,15 @@
     show();
   }
 
-  // ---- predictions that were trained
+  // ---- recipes that were trained
 
   function confirmations() {
     if (!data.confirmations.length) return;
     document.getElementById("confirmation").hidden = false;
-    const heads = ["budget", "learning rate", "predicted", "80 %", "95 %", "came to", "off by", "runs that said so", "of at most"];
+    const heads = [
+      "budget, FLOPs", "learning rate", "predicted loss", "80 % interval", "95 % interval", "measured loss",
+      "difference", "fitted runs", "largest fitted run",
+    ];
     const rows = data.confirmations.map((one) => [
       [named(one.method, colors[one.method]), ""], [element("span", "words", one.backbone), ""],
       ...[
@@ -161,9 +172,10 @@
       ].map((cell) => [cell, "number"]),
       [one.verdict, ""],
     ]);
-    const titles = [["method", ""], ["backbone", ""], ...heads.map((title) => [title, "number"]), ["", ""]];
+    const titles = [["method", ""], ["backbone", ""], ...heads.map((title) => [title, "number"]), ["measured loss is", ""]];
     document.getElementById("confirmations").append(
-      element("p", "note", "Each recipe was written down before its run, from runs of smaller budgets alone, and trained as it stood."),
+      element("p", "note", "Each recipe is based only on runs with smaller budgets. It was stored before its run was " +
+        "trained, and the run followed it unchanged."),
       table(titles, rows),
     );
   }
@@ -188,7 +200,7 @@
       if (has.has("D_0")) made.append("(", element("i", "", "D₀"), " + ", ...power(data, beta), ")");
       else made.append(...power(data, beta));
     }
-    if (has.has("R")) made.append(", D′ = U + U R (1 − exp(−(D / U − 1) / R)), of which U tokens are unique");
+    if (has.has("R")) made.append(", where D′ = U + U R (1 − exp(−(D / U − 1) / R)), and U of the D tokens are unique");
     return made;
   }
 
@@ -196,22 +208,24 @@
     const rows = law.parameters.map(({ name, value, interval, atBound }) => [
       [element("i", "", sub(name)), ""], [general(value, 4), "number"],
       [interval.map((bound) => general(bound ?? Infinity, 3)).join(" to "), "number"],
-      [atBound ? "at a bound: the runs do not say" : "", ""],
+      [atBound ? "at a bound: not determined by the runs" : "", ""],
     ]);
     const noted = rows.some(([, , , [text]]) => text);
     const heads = [["", ""], ["estimate", "number"], ["90 % interval", "number"], ...(noted ? [["", ""]] : [])];
     const off = law.heldOut.map(([, , error]) => `${general(100 * error, 3)} %`).join(" / ");
     const words = off
       ? law.heldOut.length === 1
-        ? `Held out, the largest budget is predicted to within ${off}.`
-        : `Held out, the ${law.heldOut.map(([budgets]) => budgets).join(" / ")} largest budgets are predicted to within ${off}.`
-      : "No budget could be held out, so its intervals hold the noise of the runs only.";
+        ? `Error on the largest budget level, when it is held out: ${off}.`
+        : `Errors on the ${law.heldOut.map(([budgets]) => budgets).join(" / ")} largest budget levels, when they are ` +
+          `held out: ${off}.`
+      : "No budget level could be held out, so the intervals include only the noise of the runs.";
     const tried = law.tried.filter(([, error]) => error !== null).map(([name, error]) => `${name} ${general(100 * error, 3)} %`);
     return element(
       "div", "law", element("h3", "", named(law.method, colors[law.method])), formula(law),
       table(heads, noted ? rows : rows.map((row) => row.slice(0, 3))),
-      element("p", "note", `${law.name}, of ${law.runs} runs. ${law.startsInBasin} of ${law.starts} starts ended there. ${words}` +
-        (tried.length > 1 ? ` Tried, with their errors in the hold-out: ${tried.join(", ")}.` : "") +
+      element("p", "note", `${law.name}, fitted to ${law.runs} runs. ` +
+        `${law.startsInBasin} of ${law.starts} starting points led to this minimum. ${words}` +
+        (tried.length > 1 ? ` Errors of all tried laws on held-out budget levels: ${tried.join(", ")}.` : "") +
         (law.caution && ` ${law.caution}`)),
     );
   }

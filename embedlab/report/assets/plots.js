@@ -1,4 +1,4 @@
-// Figures, drawn by plotly.js in the page's colors; the legend is the page's own, so that long names break.
+// Draws the figures with plotly.js in the colors of the page. The page draws its own legends, so that long names wrap.
 "use strict";
 
 (function (report) {
@@ -61,7 +61,7 @@
     };
   }
 
-  // What stands at a budget and has no height of its own.
+  // Return the shapes of vertical lines and spans, which have no coordinate on the y axis.
   function marks(figure, methods, colors) {
     const shapes = [];
     for (const series of figure.series.filter((one) => one.kind === "upright")) {
@@ -82,7 +82,8 @@
 
   function axis(given, values, colors, narrow) {
     const numbers = values.filter((value) => value > 0);
-    const isShort = given.log && Math.max(...numbers) < 30 * Math.min(...numbers); // powers of ten would be one or none
+    // On a short axis, powers of ten would give at most one tick.
+    const isShort = given.log && Math.max(...numbers) < 30 * Math.min(...numbers);
     return {
       title: { text: plain(given.title), font: { size: 13, color: colors.quiet }, standoff: 8 },
       type: given.log ? "log" : "linear",
@@ -106,7 +107,7 @@
       margin: { l: 48, r: 8, t: 8, b: 44 },
       hovermode: "closest",
       hoverlabel: { bgcolor: colors.paper, bordercolor: colors.rule, font: { color: colors.ink, size: 13 } },
-      dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
+      dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // on touch screens, dragging scrolls
       xaxis: axis(figure.x, figure.series.flatMap((one) => one.x), colors, narrow),
       yaxis: axis(figure.y, figure.series.filter((one) => one.kind !== "span").flatMap((one) => one.y), colors, narrow),
       shapes: marks(figure, methods, colors),
@@ -171,7 +172,7 @@
     return { made, redraw };
   }
 
-  // Draws all figures, each into its section, and again when the reader's colors change.
+  // Draw each figure in its section, and draw all figures again when the reader switches between light and dark colors.
   function drawAll(figures, methods) {
     const drawn = [];
     for (const figure of figures) {

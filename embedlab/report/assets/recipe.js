@@ -1,4 +1,4 @@
-// The recipe for a budget, as embedlab/scaling/recipe.py computes it: the same numbers, and the same words where there is none.
+// Computes the recipe for a budget like embedlab/scaling/recipe.py, with the same numbers and the same error messages.
 "use strict";
 
 (function (report) {
@@ -17,12 +17,12 @@
     return given;
   }
 
-  // What D tokens are worth of which so many are unique (Muennighoff et al. 2023, eq. 5).
+  // Return how many unique tokens have the value of repeated tokens (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5).
   function worth(tokens, unique, epochs) {
     return unique + unique * epochs * (1 - Math.exp(-(tokens / unique - 1) / epochs));
   }
 
-  // The logarithm of a law's loss at each configuration, with the parameters that begin at an offset.
+  // Write the log of the predicted loss of each configuration into an array, for the parameters of a law at an offset.
   function logLosses(method, numbers, offset, sizes, tokens, uniqueTokens, into, start) {
     const of = (name) => (name in method.place ? numbers[offset + method.place[name]] : undefined);
     const [E, A, B, alpha, D_0, R] = ["E", "A", "B", "alpha", "D_0", "R"].map(of);
@@ -78,7 +78,7 @@
     };
   }
 
-  // The constraint that a configuration does not meet; null if it meets all.
+  // Return the reason that rules a configuration out, or null if it meets all constraints.
   function ruledOutBy(given, method, one, constraints) {
     if (one.flops <= 0) return "serve_tokens (serving alone costs the whole budget)";
     const ratio = one.tokens / one.parameters;
@@ -101,7 +101,7 @@
     return null;
   }
 
-  // Between sorted values by a straight line, as numpy.quantile does.
+  // Return a quantile of sorted values by linear interpolation, as numpy.quantile does.
   function quantile(sorted, share) {
     const at = share * (sorted.length - 1);
     const below = Math.floor(at);
@@ -165,7 +165,7 @@
     return [[...possible].sort((one, other) => one.loss - other.loss), probability];
   }
 
-  // The answer for a budget; an Error that says why there is none.
+  // Return the recipe for a budget. If there is no recipe, throw an Error with the reason.
   function recipe(given, budget, constraints, extrapolate) {
     const shown = (value) => report.general(value, 6);
     for (const [name, value] of Object.entries(constraints)) requirePositive(name, value);

@@ -1,4 +1,4 @@
-// The table of runs: filtered, sorted, and a page of it at a time, so that ten thousand of them are no burden.
+// Shows the table of runs with filters, sorting and pages of 50 runs, so that the page stays fast with 10,000 runs.
 "use strict";
 
 (function (report) {
@@ -8,16 +8,16 @@
     { key: "name", title: "run", text: true },
     { key: "method", title: "method", text: true },
     { key: "backbone", title: "backbone", text: true },
-    { key: "parameters", title: "N", shown: amount },
+    { key: "parameters", title: "parameters N", shown: amount },
     { key: "tokens", title: "tokens", shown: amount },
     { key: "flops", title: "FLOPs", shown: (value) => general(value, 3) },
     { key: "loss", title: "loss", shown: (value) => general(value, 4) },
-    { key: "predicted", title: "by the law", shown: (value) => general(value, 4) },
+    { key: "predicted", title: "predicted loss", shown: (value) => general(value, 4) },
     { key: "learning_rate", title: "learning rate", shown: (value) => general(value, 3) },
     { key: "pairs", title: "pairs", shown: amount },
     { key: "seconds", title: "time", shown: (value) => hours(value === null ? null : value / 3600) },
     { key: "memory_bytes", title: "memory, GiB", shown: (value) => (value === null ? "–" : general(value / 2 ** 30, 3)) },
-    { key: "left_out", title: "left out because", text: true },
+    { key: "left_out", title: "reason for leaving out", text: true },
   ];
 
   function unpacked(column) {
@@ -57,7 +57,8 @@
         const sign = state.descending ? -1 : 1;
         const compare = (one, other) => (typeof one === "string" ? one.localeCompare(other) : one - other);
         state.rows.sort((one, other) => {
-          const missing = (values[one] === null) - (values[other] === null); // at the end, either way
+          // Runs without a value come last in both orders.
+          const missing = (values[one] === null) - (values[other] === null);
           return missing || (values[one] === null ? 0 : sign * compare(values[one], values[other]));
         });
       }
@@ -82,7 +83,7 @@
       const left = state.rows.filter((row) => data.left_out[row] !== null).length;
       document.getElementById("records-count").textContent =
         `${state.rows.length} of ${data.name.length} runs` + (left ? `, ${left} of them left out of the fits` : "");
-      document.getElementById("place").textContent = `${state.page + 1} of ${pages}`;
+      document.getElementById("place").textContent = `Page ${state.page + 1} of ${pages}`;
       buttons.previous.disabled = state.page === 0;
       buttons.next.disabled = state.page + 1 >= pages;
     }

@@ -168,7 +168,7 @@ def test_a_typed_budget_changes_the_recipe(browser: Browser, page: Path, laws: l
         expected = f"Predicted loss {recipe(laws, float(budget)).best.loss:.4g}"
         browser.until(lambda expected=expected: expected in browser(sentence))  # type: ignore[misc]
         shown.append(browser(sentence))
-    assert shown[0] != shown[1] and "by full on" in shown[0] and "by lora on" in shown[1]
+    assert shown[0] != shown[1] and "with full on" in shown[0] and "with lora on" in shown[1]
 
 
 @needs_chromium

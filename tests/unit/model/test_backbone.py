@@ -112,7 +112,7 @@ BIAS = "layers.1.attention.dense.bias"
 WRONG_WEIGHTS: dict[str, tuple[Callable[[Weights], Weights], str]] = {
     "one is missing": (without(BIAS), rf"{BIAS} is missing \(1 weight"),
     "a block in the middle is missing": (without("layers.2."), r"layers.2.*and 9 more are missing \(12 weights"),
-    "the last block is missing": (without("layers.3."), r"4 blocks, and its weights end with block 2: layers.3"),
+    "the last block is missing": (without("layers.3."), r"4 blocks, but its weights end with block 2: layers.3"),
     "a foreign prefix": (lambda w: {f"net.{name}": value for name, value in w.items()}, "embed_in.weight"),
     "another shape": (lambda w: w | {BIAS: torch.zeros(7)}, rf"{BIAS} has the shape \(7,\).*asks for \(32,\)"),
     "a block too many": (lambda w: w | {"layers.4.attention.dense.bias": torch.zeros(32)}, "layers.4.*left over"),

@@ -149,7 +149,7 @@ def test_the_fingerprint_is_of_contents_and_options(tmp_path: Path) -> None:
     ("content", "column", "message"),
     [
         (None, "text", "There is no file or folder"),
-        (b"\x89PNG\x00\xff", "text", "holds no text: 1 files"),
+        (b"\x89PNG\x00\xff", "text", "holds no text in UTF-8 (number of files: 1)"),
         (b'{"text": "a"}\n{"text": ', "text", "rows.jsonl:2 is malformed"),
         (b'{"text": "a"}\n', "body", "rows.jsonl:1 has no column 'body'"),
         (b'{"text": " "}\n', "text", "rows.jsonl:1: the text in column 'text' is empty"),
@@ -172,7 +172,7 @@ def test_a_file_that_turns_out_not_to_be_text_is_named(tmp_path: Path) -> None:
 
 def test_a_text_too_short_for_the_vocabulary_is_an_error_that_says_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one two three")
-    with pytest.raises(DataError, match=r"too short for a vocabulary of 1000: it has pieces for 26\d"):
+    with pytest.raises(DataError, match=r"too short for a vocabulary of 1000 tokens: it yields 26\d"):
         pack(tmp_path / "a.txt", tmp_path / "cache", vocabulary=1000)
 
 
