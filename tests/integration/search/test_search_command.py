@@ -104,7 +104,7 @@ def test_a_second_call_trains_nothing_anew_and_gives_the_same_ledger(
 
 def test_a_second_search_in_the_folder_is_refused(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     with SearchFolder(finished.folder).locked():
-        assert f"Another search is under way in {finished.folder}." in refusal(capsys, finished.config)
+        assert f"Another search is in progress in {finished.folder}." in refusal(capsys, finished.config)
 
 
 def test_another_plan_is_refused_and_taken_if_accepted(

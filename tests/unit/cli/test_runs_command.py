@@ -158,7 +158,7 @@ def test_an_export_leaves_another_file_as_it_is(
 ) -> None:
     (tmp_path / "mine.csv").write_text("mine")
     command = ["runs", "export", "--runs", str(folder), "--output", str(tmp_path / "mine.csv")]
-    assert "mine.csv is there already. Choose another place" in error_of(capsys, command)
+    assert "mine.csv exists already. Choose another place" in error_of(capsys, command)
     assert (tmp_path / "mine.csv").read_text() == "mine"
 
 
@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_no_half_export(
         (["list", "--runs", "./nowhere"], "There is no folder nowhere"),
         (["export", "--format", "xlsx", "--output", "x"], "xlsx"),
         (["export"], "output"),
-        (["export", "--output", "runs/run-0/record.json/x.csv"], "record.json is no folder"),
+        (["export", "--output", "runs/run-0/record.json/x.csv"], "record.json is not a folder"),
         (["remove"], "remove"),
         ([], "command"),
     ],
