@@ -276,7 +276,7 @@ def test_runs_that_have_hardly_learned_are_warned_of(browser: Browser, page: Pat
     path = write_report(tmp_path / "report", "runs", guessing, Constraints(), num_replicates=REPLICATES)
     read = "return document.getElementById('laws-list').textContent"
     browser.open(path)
-    assert "have losses near that of guessing" in browser(read) and not browser.errors()
+    assert "have losses near the loss of random guessing" in browser(read) and not browser.errors()
     browser.open(page)
     assert "guess" not in browser(read)
 

@@ -150,10 +150,10 @@ def test_runs_that_have_hardly_learned_are_warned_of(capsys: pytest.CaptureFixtu
     report = answered(capsys, "--runs", str(tmp_path), "--budget", "1e11")
     (law,) = report["laws"]
     assert law["caution"].startswith(
-        "2 of its 9 runs, of up to 1.8e+10 FLOPs, have losses near that of guessing (5.55)."
+        "2 of 9 runs, of up to 1.8e+10 FLOPs, have losses near the loss of random guessing (5.55)."
     )
     main(["recipe", "--runs", str(tmp_path), "--budget", "1e11", "--replicates", "10"])
-    assert "LoRA: 2 of its 9 runs" in " ".join(capsys.readouterr().out.split())
+    assert "LoRA: 2 of 9 runs" in " ".join(capsys.readouterr().out.split())
 
 
 def test_records_whose_losses_cannot_be_compared_give_no_recipe(

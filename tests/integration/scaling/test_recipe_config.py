@@ -78,5 +78,5 @@ def test_a_foreign_table_gives_no_configuration(tmp_path: Path, capsys: pytest.C
     (tmp_path / "runs.csv").write_text("\n".join(["N,D,loss", *rows]))
     options = ["--table", str(tmp_path / "runs.csv"), "--columns.parameters", "N", "--columns.tokens", "D"]
     command = ["recipe", *options, "--budget", "1e16", "--replicates", "3", "--output", str(tmp_path / "out")]
-    assert "somebody else's table" in error_of(capsys, command)
+    assert "from a table of runs" in error_of(capsys, command)
     assert not (tmp_path / "out").exists()

@@ -77,7 +77,7 @@ def test_it_is_refused_before_a_record_is_read(
         ),
         (["--columns.tokens", "D*nan"], "columns.tokens is 'D*nan'"),
         ([], "needs an amount of data"),
-        (["--columns.tokens", "D", "--output", "out"], "somebody else's table"),
+        (["--columns.tokens", "D", "--output", "out"], "from a table of runs"),
     ],
 )
 def test_columns_that_no_table_has_are_refused_before_it_is_read(

@@ -28,7 +28,7 @@ def test_records_become_rows_with_their_repetition_and_family() -> None:
             record(5, loss=math.inf),
         ]
     )
-    assert [row.left_out for row in rows] == [None, None, None, "diverged", "failed", "its loss is inf"]
+    assert [row.left_out for row in rows] == [None, None, None, "diverged", "failed", "the loss is inf"]
     runs = runs_of(by_method(rows)["LoRA"])
     np.testing.assert_array_equal(runs.tokens_P, [100_000, 50_000, 100_002])
     assert runs.unique_tokens_P is not None and runs.family_P is not None

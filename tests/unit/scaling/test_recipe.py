@@ -107,7 +107,7 @@ def test_few_pairs_are_not_seen_more_often_than_runs_have_shown_to_help(laws: li
     [
         (-1.0, Constraints(), "finite number above 0"),
         (1e20, Constraints(), "100 times that of the largest run.*--extrapolate"),
-        (HIGH, Constraints(max_parameters=10), "Nothing meets.*max_parameters rules out 10 of 10"),
+        (HIGH, Constraints(max_parameters=10), "No configuration meets.*max_parameters rules out 10 of 10"),
         (HIGH, Constraints(hours=1e-6), "hours rules out"),
         (HIGH, Constraints(serve_tokens=1e30), "serve_tokens"),
     ],

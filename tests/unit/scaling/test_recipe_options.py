@@ -178,7 +178,7 @@ def test_a_pipe_in_place_of_a_configuration_is_not_waited_for(tmp_path: Path) ->
     with pytest.raises(RecordError, match=r"config\.yaml cannot be read: No such file"):
         options_of_run(tmp_path)
     os.mkfifo(tmp_path / "config.yaml")
-    with pytest.raises(RecordError, match="no regular file"):
+    with pytest.raises(RecordError, match="not a regular file"):
         options_of_run(tmp_path)
 
 
