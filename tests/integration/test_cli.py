@@ -96,7 +96,7 @@ def test_a_value_of_the_wrong_type_is_shown(tmp_path: Path, capsys: pytest.Captu
         (["--trainer.accelerator", "abacus"], "trainer.accelerator: "),
         (["--trainer.max_time", "soon"], "trainer.max_time: "),
         (["--trainer.gradient_clip_val", "1"], "model.optimizer.clip"),
-        (["--model.method.rank", "4"], "no option of FullFineTuning"),
+        (["--model.method.rank", "4"], "not an option of FullFineTuning"),
     ],
 )
 def test_what_is_refused_on_the_way_to_the_first_step_is_one_line(

@@ -189,9 +189,9 @@ def test_runs_that_give_no_law_are_told_what_is_missing(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--budget", "1e17"], "Say where the runs are"),
+        (["--budget", "1e17"], "Expected either --runs or --table"),
         (["--runs", "./nowhere", "--budget", "1e17"], "no folder nowhere"),
-        (["--runs", ".", "--table", "x.csv", "--budget", "1"], "Say where the runs are"),
+        (["--runs", ".", "--table", "x.csv", "--budget", "1"], "Expected either --runs or --table"),
         (["--table", "nowhere.csv", "--columns.tokens", "D", "--budget", "1"], "cannot be read as a table"),
         (["--runs", "."], "budget"),
         (["--runs", ".", "--budget", "much"], "much"),

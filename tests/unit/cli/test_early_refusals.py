@@ -43,7 +43,7 @@ def runs(tmp_path: Path) -> Path:
         ([*RECIPE, "--device", "abacus"], "--device is 'abacus'"),
         ([*RECIPE, "--device", "-3e12"], "--device is '-3e12'"),
         ([*RECIPE, "--output", "FILE/recipes"], "is not a folder"),
-        ([*RECIPE, "--table", "FILE"], "Say where the runs are"),
+        ([*RECIPE, "--table", "FILE"], "Expected either --runs or --table"),
         (["report", "--output", "FILE"], "is not a folder"),
         (["report", "--output", "new", "--replicates", "0"], "--replicates is 0"),
         (["report", "--output", "new", "--hours", "0"], "hours is 0"),

@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_no_half_export(
     [
         (
             ["show", "run-3"],
-            "No run below runs is called 'run-3'. There are 3: run-0, run-1, run-2. Did you mean 'run-",
+            "No run below runs is called 'run-3'. Expected one of 3 runs: run-0, run-1, run-2. Did you mean 'run-",
         ),
         (["show", "runs"], "The folder runs has no record.json itself. Choose one of the runs below it: run-0"),
         (["show", "."], "The folder . has no record.json itself"),
