@@ -176,7 +176,7 @@ def test_resuming_where_there_is_no_run_says_so(tmp_path: Path, capsys: pytest.C
 
 def test_more_processes_than_a_machine_can_hold_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["fit", "--config", str(write_config(tmp_path)), "--trainer.devices", "4000"]
-    assert "cores: set it to" in error_of(capsys, command)
+    assert "cores. Lower trainer.devices" in error_of(capsys, command)
 
 
 def test_resuming_with_another_method_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

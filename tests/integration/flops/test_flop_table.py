@@ -160,7 +160,7 @@ def test_a_count_measured_at_lengths_names_them_and_not_state_spaces(capsys: pyt
     printed = " ".join(capsys.readouterr().out.split())
     assert "no polynomial" in printed and "at lengths from 2 to 64" in printed
     assert "no softmax attention" not in printed
-    assert "FullFineTuning loads weights in a form of its own (backbone_kwargs): its memory is not estimated" in printed
+    assert "FullFineTuning loads weights in its own format (backbone_kwargs), so its memory is not estimated" in printed
 
 
 def test_below_the_table_stands_what_memory_is_of(capsys: pytest.CaptureFixture[str]) -> None:
