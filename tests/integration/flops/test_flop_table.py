@@ -122,7 +122,7 @@ def test_a_method_that_does_not_fit_is_a_row_that_says_why(tmp_path: Path, capsy
     rows = shown(capsys, "--suite", path, "--methods", "all", "--data.max_length", "64")
     assert [row["method"] for row in rows if "refusal" in row] == ["BiasTuning"]
     main(["flops", "--suite", path, "--methods", "BiasTuning", "--data.max_length", "64"])
-    assert "BiasTuning trains biases and LlamaModel has none" in " ".join(capsys.readouterr().out.split())
+    assert "BiasTuning trains biases, but LlamaModel has none" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_method_that_is_configured_keeps_its_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +138,7 @@ def test_a_method_that_is_configured_keeps_its_options(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        (MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4), "no softmax attention: counted"),
+        (MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4), "no softmax attention. Its cost is counted"),
         (GPTNeoConfig(hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global"], 2]]), None),
     ],
     ids=["state space", "attention"],
@@ -158,7 +158,7 @@ def test_a_count_measured_at_lengths_names_them_and_not_state_spaces(capsys: pyt
     row = FlopRow("windowed", "FullFineTuning", profile, None)
     print_rows([row], BackboneConfig(path="windowed"), StepShape(), None)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "no polynomial" in printed and "at lengths from 2 to 64" in printed
+    assert "not a polynomial" in printed and "at lengths from 2 to 64" in printed
     assert "no softmax attention" not in printed
     assert "FullFineTuning loads weights in its own format (backbone_kwargs), so its memory is not estimated" in printed
 
@@ -191,9 +191,9 @@ def test_the_table_shows_what_a_budget_buys(capsys: pytest.CaptureFixture[str]) 
         (["--data.max_length", "9999"], "positions for 512"),
         (["--data.max_length", "0"], "data.max_length must be at least 1"),
         (["--data.tokens_per_chunk", "0"], "less than one text of data.max_length 128"),
-        (["--query_tokens", "0"], "query_tokens is a mean over texts of 1 to 128 tokens"),
+        (["--query_tokens", "0"], "query_tokens must be a mean length between 1 and 128 tokens"),
         (["--query_tokens=-3"], "got -3"),
-        (["--document_tokens", "1000"], "document_tokens is a mean over texts of 1 to 128 tokens"),
+        (["--document_tokens", "1000"], "document_tokens must be a mean length between 1 and 128 tokens"),
         (["--trainer.precision", "int8"], "trainer.precision is 'int8'"),
         (["--suite", "ladder:r9"], "no rung 'r9'"),
         (["--budgets", "1"], "budgets"),

@@ -131,7 +131,7 @@ def test_a_dry_run_trains_no_trial_and_a_method_that_does_not_fit_is_left_out(
     config = write_search(tmp_path, methods=methods, budgets=[5e7, 1e8], keep_checkpoints=False)
     assert len(set(search(config, "--dry-run"))) == 5, "four combinations, and first a run that tokenizes the data"
     printed = capsys.readouterr().out
-    assert "Left out, large BiasTuning: ConfigError: BiasTuning trains biases and LlamaModel has none." in printed
+    assert "Left out, large BiasTuning: ConfigError: BiasTuning trains biases, but LlamaModel has none." in printed
     rows = {name: row for name, *row in (line.replace("│", " ").split() for line in printed.splitlines() if line)}
     assert rows["5e+07"][:2] == ["3", "1.5e+08"] and rows["1e+08"][:2] == ["3", "3e+08"]
     assert rows["all"][:2] == ["6", "4.5e+08"] and float(rows["all"][2]) > 0
