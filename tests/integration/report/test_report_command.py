@@ -225,7 +225,7 @@ def test_a_report_is_not_written_over_another(page: Path, capsys: pytest.Capture
     table = tmp_path / "runs.csv"
     table.write_text("N,D,loss\n1e6,1e9,2.5\n")
     options = ["--table", str(table), "--columns.parameters", "N", "--columns.tokens", "D"]
-    assert "report.html is there already" in error_of(capsys, ["report", *options, "--output", str(page.parent)])
+    assert "report.html exists already" in error_of(capsys, ["report", *options, "--output", str(page.parent)])
     assert "runs.csv is not a folder, so nothing can be written below it" in error_of(
         capsys, ["report", *options, "--output", str(table)]
     )
