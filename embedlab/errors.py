@@ -1,4 +1,7 @@
-"""The errors a user can cause, so that each can be caught, told apart, and shown without a traceback."""
+"""The errors that a user can cause, so that callers can catch and distinguish them and show them without a traceback.
+
+The module also makes text from users and libraries safe to print in messages.
+"""
 
 from __future__ import annotations
 
@@ -9,47 +12,50 @@ import traceback
 from collections.abc import Iterable
 
 LONGEST = 200
-"""Number of characters of a name that a message or a table shows."""
+"""Maximum number of characters of a name in a message or a table."""
 
-_LONGEST_MESSAGE = 500  # characters of another's message
+_LONGEST_MESSAGE = 500  # maximum number of characters of a library's message
 _NEWLINE = "\n"
 
 
 class EmbedLabError(Exception):
-    """Base of every error that a user can cause.
+    """Base class of every error that a user can cause.
 
-    The message says what was received, what was expected, and what to do.
+    The message states what was received, what was expected, and what to do.
     """
 
 
 class ConfigError(EmbedLabError):
-    """An option or a combination of options that cannot work."""
+    """An error for an option, or a combination of options, that cannot work."""
 
 
 class DataError(EmbedLabError):
-    """A file, a row or a text that cannot be used."""
+    """An error for a file, a row or a text that cannot be used."""
 
 
 class PluginError(EmbedLabError):
-    """A fine-tuning method that cannot be loaded or breaks the interface."""
+    """An error for a fine-tuning method that cannot be loaded, or that violates the plugin interface."""
 
 
 class RecordError(EmbedLabError):
-    """A run record that cannot be read, written or compared."""
+    """An error for a run record, or a table of runs, that cannot be read, written or compared."""
 
 
 class TrainingError(EmbedLabError):
-    """A training run that cannot go on (a checkpoint that cannot be written, say)."""
+    """An error for a training run that cannot continue, for example because a checkpoint cannot be written."""
 
 
 class DivergenceError(TrainingError):
-    """A loss or a gradient that is not finite."""
+    """An error for a loss or a gradient that is not finite."""
 
 
 def known_cause(error: BaseException | None) -> EmbedLabError | None:
-    """Return the error of embedlab that a library has wrapped in its own, or None if there is none.
+    """Return the embedlab error that a library has wrapped in its own exception, or None without an embedlab error.
 
-    The chain of causes is followed from the outermost error inwards.
+    The chain of causes is searched from the outermost exception inwards.
+
+    Args:
+        error: Exception to search; None if there was no exception.
 
     >>> try:
     ...     try:
@@ -70,14 +76,14 @@ def known_cause(error: BaseException | None) -> EmbedLabError | None:
 
 
 def in_one_line(error: BaseException, option: str = "") -> EmbedLabError:
-    """Return what the user reads of an error that was raised between the configuration and the first step of work.
+    """Return the one-line error to show for an exception that was raised before the first step of work.
 
-    An error of embedlab reaches the user as it was written, also from inside another's. Of any other exception the
-    message is kept, and its traceback goes to a file that the message names.
+    An embedlab error is returned unchanged, even if a library has wrapped it in its own exception. For any other
+    exception, the result has the message of the exception, and the name of a file with the traceback.
 
     Args:
-        error: What was raised.
-        option: The option that it is about, where that is known.
+        error: Exception that was raised.
+        option: Name of the option that caused the exception; empty if unknown.
     """
     known = known_cause(error)
     if known is not None:
@@ -89,11 +95,14 @@ def in_one_line(error: BaseException, option: str = "") -> EmbedLabError:
 
 
 class Preparation:
-    """The way from the configuration to the first step: what is raised on it reaches the user in one line.
+    """The time between reading the configuration and the first step of work, as a context manager.
+
+    The user sees an exception of this time as one line without a traceback.
 
     Attributes:
-        is_over: Whether the first step began. From then on an unexpected exception keeps its traceback, unless it is
-            Lightning that raises it: what its callbacks need they look for when they are called.
+        is_over: Whether the first step has begun. From then on, an unexpected exception keeps its traceback. An
+            exception that Lightning raises is still shown in one line, because callbacks of Lightning check their
+            options only when they are called.
     """
 
     def __init__(self) -> None:
@@ -115,27 +124,27 @@ def _is_raised_by_lightning(error: BaseException) -> bool:
 
 
 def _traceback_file(error: BaseException) -> str:
-    """Writes a traceback into a new file, and returns the sentence that names it."""
+    """Write a traceback into a new temporary file, and return the sentence of the message that names the file."""
     text = "".join(traceback.format_exception(error))
     try:
         descriptor, path = tempfile.mkstemp(prefix="embedlab-", suffix=".txt")
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
-    except OSError:  # no room for it: the message has to do
+    except OSError:  # without space on the disk, the message alone has to suffice
         return ""
     return f" (The traceback is in {path}.)"
 
 
 def plain_text(value: object, *, longest: int | None = LONGEST, keep_newlines: bool = False) -> str:
-    r"""Return a value's text with every character that would not be seen written as an escape.
+    r"""Return the text of a value with every character that is not visible written as an escape sequence.
 
     Control characters, terminal escapes, line breaks, marks that reorder text (bidirectional overrides), invisible
-    characters and halves of surrogate pairs are escaped. Letters of all scripts and emoji stay as they are.
+    characters and halves of surrogate pairs are escaped. Letters of all scripts and emoji stay unchanged.
 
     Args:
-        value: The value, whose ``str`` is shown.
-        longest: Number of characters to show. Longer text is cut and ends with "…". None shows everything.
-        keep_newlines: Whether line breaks stay, for a message of several lines.
+        value: Value to show, converted with ``str``.
+        longest: Maximum number of characters to show. Longer text is cut and ends with "…". None shows everything.
+        keep_newlines: Whether line breaks stay unchanged, for messages of several lines.
 
     >>> plain_text("\x1b[31mred\x1b[0m, né")
     '\\x1b[31mred\\x1b[0m, né'
@@ -158,7 +167,11 @@ def _escaped(character: str) -> str:
 
 
 def suggestion(received: str, known: Iterable[str]) -> str:
-    """Returns ``" Did you mean 'x'?"`` for the known name nearest to ``received``, or the empty string.
+    """Return ``" Did you mean 'x'?"`` for the known name nearest to ``received``; empty if no name is similar.
+
+    Args:
+        received: Name that the user wrote.
+        known: Names that are allowed.
 
     >>> suggestion("lora", ["FullFineTuning", "LoRA"])
     " Did you mean 'LoRA'?"

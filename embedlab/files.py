@@ -1,4 +1,7 @@
-"""Writes files whole or not at all, keeps a second process out of a folder, and knows the cache: one way each."""
+"""Helpers for files, so that a crash leaves no half-written file and two processes never write to the same folder.
+
+The module writes files and folders atomically, locks folders, locates the cache folder, and checks output paths.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +23,23 @@ from filelock import FileLock, Timeout
 from embedlab.errors import ConfigError, DataError, plain_text
 
 UNFINISHED = ".unfinished"
-"""Ending of the name of a file or folder that is being written."""
+"""Suffix of the name of a file or folder that is being written."""
 
 
 @contextmanager
 def whole_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
-    """Open a file for writing that stands at ``path`` only when the block has ended, whole and on the disk.
+    """Open a binary file for writing that appears at ``path`` only when the block has ended and all bytes are on disk.
 
-    The bytes go to a file beside ``path``, which is synchronized with the disk and then renamed, so that a kill, a full
-    disk or a loss of power leaves either the old file or the new one. A block that raises leaves the old file.
+    The bytes go to a temporary file in the same folder, which is synchronized with the disk and then renamed. A kill, a
+    full disk or a loss of power therefore leaves either the old file or the new file. If the block raises an exception,
+    the old file stays.
 
     Args:
-        path: The file to write. Missing parent folders are made.
-        replace: Whether a file that is there already is replaced.
+        path: Path of the file to write. Missing parent folders are created.
+        replace: Whether an existing file is replaced.
 
     Raises:
-        FileExistsError: If ``replace`` is false and the file is there when the block has ended.
+        FileExistsError: If ``replace`` is false and the file exists when the block has ended.
         OSError: If the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,20 +52,25 @@ def whole_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
         if replace:
             unfinished.replace(path)
         else:
-            os.link(unfinished, path)  # unlike a rename, never over another file
+            os.link(unfinished, path)  # unlike a rename, a link never replaces an existing file
     finally:
         unfinished.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 def write_whole(path: Path, text: str, *, replace: bool = True) -> None:
-    """Write a text file in UTF-8, whole or not at all: see ``whole_file``."""
+    """Write a text file in UTF-8 completely or not at all, as described at ``whole_file``."""
     with whole_file(path, replace=replace) as file:
         file.write(text.encode())
 
 
 def link_whole(path: Path, name: Path) -> None:
-    """Give a file a second name, which is replaced if it is there: one that stays when the file itself is replaced."""
+    """Give a file a second name, which keeps the current content when the file at ``path`` is replaced later.
+
+    Args:
+        path: Path of the file.
+        name: Second path of the file, in an existing folder. An existing file there is replaced.
+    """
     unfinished = name.with_name(f"{name.name}.{uuid4().hex[:12]}{UNFINISHED}")
     try:
         try:
@@ -74,8 +83,8 @@ def link_whole(path: Path, name: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names of a folder's files to the disk, where the system can."""
-    with suppress(OSError):  # not every file system opens a folder
+    """Write the list of a folder's files to the disk, if the file system supports this."""
+    with suppress(OSError):  # some file systems cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -84,24 +93,24 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove from a folder what a killed process had begun to write there. Call it only while holding its lock."""
+    """Remove the unfinished files that a killed process left in a folder. The caller must hold the folder's lock."""
     for path in folder.glob(f"*{UNFINISHED}"):
         _remove(path)
 
 
 @contextmanager
 def locked_folder(folder: Path, *, owner: str, seconds: float = 0.0) -> Iterator[None]:
-    """Keep every other process that asks for the same out of a folder, until the block or the process ends.
+    """Lock a folder against other processes that call this function, until the block or the process ends.
 
-    The lock is the operating system's, on the file ``<owner>.lock``: a process that is killed holds it no more.
+    The operating system holds the lock, on the file ``<owner>.lock``, and releases the lock of a killed process.
 
     Args:
-        folder: The folder, which is made if it is not there.
-        owner: What the lock is for: "run" or "search".
-        seconds: How long to wait for another process to end.
+        folder: Folder to lock. A missing folder is created.
+        owner: Kind of work that the lock protects: "run" or "search".
+        seconds: Maximum time to wait for another process to release the lock, in seconds.
 
     Raises:
-        ConfigError: If another process has it, or the folder cannot be made or written to.
+        ConfigError: If another process holds the lock, or the folder cannot be created or written to.
     """
     lock = FileLock(folder / f"{owner}.lock")
     try:
@@ -109,7 +118,8 @@ def locked_folder(folder: Path, *, owner: str, seconds: float = 0.0) -> Iterator
         lock.acquire(timeout=seconds)
     except Timeout as error:
         raise ConfigError(
-            f"Another {owner} is under way in {folder}. Wait for it, stop it, or choose another folder with --output."
+            f"Another {owner} is in progress in {folder}. Wait until it ends, stop it, or choose another folder with "
+            "--output."
         ) from error
     except (OSError, NotImplementedError) as error:
         raise cannot_write(folder, error) from error
@@ -120,16 +130,21 @@ def locked_folder(folder: Path, *, owner: str, seconds: float = 0.0) -> Iterator
 
 
 def cannot_write(path: Path, error: BaseException) -> ConfigError:
-    """What to say of an output that cannot be made or written."""
+    """Return the error for an output file or folder that cannot be created or written.
+
+    Args:
+        path: Path of the output.
+        error: Exception that the attempt to write raised.
+    """
     reason = (error.strerror if isinstance(error, OSError) else None) or error
-    return ConfigError(f"{path} cannot be written: {reason}. Make room there, or choose another place with --output.")
+    return ConfigError(f"{path} cannot be written: {reason}. Free some space, or choose another place with --output.")
 
 
 def cache_folder() -> Path:
-    """``$EMBEDLAB_CACHE``, else ``embedlab`` in ``$XDG_CACHE_HOME``, else in ``~/.cache``.
+    """Return the cache folder: ``$EMBEDLAB_CACHE``, else ``$XDG_CACHE_HOME/embedlab``, else ``~/.cache/embedlab``.
 
     Raises:
-        ConfigError: If there is no home folder.
+        ConfigError: If the home folder is needed and unknown.
     """
     own = os.environ.get("EMBEDLAB_CACHE")
     shared = os.environ.get("XDG_CACHE_HOME")
@@ -139,36 +154,37 @@ def cache_folder() -> Path:
         return (Path(shared) if shared else Path.home() / ".cache") / "embedlab"
     except RuntimeError as error:
         raise ConfigError(
-            "There is no home folder to keep the cache in. Set the environment variable EMBEDLAB_CACHE to a folder."
+            "There is no home folder for the cache. Set the environment variable EMBEDLAB_CACHE to a folder."
         ) from error
 
 
 MANIFEST = "manifest.json"
-"""File in a built folder that says which files were built, with size and checksum of each, and its own checksum."""
+"""Name of the file in a built folder that lists the size and the checksum of each file, and a checksum of the list."""
 
-_VERIFIED = "verified.json"  # in a built folder: the states of its large files in which their checksums were right
-_LARGE = 1 << 24  # bytes; smaller files are read whenever the folder is used, which takes some hundredths of a second
+_VERIFIED = "verified.json"  # file in a built folder: states of the large files when their checksums were last correct
+_LARGE = 1 << 24  # bytes; smaller files are read at every use of the folder, which takes some hundredths of a second
 
 
 def build_once(folder: Path, build: Callable[[Path], None], *, rebuild: bool = True) -> Path:
-    """Return a folder that is whole, built first if it is not there.
+    """Return a complete and undamaged folder, which is built if it is missing.
 
-    It is built under another name and renamed when whole and on the disk, so that a reader never sees half of it. Of
-    several processes (for example the ranks of a run) one builds and the others wait. What a killed one left is
-    removed.
+    The folder is built under another name and renamed when all files are on the disk, so that a reader never sees an
+    incomplete folder. If several processes call this function (for example the ranks of a run), one process builds and
+    the others wait. The unfinished folder of a killed process is removed.
 
-    A manifest in the folder holds the size and the SHA-256 of each file. Each call checks the sizes of all files and
-    the checksums of those below 16 MiB; a larger file is read again only if it is another file, or was changed, since
-    its checksum was last found right, so that no start reads gigabytes. A folder that is not as it was built is built
-    again, with a line that says so, and replaced: processes that have its files open keep them.
+    A manifest in the folder holds the size and the SHA-256 of each file. Each call checks the sizes of all files, and
+    the checksums of files below 16 MiB. A larger file is read again only if the file was replaced or changed since its
+    checksum was last verified, so that starting a run does not read gigabytes. A damaged folder is built again and
+    replaced, with a line on standard error. Processes that have files of the damaged folder open keep these files.
 
     Args:
-        folder: Where to build. Its name says all that its content depends on.
-        build: Fills the empty folder that it is given.
-        rebuild: Whether a damaged folder is built again. False is for what takes long or may have been edited.
+        folder: Path of the folder. The name must identify everything that the content depends on.
+        build: Function that writes the files into the empty folder that it receives.
+        rebuild: Whether a damaged folder is built again. Use False for folders that take long to build or that a user
+            may have edited.
 
     Raises:
-        DataError: If the folder cannot be written (disk full, no permission), or is damaged and may not be rebuilt.
+        DataError: If the folder cannot be written (disk full, no permission), or is damaged and ``rebuild`` is false.
     """
     if fault_of(folder) is None:
         return folder
@@ -181,8 +197,8 @@ def build_once(folder: Path, build: Callable[[Path], None], *, rebuild: bool = T
             is_there = os.path.lexists(folder)
             if is_there and not _is_empty(folder):
                 if not rebuild:
-                    raise DataError(f"{folder} is damaged: {fault}. Delete the folder to have it made again.")
-                print(f"embedlab: {folder} is damaged ({fault}): it is made again.", file=sys.stderr, flush=True)
+                    raise DataError(f"{folder} is damaged: {fault}. Delete the folder, and it will be built again.")
+                print(f"embedlab: {folder} is damaged ({fault}) and is built again.", file=sys.stderr, flush=True)
             _remove(partial)
             _remove(damaged)
             partial.mkdir()
@@ -196,21 +212,21 @@ def build_once(folder: Path, build: Callable[[Path], None], *, rebuild: bool = T
             finally:
                 _remove(partial)
                 _remove(damaged)
-    except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise DataError(
-            f"The cache folder '{folder}' could not be written: {reason}. Nothing of it was kept. Free some space or "
-            "choose another place with data.cache or $EMBEDLAB_CACHE."
+            f"The cache folder '{folder}' could not be written: {reason}. No part of the folder was kept. Free some "
+            "space, or choose another place with data.cache or $EMBEDLAB_CACHE."
         ) from error
     return folder
 
 
 def write_manifest(folder: Path, *, name: str) -> None:
-    """Bring all files of a folder to the disk, and write there what they are: see ``build_once``.
+    """Synchronize all files of a folder with the disk, and write the manifest that ``build_once`` checks.
 
     Args:
-        folder: The folder, with all its files.
-        name: The name that the folder will have.
+        folder: Folder that contains all files already.
+        name: Name that the folder will have after it is renamed.
 
     Raises:
         OSError: If a file cannot be read or written.
@@ -229,17 +245,17 @@ def write_manifest(folder: Path, *, name: str) -> None:
 
 
 def fault_of(folder: Path) -> str | None:
-    """Say what is wrong with a folder that ``build_once`` made, or return None if it is whole."""
+    """Return a description of the damage to a folder that ``build_once`` made, or None if the folder is undamaged."""
     try:
         manifest = json.loads(_regular(folder / MANIFEST).read_bytes())
         checksum = manifest.pop("sha256")
         if checksum != _checksum(manifest):
             return f"{MANIFEST} is not as it was written"
         if manifest["name"] != folder.name:
-            return f"it was made as '{manifest['name']}'"
+            return f"the folder was built with the name '{manifest['name']}'"
         return _fault_of_files(folder, manifest["files"])
     except FileNotFoundError as error:
-        return f"it has no {Path(error.filename).relative_to(folder)}"
+        return f"the folder has no {Path(error.filename).relative_to(folder)}"
     except OSError as error:
         return f"{Path(error.filename).name} cannot be read: {error.strerror or error}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -251,7 +267,7 @@ def _fault_of_files(folder: Path, files: Mapping[str, tuple[int, str]]) -> str |
     for name, (size, _) in files.items():
         found = _regular(folder / name).stat()
         if found.st_size != size:
-            return f"{name} has {found.st_size} bytes in place of {size}"
+            return f"{name} has {found.st_size} bytes instead of {size}"
         if size >= _LARGE:
             states[name] = [found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
     verified = _states_verified(folder)
@@ -262,13 +278,13 @@ def _fault_of_files(folder: Path, files: Mapping[str, tuple[int, str]]) -> str |
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 return f"{name} has other bytes than were written"
     if states != verified:
-        with suppress(OSError):  # a folder that may only be read is read again each time
+        with suppress(OSError):  # the large files of a read-only folder are read at every use
             write_whole(folder / _VERIFIED, json.dumps(states))
     return None
 
 
 def _states_verified(folder: Path) -> dict[str, list[int]]:
-    """The inode, the time of writing and the time of change of each large file when its checksum was found right."""
+    """Return the state of each large file when its checksum was last correct: inode, mtime and ctime in nanoseconds."""
     try:
         states = json.loads(_regular(folder / _VERIFIED).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -277,9 +293,9 @@ def _states_verified(folder: Path) -> dict[str, list[int]]:
 
 
 def _regular(path: Path) -> Path:
-    """The path, if a file is there: to open a pipe would wait for ever."""
+    """Return the path of a regular file, and raise OSError for anything else: opening a pipe could wait forever."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is no file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return path
 
 
@@ -292,7 +308,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with all that is in it, as far as that can be done."""
+    """Remove a file, a link, or a folder with all its content. Content that cannot be removed stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -300,28 +316,34 @@ def _remove(path: Path) -> None:
 
 
 def require_new(path: Path) -> None:
-    """Refuse an output that is there already or cannot be made, before anything is read.
+    """Check, before slow work begins, that an output file does not exist yet and can be created.
+
+    Args:
+        path: Path of the output file.
 
     Raises:
-        ConfigError: If it is there, or the folder that it is to be in is none, or may not be written to.
+        ConfigError: If the path exists, or if ``require_folder`` refuses its parent folder.
     """
     if os.path.lexists(path):
         raise ConfigError(
-            f"{plain_text(path, longest=None)} is there already. Choose another place with --output, or move it away."
+            f"{plain_text(path, longest=None)} exists already. Choose another place with --output, or move it away."
         )
     require_folder(path.parent)
 
 
 def require_folder(folder: Path) -> None:
-    """Refuse a folder that is a file, cannot be made, or may not be written to.
+    """Check, before slow work begins, that files can be written into a folder. The folder may be missing.
+
+    Args:
+        folder: Path of the folder.
 
     Raises:
-        ConfigError: If it is one of these.
+        ConfigError: If the path is a file or lies below a file, cannot be a folder, or is not writable.
     """
     there = folder.absolute()
     try:
         with suppress(FileNotFoundError, NotADirectoryError):
-            folder.stat()  # refuses a name that is too long
+            folder.stat()  # raises an error for a name that is too long
         while not os.path.lexists(there) and there != there.parent:
             there = there.parent
         is_folder = there.is_dir()
@@ -331,10 +353,10 @@ def require_folder(folder: Path) -> None:
         ) from error
     if not is_folder:
         raise ConfigError(
-            f"{plain_text(there, longest=None)} is no folder, so nothing can be written below it. Choose another place "
-            "with --output."
+            f"{plain_text(there, longest=None)} is not a folder, so nothing can be written below it. Choose another "
+            "place with --output."
         )
     if not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"{plain_text(there, longest=None)} may not be written to. Choose another place with --output."
+            f"You have no permission to write to {plain_text(there, longest=None)}. Choose another place with --output."
         )

@@ -1,4 +1,4 @@
-"""The command line: one module a command, one parser, one console."""
+"""The command line: one module per command, and one parser and one console for all commands."""
 
 from embedlab.cli.commands import main
 

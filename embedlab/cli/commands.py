@@ -1,6 +1,6 @@
-"""The command line: every command, and how its errors end.
+"""The entry point of the command line: finds the command that the user names, runs it, and shows its errors.
 
-A command is imported when it is run, so that those which only plan do not wait for torch.
+A command is imported only when it is run, so that commands that do not train need not wait for the import of torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from embedlab.errors import ConfigError, EmbedLabError, plain_text, suggestion
 
 
 def _function(name: str, home: str) -> Callable[[Sequence[str]], None]:
-    """A command from a function: its signature and docstring are the schema and the help."""
+    """Return a command that calls a function, whose signature and docstring define the options and the help.
+
+    Args:
+        name: Name of the command.
+        home: Location of the function, as ``module:function``.
+    """
 
     def run(arguments: Sequence[str]) -> None:
         command = _imported(home)
@@ -37,7 +42,12 @@ def _function(name: str, home: str) -> Callable[[Sequence[str]], None]:
 
 
 def _planning(name: str, home: str) -> Callable[[Sequence[str]], None]:
-    """A command of ``embedlab.search``, with this parser's errors."""
+    """Return a command that calls a function with a new parser and the words of the command line.
+
+    Args:
+        name: Name of the command.
+        home: Location of the function, as ``module:function``.
+    """
 
     def run(arguments: Sequence[str]) -> None:
         _imported(home)(ErrorParser(prog=f"embedlab {name}"), arguments)
@@ -46,7 +56,12 @@ def _planning(name: str, home: str) -> Callable[[Sequence[str]], None]:
 
 
 def _itself(name: str, home: str) -> Callable[[Sequence[str]], None]:
-    """A command that makes its own parser, and is told its name, since it may have several."""
+    """Return a command that calls a function that makes its own parser and may serve several commands.
+
+    Args:
+        name: Name of the command; the function receives it as the first word.
+        home: Location of the function, as ``module:function``.
+    """
     return lambda arguments: _imported(home)([name, *arguments])
 
 
@@ -56,49 +71,53 @@ def _imported(home: str) -> Callable[..., Any]:
     return function
 
 
-_LONGEST_MESSAGE = 1_900  # characters: more is no message but a dump
+_LONGEST_MESSAGE = 1_900  # characters; nobody reads a longer message
 _TRAINER = (_itself, "embedlab.cli.training:train")
 COMMANDS: dict[str, tuple[str, Callable[[str, str], Callable[[Sequence[str]], None]], str]] = {
-    "fit": ("train an embedding model", *_TRAINER),
-    "validate": ("evaluate a checkpoint on the validation sets", *_TRAINER),
-    "test": ("evaluate a checkpoint on the test split", *_TRAINER),
-    "predict": ("write the embeddings of a file of texts", *_TRAINER),
-    "export": ("write a checkpoint as a Sentence-Transformers folder", _function, "embedlab.training.export:export"),
+    "fit": ("Train an embedding model.", *_TRAINER),
+    "validate": ("Evaluate a checkpoint on the validation sets.", *_TRAINER),
+    "test": ("Evaluate a checkpoint on the test split.", *_TRAINER),
+    "predict": ("Write the embeddings of the texts in a file.", *_TRAINER),
+    "export": ("Write a checkpoint as a Sentence-Transformers folder.", _function, "embedlab.training.export:export"),
     "pretrain": (
-        "pre-train a ladder of small language models from raw text",
+        "Pre-train a ladder of small language models on raw text.",
         _function,
         "embedlab.pretraining.ladder:pretrain",
     ),
-    "flops": ("show what training costs, without training", _itself, "embedlab.cli.flops:flops"),
-    "runs": ("list, show or export what has been run", _planning, "embedlab.cli.runs:runs_command"),
+    "flops": ("Estimate the cost of training without training.", _itself, "embedlab.cli.flops:flops"),
+    "runs": ("List, show or export finished runs.", _planning, "embedlab.cli.runs:runs_command"),
     "search": (
-        "train a suite by several methods at rising budgets",
+        "Train a suite of backbones with several methods at rising budgets.",
         _planning,
         "embedlab.cli.search:search_command",
     ),
     "recipe": (
-        "say what to train with a budget, from finished runs",
+        "Recommend what to train with a compute budget, based on finished runs.",
         _planning,
         "embedlab.cli.recipe:recipe_command",
     ),
     "report": (
-        "show what finished runs say, as a page to look at",
+        "Write a web page with the results of finished runs.",
         _planning,
         "embedlab.cli.report:report_command",
     ),
-    "worker": ("train what a search writes to its input", _itself, "embedlab.cli.worker:worker"),
-    "methods": ("list the registered fine-tuning methods", _function, "embedlab.cli.methods:methods"),
+    "worker": ("Train the trials that a search sends to standard input.", _itself, "embedlab.cli.worker:worker"),
+    "methods": ("List the registered fine-tuning methods.", _function, "embedlab.cli.methods:methods"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command; errors that the user can mend end with exit status 2 and no traceback."""
+    """Run a command. An error that the user can fix ends with exit status 2 and without a traceback.
+
+    Args:
+        arguments: Words of the command line after the program name; ``sys.argv`` by default.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: embedlab COMMAND [--config FILE] [OPTIONS]\n\ncommands:")
         for name, (summary, *_) in COMMANDS.items():
             print(f"  {name:<10}{summary}")
-        print("\n`embedlab COMMAND --help` lists a command's options.")
+        print("\n`embedlab COMMAND --help` lists the options of a command.")
         return
     _quiet()
     _printable()
@@ -112,38 +131,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _, kind, home = COMMANDS[arguments[0]]
         kind(arguments[0], home)(arguments[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads the output has had enough of it
+    except BrokenPipeError:  # the reader of the output, for example `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except EmbedLabError as error:
-        message = plain_text(error, longest=_LONGEST_MESSAGE, keep_newlines=True)  # it may quote a file of somebody's
+        message = plain_text(error, longest=_LONGEST_MESSAGE, keep_newlines=True)  # may quote an untrusted file
         print(f"embedlab: {type(error).__name__}: {message}", file=sys.stderr)
         sys.exit(2)
 
 
 def _quiet() -> None:
-    """Keeps what users cannot act on off the screen."""
+    """Hide warnings and log lines of libraries that the user cannot act on."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*treespec.*")
-    warnings.filterwarnings("ignore", message=".*args parameter is intended.*")  # main has split off the command
+    warnings.filterwarnings("ignore", message=".*args parameter is intended.*")  # main passes args on purpose
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are computed over all ranks' texts
     warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")  # without validation
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
 
 
 def _printable() -> None:
-    """Lets a terminal of ASCII alone show a path of other characters, in place of a traceback."""
+    """Make the output escape characters that the terminal cannot encode, instead of raising an exception."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _read_configurations(words: Sequence[str]) -> None:
-    """Refuses a configuration that cannot be read before anything slow is imported."""
+    """Read every configuration that the words name, so that a bad file is refused before slow imports.
+
+    Raises:
+        ConfigError: If a configuration cannot be read.
+    """
     for word, following in pairwise([*words, ""]):
         option, equals, value = word.partition("=")
         path = value if equals else following

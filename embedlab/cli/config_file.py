@@ -1,7 +1,7 @@
-"""Reads a configuration strictly: what was written stays known, with its line, and a slip is named by it.
+"""A strict reader of configuration files, which keeps the original text and line of each value for error messages.
 
-YAML turns ``no`` into a truth value, ``1:30`` into 90 and lets the second of two equal keys win. Here each value keeps
-the text that it was written as, so that the option that it is for decides what it means.
+YAML turns ``no`` into a truth value and ``1:30`` into 90, and the second of two equal keys replaces the first. This
+reader keeps the text of each value, so that the type of the option decides what the text means, and refuses equal keys.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import yaml
 
 from embedlab.errors import ConfigError, suggestion
 
-_MOST_BYTES = 4 << 20  # more is no configuration but a file of data
+_MOST_BYTES = 4 << 20  # a larger file is a data file, not a configuration
 _LONGEST_NAME = 200  # characters of a path in a message
-_MOST_VALUES = 200_000  # that aliases may unfold to
+_MOST_VALUES = 200_000  # after aliases are expanded
 _TAG = "tag:yaml.org,2002:"
-_PLAIN = "plain"  # the tag of a scalar without quotes or a tag of its own
+_PLAIN = "plain"  # our tag for a scalar that has neither quotes nor a tag in the file
 _DATA_SUFFIXES = {".jsonl", ".csv", ".tsv", ".parquet", ".gz"}
 
 _NULLS = {"", "~", "null", "Null", "NULL"}
@@ -35,13 +35,13 @@ _LEADING_TABS = re.compile(r"^\t+", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Scalar:
-    """A single value.
+    """A single value of a configuration or of the command line.
 
     Attributes:
-        value: The value that YAML takes it for.
-        text: The value as it was written, without quotes.
-        place: Where it stands, ``run.yaml, line 3: ``, or nothing for the command line.
-        quoted: Whether it was written in quotes, and so meant as text.
+        value: Value that the text has without knowledge of the option's type; see ``resolved``.
+        text: Text of the value as the user wrote it, without quotes.
+        place: Position of the value for messages, for example ``run.yaml, line 3: ``. Empty for the command line.
+        quoted: Whether the user wrote the value in quotes, which marks it as text.
     """
 
     value: bool | int | float | str | None
@@ -51,7 +51,15 @@ class Scalar:
 
 
 class Section(dict[str, "Node"]):
-    """A mapping that knows where it and its keys stand."""
+    """A mapping of a configuration, with the positions of the mapping and of its keys for messages.
+
+    Args:
+        place: Position of the mapping, for example ``run.yaml, line 3: ``. Empty for the command line.
+
+    Attributes:
+        place: Position of the mapping.
+        places: Position of each key, by key.
+    """
 
     def __init__(self, place: str = "") -> None:
         super().__init__()
@@ -60,7 +68,14 @@ class Section(dict[str, "Node"]):
 
 
 class Items(list["Node"]):
-    """A list that knows where it stands."""
+    """A list of a configuration, with its position for messages.
+
+    Args:
+        place: Position of the list, for example ``run.yaml, line 3: ``. Empty for the command line.
+
+    Attributes:
+        place: Position of the list.
+    """
 
     def __init__(self, place: str = "") -> None:
         super().__init__()
@@ -71,7 +86,10 @@ Node = Scalar | Section | Items
 
 
 def resolved(text: str) -> bool | int | float | str | None:
-    """Return the value of a text without quotes: null, a truth value, a number, or the text.
+    """Return the value of a text without quotes: null, a truth value, a number, or the text itself.
+
+    Args:
+        text: Text as the user wrote it.
 
     >>> [resolved(text) for text in ("1e-3", "10_000", "no", "2026-11-27", "1:30", "~")]
     [0.001, 10000, False, '2026-11-27', '1:30', None]
@@ -85,19 +103,19 @@ def resolved(text: str) -> bool | int | float | str | None:
             return int(text)
         if _NUMBER.fullmatch(text):
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    except ValueError:  # two underscores side by side, or thousands of digits
+    except ValueError:  # two adjacent underscores, or thousands of digits
         return text
     return text
 
 
 def read_config(path: str) -> Section:
-    """Read a configuration file: YAML or JSON, in UTF-8 or with the mark of UTF-16.
+    """Read a configuration file in YAML or JSON. The encoding is UTF-8, or UTF-16 with a byte order mark.
 
     Args:
-        path: The file, ``-`` for standard input; ``~`` is the home folder.
+        path: Path of the file; ``-`` for standard input. A leading ``~`` stands for the home folder.
 
     Raises:
-        ConfigError: If there is no such file, or it holds no configuration; the message says where.
+        ConfigError: If the file cannot be read or is not a configuration. The message states the line where possible.
     """
     name = path if len(path) <= _LONGEST_NAME else f"{path[:_LONGEST_NAME]}…"
     file = Path(path)
@@ -110,35 +128,35 @@ def read_config(path: str) -> Section:
                 content = stream.read(_MOST_BYTES + 1)
     except IsADirectoryError as error:
         inside = sorted(entry.name for entry in file.glob("*.yaml"))[:3]
-        holds = f" It holds {', '.join(inside)}." if inside else ""
-        raise ConfigError(f"The configuration '{name}' is a folder. Name a file in it.{holds}") from error
-    except (OSError, ValueError, RuntimeError) as error:  # a null byte; the home folder of a user who has none
+        holds = f" Files in the folder: {', '.join(inside)}." if inside else ""
+        raise ConfigError(f"The configuration '{name}' is a folder. Name a file in the folder.{holds}") from error
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a null byte; RuntimeError: no home folder
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"The configuration '{name}' cannot be read: {reason}.{_nearest(file)}") from error
     if file.suffix in _DATA_SUFFIXES:
         raise ConfigError(
-            f"'{path}' is a file of data, not a configuration. Name it in data.train, as in --data.train {path}."
+            f"'{path}' is a data file, not a configuration. To train on the file, use --data.train {path}."
         )
     if len(content) > _MOST_BYTES:
         raise ConfigError(
-            f"'{path}' is too long for a configuration: more than {_MOST_BYTES >> 20} MiB. Files of data are named in "
-            "data.train."
+            f"'{path}' is larger than {_MOST_BYTES >> 20} MiB, the maximum for a configuration. To train on a data "
+            "file, name it in data.train."
         )
     text = _decoded(content, path)
-    if file.suffix == ".json":  # which may be indented by tabs, as YAML may not
+    if file.suffix == ".json":  # JSON allows indentation by tabs, YAML does not
         text = _LEADING_TABS.sub(lambda tabs: "  " * len(tabs[0]), text)
     return parse_config(text, path)
 
 
 def parse_config(text: str, name: str) -> Section:
-    """Parse the text of a configuration; an empty one has no options.
+    """Parse the text of a configuration. An empty text gives an empty section.
 
     Args:
-        text: YAML or JSON.
-        name: What messages call it.
+        text: Text in YAML or JSON.
+        name: Name of the configuration for messages.
 
     Raises:
-        ConfigError: If it is not a mapping.
+        ConfigError: If the text cannot be parsed or is not a mapping.
     """
     node = parse_value(text, name)
     if isinstance(node, Section):
@@ -146,18 +164,18 @@ def parse_config(text: str, name: str) -> Section:
     if isinstance(node, Scalar) and node.value is None:
         return Section(f"{name}: ")
     holds = "a list" if isinstance(node, Items) else "a single value"
-    raise ConfigError(f"{name} holds {holds}. A configuration names options, for example data: {{batch_size: 64}}.")
+    raise ConfigError(f"{name} holds {holds}. Expected a mapping of options, for example data: {{batch_size: 64}}.")
 
 
 def parse_value(text: str, name: str = "") -> Node:
-    """Parse YAML, of which JSON is a part.
+    """Parse a text in YAML or JSON. (JSON is a subset of YAML.)
 
     Args:
-        text: What to parse.
-        name: What messages call it; empty for the command line.
+        text: Text to parse.
+        name: Name of the configuration for messages; empty for the command line.
 
     Raises:
-        ConfigError: If it is no valid YAML, has a key twice, or unfolds to more than a configuration can hold.
+        ConfigError: If the text is not valid YAML, has the same key twice, or expands to too many values.
     """
     try:
         return _Nodes(name).of(yaml.compose(text, Loader=_Loader))
@@ -166,18 +184,18 @@ def parse_value(text: str, name: str = "") -> Node:
         line = f"{name}, line {mark.line + 1}" if name and mark is not None else name or "The value"
         problem = error.problem or "cannot be parsed"
         if "'\\t'" in problem:
-            problem = "a tab stands where YAML allows spaces only. Indent with spaces"
+            problem = "a tab where YAML allows only spaces. Indent with spaces"
         elif "expected a single document" in (error.context or ""):
-            problem = "a second document begins here. A configuration is a single one, without lines of ---"
-        raise ConfigError(f"{line} is no valid YAML: {problem}.") from error
-    except yaml.YAMLError as error:  # of the reader: a character that no text file holds
-        raise ConfigError(f"{name or 'The value'} is no text: it holds control characters.") from error
+            problem = "a second document begins here. Remove lines of --- so that there is one document"
+        raise ConfigError(f"{line} is not valid YAML: {problem}.") from error
+    except yaml.YAMLError as error:  # from PyYAML's reader: a character that YAML forbids
+        raise ConfigError(f"{name or 'The value'} holds control characters. Expected plain text.") from error
     except (RecursionError, ValueError) as error:  # ValueError: an escape beyond Unicode
-        raise ConfigError(f"{name or 'The value'} is no valid YAML, or too deeply nested.") from error
+        raise ConfigError(f"{name or 'The value'} is not valid YAML, or is too deeply nested.") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """Leaves to the option what a scalar means, and tells those in quotes from those without."""
+    """A YAML loader that does not interpret scalars, and marks whether a scalar is in quotes."""
 
     def resolve(self, kind: type[yaml.Node], value: str | None, implicit: Any) -> str:
         if kind is yaml.ScalarNode:
@@ -187,7 +205,11 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Nodes:
-    """Makes our nodes of YAML's."""
+    """A converter from nodes of PyYAML to nodes of this module.
+
+    Args:
+        name: Name of the configuration for messages; empty for the command line.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -198,7 +220,9 @@ class _Nodes:
             return Scalar(None, "", f"{self._name}: " if self._name else "")
         self._left -= 1
         if self._left < 0:
-            raise ConfigError(f"{self._name or 'The value'} unfolds to more than {_MOST_VALUES:,} values.")
+            raise ConfigError(
+                f"{self._name or 'The value'} expands to more than {_MOST_VALUES:,} values. Use fewer YAML aliases."
+            )
         place = self._place(node)
         kind = node.tag.removeprefix(_TAG)
         if isinstance(node, yaml.MappingNode) and kind == "map":
@@ -213,7 +237,7 @@ class _Nodes:
                 return Scalar(resolved(text), text, place)
             if kind in ("str", "timestamp"):
                 return Scalar(text, text, place, quoted=True)
-        raise ConfigError(f"{place}the YAML tag {node.tag[:60]} is not understood. Write the value without a tag.")
+        raise ConfigError(f"{place}the YAML tag {node.tag[:60]} is not supported. Write the value without a tag.")
 
     def _section(self, node: yaml.MappingNode) -> Section:
         section = Section(self._place(node))
@@ -221,15 +245,15 @@ class _Nodes:
         for key, value in node.value:
             place = self._place(key)
             if not isinstance(key, yaml.ScalarNode):
-                raise ConfigError(f"{place}a name of an option is a text, not a list or a mapping.")
+                raise ConfigError(f"{place}the name of an option is a list or a mapping. Expected a text.")
             if key.tag == _PLAIN and key.value == "<<":
                 merged += self._merged(value, place)
                 continue
             name: str = key.value
             if name in section:
                 before = section.places[name].removesuffix(": ").rpartition(", ")[2]
-                first = f" It stood in {before} already." if before else ""
-                raise ConfigError(f"{place}'{name[:60]}' is there twice.{first} Remove one.")
+                first = f" The first '{name[:60]}' is in {before}." if before else ""
+                raise ConfigError(f"{place}'{name[:60]}' appears twice.{first} Remove one of the two.")
             section[name] = self.of(value)
             section.places[name] = place
         for other in merged:
@@ -243,7 +267,7 @@ class _Nodes:
         made = self.of(value)
         sections = list(made) if isinstance(made, Items) else [made]
         if not all(isinstance(one, Section) for one in sections):
-            raise ConfigError(f"{place}<< merges mappings only.")
+            raise ConfigError(f"{place}the value of << is not a mapping. Expected a mapping or a list of mappings.")
         return [one for one in sections if isinstance(one, Section)]
 
     def _place(self, node: yaml.Node) -> str:
@@ -251,7 +275,11 @@ class _Nodes:
 
 
 def plain(node: Node) -> Any:
-    """Return what a node holds as Python's own values."""
+    """Return the content of a node as dictionaries, lists and single values of Python.
+
+    Args:
+        node: Node to convert.
+    """
     if isinstance(node, Section):
         return {name: plain(one) for name, one in node.items()}
     if isinstance(node, Items):

@@ -1,4 +1,7 @@
-"""What the planning commands print: the names of runs, methods and backbones are somebody's, and are shown as text."""
+"""Safe output of the planning commands: names of runs, methods and backbones may come from strangers.
+
+Every text is printed without control characters and without markup, so that no name can change the terminal.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,31 @@ def console() -> Console:
 
 
 def say(text: object) -> None:
-    """Print a line in which nothing is a command to the terminal, at once."""
+    """Print a line without control characters, and flush the output.
+
+    Args:
+        text: Text to print, converted with ``str``.
+    """
     print(plain_text(text, longest=_LONGEST_LINE), flush=True)
 
 
 def line(screen: Console, text: str) -> None:
-    """Print a paragraph on a rich console, which breaks it between words."""
+    """Print a paragraph without control characters on a rich console, which breaks lines between words.
+
+    Args:
+        screen: Console to print on.
+        text: Text of the paragraph.
+    """
     screen.print(Text(plain_text(text, longest=_LONGEST_LINE)))
 
 
 def add_row(table: Table, *texts: object) -> None:
-    """Add a row to a rich table: no markup, no escapes."""
+    """Add a row to a rich table, with each cell shown as plain text without markup and control characters.
+
+    Args:
+        table: Table to extend.
+        texts: Cells of the row, converted with ``str``.
+    """
     table.add_row(*(Text(plain_text(text)) for text in texts))
 
 
@@ -42,8 +59,8 @@ class Column(NamedTuple):
     """A column of a plain table.
 
     Attributes:
-        title: What stands above it.
-        is_number: Whether its cells end below each other.
+        title: Heading of the column.
+        is_number: Whether the cells are aligned on the right; otherwise on the left.
     """
 
     title: str
@@ -51,11 +68,11 @@ class Column(NamedTuple):
 
 
 def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Return the lines of a table: a hundred times as fast as a rich one, for ten thousand rows.
+    """Yield the lines of a table. For ten thousand rows, this is a hundred times as fast as a rich table.
 
     Args:
-        columns: The columns.
-        rows: Cells of each row.
+        columns: Columns of the table.
+        rows: Cells of each row, in the order of the columns.
     """
     titles = [column.title for column in columns]
     shown = [titles, *([plain_text(text, longest=_LONGEST_CELL) for text in row] for row in rows)]

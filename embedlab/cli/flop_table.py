@@ -1,4 +1,4 @@
-"""Prints the cost of a suite of backbones under each method as a table, and explains the numbers."""
+"""Prints the training cost of each backbone and method as a table for `embedlab flops`, and explains the numbers."""
 
 from __future__ import annotations
 

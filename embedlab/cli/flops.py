@@ -1,4 +1,4 @@
-"""`embedlab flops`: what training costs, from configurations alone."""
+"""The command `embedlab flops`, which computes the cost of training from configurations alone, without training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from embedlab.training.callbacks.flop_budget import number_of_flops
 from embedlab.training.module import EmbeddingModule
 
 MEAN_TOKENS = {"query": 14, "document": 64}
-# What a configuration of fit holds and no cost depends on.
+# Options of `embedlab fit` that have no effect on the cost. They are accepted, so that a configuration of fit works.
 FIT_ONLY = (
     "seed_everything",
     "output",
@@ -35,8 +35,15 @@ FIT_ONLY = (
 
 
 def flops(arguments: Sequence[str]) -> None:
-    """What training costs: a configuration of ``fit``, or each backbone of a suite under each of some methods."""
-    registry.discover()  # so that a configuration can name a method by its class alone
+    """Run `embedlab flops`: print the cost of a configuration, or of each backbone of a suite with each method.
+
+    Args:
+        arguments: Name of the command, and the words of the command line after the name.
+
+    Raises:
+        EmbedLabError: If an option is invalid, or a backbone or a method cannot be loaded.
+    """
+    registry.discover()  # so that a configuration can name a method by its class name without a module
     parser = flops_parser(arguments)
     options = parser.parse_args(list(arguments[1:]))
     instances = parser.instantiate(options)
@@ -64,16 +71,32 @@ def flops(arguments: Sequence[str]) -> None:
 
 
 def flops_parser(arguments: Sequence[str]) -> MethodParser:
-    """Return the parser of the command; its arguments say which class has the options of ``model.method``."""
-    parser = MethodParser(prog="embedlab flops", description="Shows what training costs, without training.")
-    parser.add_argument("--config", action="config", help="A configuration as `embedlab fit` takes it.")
-    parser.add_argument("--suite", nargs="+", metavar="BACKBONE", help="Several in place of model.backbone.path.")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="Names, or `all`, in place of model.method.")
-    parser.add_argument("--budget", type=number_of_flops, help="FLOPs, to see how many pairs and tokens they buy.")
+    """Return the parser of the command.
+
+    Args:
+        arguments: Name of the command and the words of the command line. A single name after ``--methods`` decides
+            which class the options ``--model.method.*`` belong to.
+    """
+    parser = MethodParser(prog="embedlab flops", description="Estimate the cost of training without training.")
+    parser.add_argument("--config", action="config", help="Path to a configuration file of `embedlab fit`.")
+    parser.add_argument(
+        "--suite", nargs="+", metavar="BACKBONE", help="Paths or ids of backbones, instead of model.backbone.path."
+    )
+    parser.add_argument(
+        "--methods", nargs="+", metavar="METHOD", help="Names of methods, or `all`, instead of model.method."
+    )
+    parser.add_argument(
+        "--budget",
+        type=number_of_flops,
+        help="Budget in FLOPs. The output then states how many pairs and tokens the budget pays for.",
+    )
     for text, mean in MEAN_TOKENS.items():
-        described = f"Of a mean {text}; by default {mean} (as in arXiv:2406.04165), or data.max_length if that is less."
+        described = (
+            f"Mean number of tokens per {text}. The default is {mean} (as in arXiv:2406.04165), or data.max_length if "
+            "that is smaller."
+        )
         parser.add_argument(f"--{text}_tokens", type=int, help=described)
-    parser.add_argument("--json", action="store_true", help="Print JSON in place of a table.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     parser.add_class_arguments(EmbeddingModule, "model")
     parser.add_class_arguments(PairDataModule, "data")
     parser.link_arguments("model.backbone_config", "data.backbone", apply_on="instantiate")
@@ -81,14 +104,17 @@ def flops_parser(arguments: Sequence[str]) -> MethodParser:
     parser.set_defaults({"model.method": method, "model.backbone.path": f"{LADDER}r0"})
     parser.add_argument(
         "--trainer", type=dict[str, Any], default={}, help=argparse.SUPPRESS
-    )  # of which precision alone counts
+    )  # only trainer.precision has an effect on the cost
     for without_effect in FIT_ONLY:
         parser.add_argument(f"--{without_effect}", type=Any, help=argparse.SUPPRESS)
     return parser
 
 
 def _only_method(arguments: Sequence[str]) -> str | None:
-    """The method that `--methods` names where it names one, so that `--model.method.rank 4` is an option of it."""
+    """Return the method that `--methods` names if there is exactly one name; otherwise None.
+
+    Options such as `--model.method.rank 4` then belong to this method.
+    """
     words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     words.add_argument("--methods", nargs="+", default=[])
     names: list[str] = words.parse_known_args(list(arguments))[0].methods
@@ -96,7 +122,12 @@ def _only_method(arguments: Sequence[str]) -> str | None:
 
 
 def _configured(path: str, folder: Path) -> str:
-    """A rung of the ladder need not be trained to know what it costs."""
+    """Return the path of a backbone; for a rung of the ladder, write its configuration, which suffices for the cost.
+
+    Args:
+        path: Path or id of a backbone, or a rung of the ladder, for example ``ladder:r0``.
+        folder: Folder for the configurations of rungs.
+    """
     if not path.startswith(LADDER):
         return path
     name = path.removeprefix(LADDER)
@@ -110,4 +141,4 @@ def _methods_of(names: Sequence[str] | None, module: EmbeddingModule) -> list[Fi
     if list(names) == ["all"]:
         names = [name for name, entry in registry.discover().items() if entry.cls is not None]
     classes = [registry.method_class(name) for name in names]
-    return [module.method if type(module.method) is cls else cls() for cls in classes]  # the configured has options
+    return [module.method if type(module.method) is cls else cls() for cls in classes]  # keeps its options

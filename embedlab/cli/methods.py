@@ -1,4 +1,4 @@
-"""Methods on the command line: their list, and an error that knows them."""
+"""Fine-tuning methods on the command line: the command that lists them, and helpful errors for unknown names."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ from embedlab.method import FineTuningMethod, registry
 
 
 class MethodParser(ErrorParser):
-    """Adds to a message about a method what it leaves out: those that are registered, and the nearest."""
+    """A parser whose message about an unknown method lists the registered methods and suggests the nearest name."""
 
     def refused_class(self, base: type, received: str) -> str:
-        """Return what to add to a message about a name that is no class of this base.
+        """Return sentences to add to the message about a name that is not a subclass of a base class.
+
+        Args:
+            base: Base class that the option expects.
+            received: Name that the user wrote.
 
         Raises:
-            PluginError: If it is a registered method that cannot be used.
+            PluginError: If the name belongs to a registered method that cannot be loaded.
         """
         if base is not FineTuningMethod:
             return super().refused_class(base, received)
         names = list(registry.discover())
         if received in names:
-            registry.method_class(received)  # says why a broken one cannot be used
+            registry.method_class(received)  # raises an error with the reason
         return f" Registered methods: {', '.join(names)}.{suggestion(received, names)}"
 
 
 def methods() -> None:
-    """Lists the registered fine-tuning methods, where they come from and their options."""
-    table = Table("method", "from", "options", "what it does", show_lines=True)
+    """List the registered fine-tuning methods, with the package that provides each method and its options."""
+    table = Table("method", "package", "options", "description", show_lines=True)
     for row in registry.rows():
         table.add_row(*(Text(cell) for cell in row))
     console().print(table)

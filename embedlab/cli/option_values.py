@@ -1,7 +1,8 @@
-"""Understands a value by the type of the option that it is for, so that what is unmistakable works as it is written.
+"""Interprets each value by the type of its option, so that every unambiguous way to write a value works.
 
-A path stands for a source, a mapping for a list of one, ``1e3`` for a whole number, ``~`` for the home folder. All else
-is refused in one line: the option, what came, what was expected.
+For example, a path may stand for a data source, a mapping for a list with one entry, ``1e3`` for a whole number, and
+``~`` for the home folder. Every other value is refused with a message of one line, which names the option, the received
+value and the expected value.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from embedlab.records.renamed import current_class, current_option
 
 _LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, set, frozenset)
 _MAPPINGS = (dict, collections.abc.Mapping)
-_SHOWN = 80  # characters of a value in a message
+_SHOWN = 80  # maximum number of characters of a value in a message
 _SPEC = {"class_path", "init_args", "dict_kwargs"}
 
 
@@ -33,8 +34,8 @@ class Parameter(NamedTuple):
     """An option of a class.
 
     Attributes:
-        kind: The type of its values.
-        required: Whether it has no default.
+        kind: Type of the values.
+        required: Whether the option has no default.
     """
 
     kind: Any
@@ -42,11 +43,13 @@ class Parameter(NamedTuple):
 
 
 class Values:
-    """Turns what was written into what the parser takes.
+    """A converter from values as the user wrote them to values that jsonargparse accepts.
 
     Args:
-        refused_class: What to add to a message about a name that is no class of this base.
-        before: Sees the dotted name of each option with what was written, and refuses what the command cannot take.
+        refused_class: Function that returns sentences to add to a message, for a base class and a name that is not the
+            name of a subclass.
+        before: Function that is called with the dotted name and the node of each option before the node is converted.
+            The function raises ConfigError for a value that the command does not support.
     """
 
     def __init__(self, refused_class: Callable[[type, str], str], before: Callable[[str, Node], None]) -> None:
@@ -54,15 +57,15 @@ class Values:
         self._before = before
 
     def understood(self, node: Node, kind: Any, name: str) -> Any:
-        """Return the value that a node has for an option of a type.
+        """Return the value of a node, interpreted by the type of its option.
 
         Args:
-            node: What was written.
-            kind: The option's type.
-            name: The option's dotted name, for messages.
+            node: Value as the user wrote it.
+            kind: Type of the option.
+            name: Dotted name of the option, for messages.
 
         Raises:
-            ConfigError: If the value cannot be meant.
+            ConfigError: If the value does not fit the type.
         """
         self._before(name, node)
         kinds = members(kind)
@@ -77,7 +80,7 @@ class Values:
         if simple is not _UNKNOWN:
             return simple
         if node.value is None:
-            raise ConfigError(f"{node.place}{name} is null. Expected {in_words(kinds)}, or leave it out.")
+            raise ConfigError(f"{node.place}{name} is null. Expected {in_words(kinds)}, or leave the option out.")
         if isinstance(node.value, bool) and not any(kind in (int, float) for kind in kinds):
             raise truth_value(node, name)
         for kind in kinds:
@@ -130,10 +133,15 @@ class Values:
         raise wrong(node, kinds, name)
 
     def options(self, node: Section, cls: type, name: str) -> dict[str, Any]:
-        """Return the options of a class as a mapping of its constructor's arguments.
+        """Return the options of a class as arguments of its constructor, by name.
+
+        Args:
+            node: Mapping of options as the user wrote it.
+            cls: Class that has the options.
+            name: Dotted name of the option that takes the class, for messages.
 
         Raises:
-            ConfigError: If one is unknown or missing, or its value cannot be meant.
+            ConfigError: If an option is unknown, a required option is missing, or a value does not fit its option.
         """
         known = options_of(cls)
         values: dict[str, Any] = {}
@@ -150,11 +158,14 @@ class Values:
         if dataclasses.is_dataclass(cls):
             missing = [option for option, one in (known or {}).items() if one.required and option not in values]
             if missing:
-                raise ConfigError(f"{node.place}{name} needs {' and '.join(missing)}.")
+                raise ConfigError(f"{node.place}{name} needs a value for {' and '.join(missing)}.")
         return values
 
     def _of_class(self, node: Section, bases: list[type], name: str) -> dict[str, Any]:
-        """A class by its name with its options, or the options of the class that stands there already."""
+        """Return a class specification from a mapping with ``class_path`` or ``init_args``, or from options alone.
+
+        Options without ``class_path`` belong to the class that is chosen elsewhere, for example by the default.
+        """
         path, arguments = node.get("class_path"), node.get("init_args")
         if path is None and arguments is None:
             return self._any_options(node, bases, name)
@@ -175,7 +186,7 @@ class Values:
             raise ConfigError(
                 f"{node.place}{name}.init_args is {shown(plain(arguments))}. Expected a mapping of options."
             )
-        for key in node.keys() - _SPEC:  # options beside class_path: where they belong is unmistakable
+        for key in node.keys() - _SPEC:  # options beside class_path can only be options of the class
             options[key] = node[key]
             options.places[key] = node.places.get(key, "")
         spec["init_args"] = self.options(options, chosen, name) if chosen else self._any_options(options, bases, name)
@@ -184,7 +195,7 @@ class Values:
         return spec
 
     def _any_options(self, node: Section, bases: list[type], name: str) -> dict[str, Any]:
-        """Options of whichever class is chosen elsewhere."""
+        """Return the values of options whose class is chosen elsewhere, so that any subclass may have each option."""
         values: dict[str, Any] = {}
         for key, one in node.items():
             option = key.replace("-", "_")
@@ -211,11 +222,17 @@ class Values:
         )
 
 
-# Names of earlier versions
+# Names from earlier versions of embedlab
 
 
 def _current(option: str, known: Mapping[str, Parameter] | None, place: str) -> str:
-    """What an option is called now, unless the class knows it by the name that was written."""
+    """Return the current name of an option that was renamed, unless the class has an option with the written name.
+
+    Args:
+        option: Name as the user wrote it.
+        known: Options of the class, by name; None if unknown.
+        place: Position and dotted name of the parent option, for the line that reports the new name.
+    """
     current = current_option(option)
     if known is None or option in known or current == option:
         return option
@@ -228,11 +245,15 @@ def _say_once(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-# Kinds
+# Types of options
 
 
 def members(kind: Any) -> list[Any]:
-    """Return the types that a value may have: those of a union one by one."""
+    """Return the types that a value may have: the members of a union, or a list with the single type.
+
+    Args:
+        kind: Type annotation.
+    """
     if hasattr(kind, "__metadata__"):  # Annotated
         return members(kind.__origin__)
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is Union:
@@ -241,7 +262,11 @@ def members(kind: Any) -> list[Any]:
 
 
 def either(kinds: Iterable[Any]) -> Any:
-    """Return the union of types, or what takes anything where one of them does."""
+    """Return the union of types; ``Any`` if there are no types, or if one of the types is ``Any``.
+
+    Args:
+        kinds: Types to unite.
+    """
     all_kinds = list(kinds)
     if not all_kinds or Any in all_kinds:
         return Any
@@ -249,18 +274,18 @@ def either(kinds: Iterable[Any]) -> Any:
 
 
 def is_list(kind: Any) -> bool:
-    """Whether values are lists of any length."""
+    """Return whether the values of a type are lists of any length."""
     origin = typing.get_origin(kind) or kind
     return origin in _LISTS or (origin is tuple and (kind is tuple or typing.get_args(kind)[1:] == (...,)))
 
 
 def is_options(kind: Any) -> bool:
-    """Whether values are dataclasses, whose options are written as a mapping."""
+    """Return whether a type is a dataclass, whose options the user writes as a mapping."""
     return dataclasses.is_dataclass(kind) and isinstance(kind, type)
 
 
 def is_class(kind: Any) -> bool:
-    """Whether values are instances of a class that are made by its name and options."""
+    """Return whether a type is a class whose instances the user describes by a class name with options."""
     simple = (bool, int, float, str, bytes, object, types.NoneType, *_LISTS, *_MAPPINGS, tuple)
     if not inspect.isclass(kind) or typing.get_origin(kind) is not None or kind in simple:
         return False
@@ -268,7 +293,7 @@ def is_class(kind: Any) -> bool:
 
 
 def is_open(kind: Any) -> bool:
-    """Whether only the parser knows what values mean."""
+    """Return whether this module does not know a type, so that jsonargparse has to interpret the values."""
     known = kind in (bool, int, float, str, types.NoneType, Path) or typing.get_origin(kind) is Literal
     known = known or is_list(kind) or is_class(kind) or typing.get_origin(kind) is tuple
     known = known or kind in _MAPPINGS or typing.get_origin(kind) in _MAPPINGS
@@ -276,7 +301,11 @@ def is_open(kind: Any) -> bool:
 
 
 def in_words(kinds: list[Any]) -> str:
-    """Return what is expected, for people."""
+    """Return a description of the expected values, for messages.
+
+    Args:
+        kinds: Types that the value may have.
+    """
     words: list[str] = []
     for kind in kinds:
         if typing.get_origin(kind) is Literal:
@@ -284,12 +313,12 @@ def in_words(kinds: list[Any]) -> str:
         elif kind in _WORDS:
             words.append(_WORDS[kind])
         elif is_list(kind):
-            words.append(f"a list, each item {in_words(members(_item(kind)))}")
+            words.append(f"a list, each entry {in_words(members(_item(kind)))}")
         elif is_options(kind):
             words.append(f"a mapping of {', '.join(options_of(kind) or {})}"[:160])
         elif typing.get_origin(kind) is tuple:
             inner = typing.get_args(kind)
-            words.append(f"a list of {len(inner)}, each {in_words(members(inner[0]))}")
+            words.append(f"a list of {len(inner)} entries, each {in_words(members(inner[0]))}")
         elif is_class(kind):
             words.append(f"the name of a {kind.__name__}")
         elif kind in _MAPPINGS or typing.get_origin(kind) in _MAPPINGS:
@@ -310,7 +339,7 @@ _WORDS = {
 
 @cache
 def options_of(cls: type) -> Mapping[str, Parameter] | None:
-    """Return the options of a class by name, or None where they cannot be read."""
+    """Return the options of a class by name, or None if the signature of its constructor cannot be read."""
     try:
         parameters = inspect.signature(cls).parameters
         constructor = cls if dataclasses.is_dataclass(cls) else cls.__init__  # type: ignore[misc]
@@ -327,13 +356,13 @@ def options_of(cls: type) -> Mapping[str, Parameter] | None:
 
 @cache
 def takes_more(cls: type) -> bool:
-    """Whether a class takes options beyond those that it names."""
+    """Return whether the constructor of a class accepts any further options (``**kwargs``)."""
     parameters = inspect.signature(cls).parameters.values()
     return any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
 
 
 def subclasses(base: type) -> list[type]:
-    """Return the classes that can stand for a base, itself first, each once."""
+    """Return a base class and all its subclasses, without abstract classes; the base class comes first."""
     found: dict[type, None] = {base: None}
     cls: type
     for cls in base.__subclasses__():
@@ -342,10 +371,16 @@ def subclasses(base: type) -> list[type]:
 
 
 def class_named(name: str, bases: Iterable[type]) -> type | None:
-    """Return the class of this name, or of this import path, that can stand for one of the bases.
+    """Return the subclass of the base classes that has a name or an import path; None if there is no such class.
+
+    For an import path of a function, the class that the function returns is returned.
+
+    Args:
+        name: Name of a class, or import path of a class or a function.
+        bases: Base classes that the class may belong to.
 
     Raises:
-        ConfigError: If importing the class fails.
+        ConfigError: If the import fails.
     """
     bases = tuple(bases)
     if "." not in name:
@@ -359,7 +394,7 @@ def class_named(name: str, bases: Iterable[type]) -> type | None:
         if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
             return None
         raise ConfigError(f"'{name}' cannot be imported: {error}.") from error
-    except Exception as error:  # importing a stranger's module can raise anything
+    except Exception as error:  # the import of an unknown module can raise any exception
         raise ConfigError(f"'{name}' cannot be imported: {type(error).__name__}: {error}.") from error
     if inspect.isclass(found):
         return found if issubclass(found, bases) else None
@@ -368,7 +403,15 @@ def class_named(name: str, bases: Iterable[type]) -> type | None:
 
 
 def kinds_at(kind: Any, path: list[str]) -> list[Any] | None:
-    """Return the types of an option below another, None if there is no such option, or an open type if unknown."""
+    """Return the types of an option below another option; None if the option does not exist.
+
+    Args:
+        kind: Type of the outer option.
+        path: Names that lead from the outer option to the inner option.
+
+    Returns:
+        Types of the inner option; ``Any`` where its type is unknown.
+    """
     if not path:
         return members(kind)
     found: list[Any] = []
@@ -387,7 +430,7 @@ def kinds_at(kind: Any, path: list[str]) -> list[Any] | None:
 def _kinds_below(bases: Iterable[type], path: list[str]) -> list[Any] | None:
     first, rest = path[0], path[1:]
     if first == "class_path" and not rest:
-        return list(bases)  # whose names it may hold
+        return list(bases)  # the value is the name of a subclass
     if first in ("init_args", "dict_kwargs"):
         if not rest or first == "dict_kwargs":
             return [Any]
@@ -405,7 +448,12 @@ def _kinds_below(bases: Iterable[type], path: list[str]) -> list[Any] | None:
 
 
 def names_below(kind: Any, name: str) -> list[str]:
-    """Return the dotted names of the options below another."""
+    """Return the dotted names of the options directly below an option.
+
+    Args:
+        kind: Type of the outer option.
+        name: Dotted name of the outer option.
+    """
     found: dict[str, None] = {}
     for one in members(kind):
         inner = members(_item(one)) if is_list(one) else [one]
@@ -423,7 +471,19 @@ _UNKNOWN: Any = object()
 
 
 def _simple(node: Scalar, kinds: list[Any], name: str) -> Any:
-    """The value as null, a choice, a truth value, a number or a text; _UNKNOWN if it is none that is asked for."""
+    """Return a value of a simple type: null, a choice, a truth value, a number or a text.
+
+    Args:
+        node: Value as the user wrote it.
+        kinds: Types that the value may have.
+        name: Dotted name of the option, for messages.
+
+    Returns:
+        The value, or ``_UNKNOWN`` if the value has no simple type among ``kinds``.
+
+    Raises:
+        ConfigError: If a number is not finite, or a truth value is given where a text is expected.
+    """
     text, value = node.text, node.value
     if value is None and types.NoneType in kinds:
         return None
@@ -472,17 +532,17 @@ def _number(meant: Any, text: str, kinds: list[Any], name: str, place: str) -> A
 
 
 def _text(text: str, name: str) -> str:
-    """The text, with the home folder for ~ unless it is put before texts."""
+    """Return the text, with a leading ``~`` replaced by the home folder unless the option is a prompt."""
     if not text.startswith("~") or name.endswith("prompt"):
         return text
     try:
         return str(Path(text).expanduser())
-    except RuntimeError:  # no home folder, or no such user
+    except RuntimeError:  # the home folder or the user is unknown
         return text
 
 
 def _anything(node: Node, name: str) -> Any:
-    """The value of an option of which only the parser knows what it means."""
+    """Return the value of an option of unknown type in Python's own types, for jsonargparse to interpret."""
     if isinstance(node, Section):
         return {key: _anything(one, f"{name}.{key}") for key, one in node.items()}
     if isinstance(node, Items):
@@ -496,25 +556,44 @@ def _anything(node: Node, name: str) -> Any:
 
 
 def truth_value(node: Scalar, name: str) -> ConfigError:
-    """Return the error for a truth value where a text is expected."""
+    """Return the error for a truth value where a text is expected.
+
+    Args:
+        node: Value as the user wrote it.
+        name: Dotted name of the option.
+    """
     last = name.rpartition(".")[2]
-    return ConfigError(f"{node.place}{name}: {node.text} is a truth value in YAML. Write {last}: '{node.text}'.")
+    return ConfigError(
+        f"{node.place}{name} is {node.text}, which is a truth value in YAML. For a text, write {last}: '{node.text}'."
+    )
 
 
 def wrong(node: Node, kinds: list[Any], name: str) -> ConfigError:
-    """Return the error for a value of another type."""
+    """Return the error for a value that does not have the expected type.
+
+    Args:
+        node: Value as the user wrote it.
+        kinds: Types that the value may have.
+        name: Dotted name of the option.
+    """
     value = plain(node)
     added = ""
     if isinstance(node, Scalar) and isinstance(value, str) and any(kind in (int, float) for kind in kinds):
         point = resolved(value.replace(",", "."))
         if value.count(",") == 1 and isinstance(point, float):
-            added = f" Write it with a point: {value.replace(',', '.')}."
+            added = f" Write the number with a decimal point: {value.replace(',', '.')}."
     received = node.text if isinstance(node, Scalar) and isinstance(value, int | float) else shown(value)
     return ConfigError(f"{place_of(node)}{name} is {received[:_SHOWN]}. Expected {in_words(kinds)}.{added}")
 
 
 def unknown_option(name: str, known: Iterable[str], place: str = "") -> ConfigError:
-    """Return the error for an option that there is not, with the one that was probably meant."""
+    """Return the error for an unknown option, with the option that the user probably meant.
+
+    Args:
+        name: Dotted name as the user wrote it.
+        known: Dotted names of the options that exist.
+        place: Position in the configuration, for example ``run.yaml, line 3: ``. Empty for the command line.
+    """
     names = list(dict.fromkeys(known))
     last = name.rpartition(".")[2].replace("-", "_")
     elsewhere = [other for other in names if other.rpartition(".")[2] == last]
@@ -523,12 +602,15 @@ def unknown_option(name: str, known: Iterable[str], place: str = "") -> ConfigEr
 
 
 def place_of(node: Node) -> str:
-    """Return where a node stands, for the beginning of a message."""
+    """Return the position of a node for the beginning of a message, for example ``run.yaml, line 3: ``."""
     return node.place
 
 
 def shown(value: Any) -> str:
-    """Return a value as a message shows it: on one line, and not too long.
+    """Return a value as messages show it: on one line, cut after 80 characters.
+
+    Args:
+        value: Value in Python's own types.
 
     >>> shown("many\\nlines"), shown([1, 2])
     ("'many\\\\nlines'", '[1, 2]')
@@ -551,8 +633,15 @@ def _item(kind: Any) -> Any:
 
 
 def nearest_class(base: type, received: str) -> str:
-    """Return the classes that can stand for a base, where they are few, and the one that was probably meant."""
+    """Return sentences for a message about an unknown class: the possible classes, and the most similar name.
+
+    The possible classes are listed only if there are at most 8.
+
+    Args:
+        base: Base class that the option expects.
+        received: Name that the user wrote.
+    """
     names = [cls.__name__ for cls in subclasses(base)]
     if len(names) <= 8:
-        return f" There are {', '.join(names)}.{suggestion(received, names)}"
+        return f" Possible classes: {', '.join(names)}.{suggestion(received, names)}"
     return suggestion(received, names)

@@ -1,7 +1,7 @@
-"""The parser of every command: what is unmistakable is understood, and what is wrong is one line, not a page of usage.
+"""The parser of every command: it accepts every unambiguous value, and reports an error in one line without usage text.
 
-Words and configurations are understood by the type of their option (``embedlab.cli.option_values``) before jsonargparse
-sees them, so there is one place where a path, a number or a flag is read, whether it was written in YAML or not.
+Words and configurations are interpreted by the type of their option (``embedlab.cli.option_values``) before they reach
+jsonargparse. A path, a number or a flag therefore means the same on the command line and in a configuration.
 """
 
 from __future__ import annotations
@@ -34,26 +34,31 @@ from embedlab.cli.option_values import (
 )
 from embedlab.errors import ConfigError, EmbedLabError, in_one_line, known_cause, suggestion
 
-_LONGEST = 300  # characters of what a library says
+_LONGEST = 300  # maximum number of characters of a library's message
 
 
 class ErrorParser(ArgumentParser):
-    """Turns a parsing error into one line of what was received, what was expected and what to do."""
+    """A parser whose errors are one line that states what was received, what was expected and what to do."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
-        # argparse takes a negative number with an exponent for an option.
+        # The pattern of argparse does not match negative numbers with an exponent, and treats them as options.
         self._negative_number_matcher = re.compile(r"^-\d*\.?\d+([eE][+-]?\d+)?$")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None, **kwargs: Any) -> Namespace:  # type: ignore[override]
-        """Parse words of the command line, each understood by the type of its option.
+        """Parse the words of a command line, each interpreted by the type of its option.
+
+        Args:
+            args: Words of the command line; None for no words.
+            namespace: Namespace to extend; None for a new namespace.
+            kwargs: Further options of jsonargparse.
 
         Raises:
             EmbedLabError: If a word or a configuration cannot be used.
         """
         words = list(args or ())
         try:
-            if self._subparsers is None:  # else the subcommand's parser does
+            if self._subparsers is None:  # with subcommands, the parser of the subcommand prepares its words
                 words = list(_Words(self).prepared(words))
             return super().parse_args(words, namespace, **kwargs)
         except EmbedLabError:
@@ -62,10 +67,10 @@ class ErrorParser(ArgumentParser):
             raise in_one_line(error) from error
 
     def instantiate(self, *args: Any, **kwargs: Any) -> Namespace:
-        """Make what the options describe.
+        """Create the objects that the parsed options describe, and return them in place of their options.
 
         Raises:
-            EmbedLabError: The error of a constructor as it was written, or what a library says, in one line.
+            EmbedLabError: If a constructor raises an exception; the message has one line.
         """
         try:
             made: Namespace = super().instantiate(*args, **kwargs)
@@ -74,30 +79,47 @@ class ErrorParser(ArgumentParser):
             raise in_one_line(error) from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises ConfigError in place of printing a page of usage."""
+        """Raise an error of one line, instead of printing the usage text.
+
+        Args:
+            message: Message of argparse or jsonargparse.
+            ex: Exception that caused the error; None if there was none.
+
+        Raises:
+            EmbedLabError: Always. The embedlab error that caused the problem, if there is one, else ConfigError.
+        """
         cause = known_cause(ex)
         if cause is not None:
             raise cause
         raise ConfigError(_one_line(message, self)) from ex
 
     def refused_class(self, base: type, received: str) -> str:
-        """Return what to add to a message about a name that is no class of this base."""
+        """Return sentences to add to the message about a name that is not a subclass of a base class.
+
+        Args:
+            base: Base class that the option expects.
+            received: Name that the user wrote.
+        """
         return nearest_class(base, received)
 
     def noticed(self, name: str, node: Node) -> None:
-        """See an option before it is understood, to refuse what this command cannot take.
+        """Check an option before its value is interpreted. Subclasses refuse values that their commands do not support.
 
         Args:
-            name: The option's dotted name.
-            node: What was written.
+            name: Dotted name of the option.
+            node: Value as the user wrote it.
 
         Raises:
-            ConfigError: If this command cannot take it.
+            ConfigError: If the command does not support the value.
         """
 
 
 class _Words:
-    """The words of a command line, and the configurations that they name, as jsonargparse takes them."""
+    """A converter of the words of a command line, and of the configurations that they name, for jsonargparse.
+
+    Args:
+        parser: Parser with the options of the command.
+    """
 
     def __init__(self, parser: ErrorParser) -> None:
         self._values = Values(parser.refused_class, parser.noticed)
@@ -118,14 +140,21 @@ class _Words:
         self._groups = {".".join(parts[:end]) for parts in map(_parts, self._kinds) for end in range(1, len(parts))}
 
     def prepared(self, words: list[str]) -> Iterator[str]:
-        """The words with each value understood."""
+        """Yield the words with each value interpreted by the type of its option, in a form that jsonargparse reads.
+
+        Args:
+            words: Words of the command line.
+
+        Raises:
+            ConfigError: If a word or a configuration cannot be used.
+        """
         left = list(reversed(words))
         while left:
             word = left.pop()
             if not word.startswith("-") or word == "-" or _is_number(word):
                 if not self._positional:
                     hint = f" Did you mean --config {word}?" if word.endswith((".yaml", ".yml", ".json")) else ""
-                    raise ConfigError(f"{shown(word)} stands alone on the command line, without an option.{hint}")
+                    raise ConfigError(f"{shown(word)} is on the command line without an option before it.{hint}")
                 yield self._home(word)
                 continue
             option, equals, value = word.partition("=")
@@ -141,7 +170,7 @@ class _Words:
                     raise ConfigError(f"{option} needs a value.")
                 yield option
                 yield from (self._word(action.dest, one, several=True) for one in several)
-            elif _has_value(action):  # with nargs "?": alone it has a meaning of its own
+            elif _has_value(action):  # nargs is "?": the option also has a meaning without a value
                 given = value if equals else self._next(left)
                 yield option if given is None else f"{option}={self._word(action.dest, given)}"
             elif isinstance(action, argparse._StoreTrueAction):
@@ -151,14 +180,14 @@ class _Words:
                 yield option + equals + value
 
     def _is_single(self, action: argparse.Action) -> bool:
-        """Whether an option takes one value."""
+        """Return whether an option takes exactly one value."""
         return _is_config(action) or action.dest in self._groups or (_has_value(action) and action.nargs is None)
 
     def _single(self, option: str, value: str | None) -> str:
         action = self._actions.get(option)
         if action is not None and _is_config(action):
             if value is None:
-                raise ConfigError(f"{option} needs the path of a configuration.")
+                raise ConfigError(f"{option} needs a value. Expected the path of a configuration.")
             inline = value.lstrip().startswith("{")
             section = parse_config(value, option) if inline else read_config(value)
             return f"{option}={_json(self._section(section, ''))}"
@@ -166,7 +195,7 @@ class _Words:
         if value is None:
             kinds = [] if name in self._groups else self._kinds_of(name, "")
             if bool not in kinds:
-                raise ConfigError(f"{option} needs a value{': ' + in_words(kinds) if kinds else ''}.")
+                raise ConfigError(f"{option} needs a value.{f' Expected {in_words(kinds)}.' if kinds else ''}")
             value = "true"
         return f"{option}={self._word(name, value)}"
 
@@ -179,15 +208,23 @@ class _Words:
         value = self._value(_node_of(word, kinds), kinds, name)
         if not isinstance(value, str):
             return _json(value)
-        if name not in self._kinds and not _is_text_in_yaml(value):  # jsonargparse reads it as YAML, below an option
+        if name not in self._kinds and not _is_text_in_yaml(value):  # jsonargparse parses such nested options as YAML
             raise ConfigError(
-                f"--{name} {shown(value)} would not be read as text on the command line. Write it in a configuration, "
-                "in quotes, and give that with --config."
+                f"--{name} {shown(value)} would not be read as text on the command line. Write the option in a "
+                "configuration, with the text in quotes, and name the configuration with --config."
             )
         return value
 
     def _section(self, section: Section, prefix: str) -> dict[str, Any]:
-        """A part of a configuration, its names spelled and its values understood."""
+        """Return the options of a section, with names in standard form and values interpreted by their types.
+
+        Args:
+            section: Mapping of options as the user wrote it.
+            prefix: Dotted name of the section with a final dot; empty for the whole configuration.
+
+        Raises:
+            ConfigError: If an option is unknown, or its value cannot be used.
+        """
         made: dict[str, Any] = {}
         for key, node in section.items():
             place = section.places.get(key, "")
@@ -199,7 +236,9 @@ class _Words:
             for parent in parents:
                 at = at.setdefault(parent, {})
                 if not isinstance(at, dict):
-                    raise ConfigError(f"{place}'{name}' is given beside the whole of '{parent}'. Give one of them.")
+                    raise ConfigError(
+                        f"{place}Both '{name}' and the whole of '{parent}' are given. Remove one of them."
+                    )
             if isinstance(at.get(last), dict) and isinstance(inner, dict) and name in self._groups:
                 at[last].update(inner)
             else:
@@ -223,7 +262,13 @@ class _Words:
         return value
 
     def _choose(self, dest: str, kind: Any, value: Any) -> None:
-        """Takes note of the class that an option has from here on."""
+        """Remember the class that the user has chosen for an option, because later options of the class need it.
+
+        Args:
+            dest: Dotted name of the option.
+            kind: Type of the option.
+            value: Value of the option: the name of a class, or a mapping with ``class_path``.
+        """
         bases = [one for one in members(kind) if is_class(one)]
         path = value.get("class_path") if isinstance(value, dict | Namespace) else value
         if bases and isinstance(path, str):
@@ -232,7 +277,15 @@ class _Words:
                 self._chosen[dest] = chosen
 
     def _group(self, node: Node, name: str) -> dict[str, Any]:
-        """The options below a name: a mapping, nothing, or the path of a file that holds it."""
+        """Return the options of a group, for example ``data``.
+
+        Args:
+            node: Value of the group: a mapping of options, null, or the path of a file with a mapping.
+            name: Dotted name of the group.
+
+        Raises:
+            ConfigError: If the value is anything else, or an option in the mapping cannot be used.
+        """
         if isinstance(node, Scalar) and node.value is None:
             return {}
         if isinstance(node, Scalar) and node.text.endswith((".yaml", ".yml", ".json")):
@@ -243,13 +296,18 @@ class _Words:
         raise wrong_group(node, name, below)
 
     def _kinds_of(self, name: str, place: str) -> list[Any]:
-        """The types of an option, which may stand below another.
+        """Return the types of an option, which may be nested below another option.
+
+        Args:
+            name: Dotted name of the option.
+            place: Position of the option in the configuration, for messages.
 
         Raises:
-            ConfigError: If there is no such option.
+            ConfigError: If the option does not exist or cannot be set.
         """
         if name in self._linked:
-            raise ConfigError(f"{place}{name} cannot be set: it follows {self._linked[name]}. Set that.")
+            source = self._linked[name]
+            raise ConfigError(f"{place}{name} cannot be set, because it always equals {source}. Set {source} instead.")
         parts = _parts(name)
         for end in range(len(parts), 0, -1):
             parent = ".".join(parts[:end])
@@ -271,14 +329,16 @@ class _Words:
         chosen = self._chosen.get(parent)
         if chosen is None and inspect.isabstract(bases[0]):
             names = ", ".join(cls.__name__ for cls in subclasses(bases[0]))
-            raise ConfigError(f"{place}{name} is an option of a class. Name the class first, with {parent}: {names}.")
+            raise ConfigError(
+                f"{place}{name} is an option of a class that is not chosen yet. Set {parent} first, to one of: {names}."
+            )
         if chosen is not None and kinds_at(chosen, path) is None:
             own = f"has {', '.join(names_below(chosen, parent))}" if names_below(chosen, parent) else "has no options"
-            raise ConfigError(f"{place}{name} is no option of {chosen.__name__}, which {own}.")
+            raise ConfigError(f"{place}{name} is not an option of {chosen.__name__}, which {own}.")
         return kinds
 
     def _spelled(self, option: str, place: str = "") -> str:
-        """The option with underscores for dashes."""
+        """Return the name of an option with underscores in place of dashes."""
         dashes = "--" if option.startswith("--") else ""
         if option.startswith("-") and not dashes:
             return option
@@ -292,7 +352,7 @@ class _Words:
 
     def _is_true(self, option: str, value: str | None) -> bool:
         if value is not None and value.lower() not in ("true", "false"):
-            raise ConfigError(f"{option} is {shown(value)}. Expected true or false, or nothing for true.")
+            raise ConfigError(f"{option} is {shown(value)}. Expected true or false, or no value, which means true.")
         return value is None or value.lower() == "true"
 
     def _home(self, word: str) -> str:
@@ -301,7 +361,13 @@ class _Words:
 
 
 def wrong_group(node: Node, name: str, below: Sequence[str]) -> ConfigError:
-    """Return the error for a single value where a mapping of options is expected."""
+    """Return the error for a list or a single value where a mapping of options is expected.
+
+    Args:
+        node: Value as the user wrote it.
+        name: Dotted name of the group of options.
+        below: Names of the options in the group.
+    """
     if isinstance(node, Items):
         return ConfigError(f"{place_of(node)}{name} is a list. Expected a mapping of {', '.join(below[:4])}, ….")
     assert isinstance(node, Scalar)
@@ -312,7 +378,12 @@ def wrong_group(node: Node, name: str, below: Sequence[str]) -> ConfigError:
 
 
 def _node_of(word: str, kinds: list[Any]) -> Node:
-    """What a word of the command line says: text where the option takes text, else YAML."""
+    """Return the node of a word of the command line: a text if the option accepts text, else the word parsed as YAML.
+
+    Args:
+        word: Word of the command line.
+        kinds: Types that the option accepts.
+    """
     takes_text = str in kinds
     if takes_text and not (word.lstrip().startswith(("[", "{")) and len(kinds) > 1):
         return Scalar(None if word == "null" and type(None) in kinds else word, word)
@@ -325,7 +396,7 @@ def _node_of(word: str, kinds: list[Any]) -> Node:
 
 
 def _is_text_in_yaml(word: str) -> bool:
-    """Whether jsonargparse leaves a word as it is, and takes it for no null, list or mapping."""
+    """Return whether jsonargparse reads a word as text, a number or a truth value, not as null, a list or a mapping."""
     try:
         return not word.strip() or isinstance(get_loader("yaml")(word), str | int | float)
     except YAMLError:
@@ -333,7 +404,7 @@ def _is_text_in_yaml(word: str) -> bool:
 
 
 def _kind(action: argparse.Action) -> Any:
-    """The type of an option's values, or what takes any where only a function knows."""
+    """Return the type of an option's values, or ``Any`` if a function converts the values."""
     kind = getattr(action, "_typehint", None)
     if kind is None:
         kind = action.type if action.type in (int, float) else str if action.type is None else Any
@@ -341,7 +412,7 @@ def _kind(action: argparse.Action) -> Any:
 
 
 def _has_value(action: argparse.Action) -> bool:
-    """Whether an option of a user has a value, unlike help, flags and groups."""
+    """Return whether the user can give an option a value, which is not so for help, flags and linked options."""
     typed = hasattr(action, "_typehint") or type(action) is argparse._StoreAction
     return typed and not action.dest.endswith(".help") and not hasattr(action, "source")
 
@@ -367,23 +438,28 @@ def _parts(name: str) -> list[str]:
 
 
 def _json(value: Any) -> str:
-    """A value on one line, with the characters escaped that YAML does not take as they are."""
+    """Return a value as JSON on one line, with all characters escaped that YAML does not allow in a text."""
     text = json.dumps(value, ensure_ascii=False)
     return re.sub("[\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _one_line(message: str, parser: ErrorParser) -> str:
-    """What jsonargparse says on several lines, on one: the option, and what it says last of it."""
+    """Return a message of argparse or jsonargparse in one line, which begins with the name of the option.
+
+    Args:
+        message: Message, which may have several lines.
+        parser: Parser that reported the message.
+    """
     unknown = re.match(r"unrecognized arguments: (\S+)", message)
     if unknown:
         return f"Unknown option '{unknown[1]}'." + suggestion(unknown[1], parser._option_string_actions)
     missing = re.match(r"the following arguments are required: (.*)", message)
     if missing:
         names = missing[1].split(", ")
-        if parser._subparsers is not None:  # they begin with the subcommand
+        if parser._subparsers is not None:  # the names begin with the name of the subcommand
             names = [name.partition(".")[2] or name for name in names]
         first = names[0].lstrip("-")
-        return f"{' and '.join(names)} must be given: --{first} VALUE, or in a configuration with --config."
+        return f"{' and '.join(names)} must be given. Add --{first} VALUE, or set the option in a configuration."
     options = re.findall(r'Parser key "([^"]+)"', message)
     lines = [line.strip(" -") for line in message.splitlines()]
     dropped = ("Parser key", "Given value", "Subtypes", "Errors:", "Does not validate", "Problem with given class_path")

@@ -1,4 +1,4 @@
-"""`embedlab recipe`: what to train with a budget, from what runs have left behind."""
+"""The command `embedlab recipe`, which recommends what to train with a compute budget, based on finished runs."""
 
 from __future__ import annotations
 
@@ -39,31 +39,47 @@ from embedlab.scaling.recipe_config import recipe_config
 from embedlab.scaling.shared_constant import share_irreducible_loss
 
 _MOST_ROWS = 10
-_MOST_REASONS = 20  # for which runs or methods are left out
+_MOST_REASONS = 20  # reasons for leaving out runs or methods that are printed
 _DEVICE = (
-    "To train on, for the hours: its name as the driver gives it (its data sheet's bfloat16 peak), or its peak in "
-    "FLOP/s. It is taken to be used to the same share as the device of the runs, which is the default."
+    "Device to train on, for the estimate of the hours: its name as the driver reports it, or its peak in FLOP/s. For "
+    "a name, the bfloat16 peak of the data sheet is used. Training is assumed to use the same share of the peak as the "
+    "runs did on their device. By default, the hours are for the device of the runs."
 )
 
 
 def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    """`embedlab recipe`: what to train with a budget."""
+    """Run `embedlab recipe`: fit a law for each method and print a recipe for each budget.
+
+    Args:
+        parser: Empty parser, to which the options are added.
+        arguments: Words of the command line after the name of the command.
+
+    Raises:
+        ConfigError: If an option is invalid, no law can be fitted, or no configuration meets the constraints.
+        RecordError: If no run can be used.
+    """
     add_runs(parser)
-    parser.add_argument("--budget", nargs="+", type=float, required=True, help="FLOPs; several give several recipes.")
+    parser.add_argument(
+        "--budget", nargs="+", type=float, required=True, help="Compute budgets in FLOPs; each budget gives a recipe."
+    )
     parser.add_class_arguments(Constraints)
-    parser.add_argument("--extrapolate", action="store_true", help="Answer beyond 10 times the largest run, too.")
+    parser.add_argument(
+        "--extrapolate", action="store_true", help="Allow budgets above 10 times the FLOPs of the largest run."
+    )
     parser.add_argument("--device", metavar="NAME", help=_DEVICE)
-    parser.add_argument("--output", metavar="FOLDER", help="Write each recipe there, for `embedlab fit --config`.")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="Folder to write each recipe to, as a file for `embedlab fit --config`."
+    )
     add_fitting(parser)
-    parser.add_argument("--json", action="store_true", help="Print JSON in place of a table.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     options = parser.instantiate(parser.parse_args(list(arguments)))
     constraints = Constraints(**{name: options[name] for name in Constraints.__dataclass_fields__})
     peak = _require_answerable(options)
     observations = with_best_learning_rates(observations_of(options))
     if options.device is not None and not any(row.utilization for row in observations):
         raise ConfigError(
-            f"--device {plain_text(options.device)}: no run says how much of its device's peak it used, so the hours "
-            "on another are not known. Leave --device out."
+            f"--device is {plain_text(options.device)}, but no run states which share of its device's peak it used, so "
+            "the hours on another device are unknown. Leave --device out."
         )
     laws, refused = laws_of(by_method(observations), num_replicates=options.replicates)
     if options.share_irreducible_loss:
@@ -102,7 +118,7 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
 
 
 def _with_null_for_infinity(value: Any) -> Any:
-    """JSON has no infinity: an interval without a bound has null there."""
+    """Return a value with all infinite and undefined numbers replaced by None, because JSON has no such numbers."""
     if isinstance(value, dict):
         return {key: _with_null_for_infinity(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -111,15 +127,25 @@ def _with_null_for_infinity(value: Any) -> Any:
 
 
 def _require_answerable(options: Any) -> float | None:
-    """Refuses what no runs could answer, before any are read; the FLOP/s of the device that is named."""
+    """Check the options before any run is read, and return the peak FLOP/s of the named device.
+
+    Args:
+        options: Parsed options of the command.
+
+    Returns:
+        Peak FLOP/s of the device; None if no device is named.
+
+    Raises:
+        ConfigError: If an option is invalid, or an output file exists already.
+    """
     require_source(options)
     require_budgets("--budget", options.budget)
     require_replicates(options.replicates)
     if options.output is not None:
         if options.table is not None:
             raise ConfigError(
-                "A recipe from somebody else's table is no configuration: only runs of `embedlab fit` leave theirs. "
-                "Leave out --output."
+                "A recipe from a table of runs cannot be written as a configuration, because only runs of `embedlab "
+                "fit` save their options. Leave out --output."
             )
         for budget in options.budget:
             require_new(_path(Path(options.output), budget))
@@ -127,7 +153,14 @@ def _require_answerable(options: Any) -> float | None:
 
 
 def _peak_of(device: str) -> float:
-    """FLOP/s of a device that is named, or of which they are stated."""
+    """Return the peak FLOP/s of a device.
+
+    Args:
+        device: Name of a device with a known data sheet, or a number of FLOP/s as text.
+
+    Raises:
+        ConfigError: If the text is neither a known name nor a possible number.
+    """
     if device in DATA_SHEETS:
         return DATA_SHEETS[device][0]
     try:
@@ -136,14 +169,17 @@ def _peak_of(device: str) -> float:
         peak = math.nan
     if not (math.isfinite(peak) and 1 <= peak <= MOST_FLOPS):
         raise ConfigError(
-            f"--device is '{plain_text(device)}'. Expected FLOP/s, or one of {', '.join(DATA_SHEETS)}."
-            + suggestion(device, DATA_SHEETS)
+            f"--device is '{plain_text(device)}'. Expected FLOP/s from 1 to {MOST_FLOPS:g}, or one of "
+            f"{', '.join(DATA_SHEETS)}." + suggestion(device, DATA_SHEETS)
         )
     return peak
 
 
 def _crossovers(laws: Sequence[MethodLaw]) -> list[Crossover]:
-    """Of each two methods, within the budgets of the runs and as far beyond as a law is trusted."""
+    """Return the crossovers of all pairs of methods.
+
+    The search covers the budgets of the runs, and larger budgets up to the factor up to which a law is trusted.
+    """
     sizes = [size for _, size in suite_of(laws)]
     found = []
     for one, other in combinations(laws, 2):
@@ -154,7 +190,20 @@ def _crossovers(laws: Sequence[MethodLaw]) -> list[Crossover]:
 
 
 def _written(folder: Path, answers: Sequence[Recipe], laws: Sequence[MethodLaw]) -> tuple[list[Path], list[str]]:
-    """The files of recipes, and a line about each kind of option that is left out of them."""
+    """Write a configuration for each recipe.
+
+    Args:
+        folder: Folder for the files.
+        answers: Recipes, one per budget.
+        laws: Laws that the recipes were computed from.
+
+    Returns:
+        Paths of the files, and notes for the user about options that are left out.
+
+    Raises:
+        ConfigError: If a recipe has no configuration, or a file cannot be written.
+        RecordError: If the configuration of a run cannot be read.
+    """
     configs = {_path(folder, answer.budget): recipe_config(answer, laws) for answer in answers}
     for path, config in configs.items():
         try:
@@ -199,14 +248,14 @@ def _law_as_dict(law: MethodLaw) -> dict[str, Any]:
 def _print_laws(
     screen: Console, laws: Sequence[MethodLaw], refused: dict[str, str], observations: Sequence[Observation]
 ) -> None:
-    table = Table("method", "runs", "law", "parameters, with 90 % intervals", "off by, 1/2/3 budgets held out")
+    table = Table("method", "runs", "law", "parameters [90 % interval]", "error with 1 / 2 / 3 budgets held out")
     for law in laws:
         values = []
         for name, value in law.fit.parameters.items():
             low, high = law.replicates.parameter(name)
             weak = " at a bound" if name in law.fit.at_bound else ""
             values.append(f"{name} {value:.3g} [{low:.3g}, {high:.3g}]{weak}")
-        errors = " / ".join(f"{error:.2%}" for error in law.held_out_error) or "too few budgets"
+        errors = " / ".join(f"{error:.2%}" for error in law.held_out_error) or "unknown: too few budgets"
         add_row(table, law.method, law.fit.num_runs, type(law.fit.law).__name__, ", ".join(values), errors)
     screen.print(table)
     for law in laws:
@@ -214,7 +263,7 @@ def _print_laws(
         name = plain_text(law.method)
         line(
             screen,
-            f"{name}: {fit.num_in_basin} of {fit.num_starts} starts ended where the best did"
+            f"{name}: {fit.num_in_basin} of {fit.num_starts} starting points led to the best fit"
             + "".join(f"; {_weak(parameter, profile)}" for parameter, profile in law.weakly_identified.items())
             + ".",
         )
@@ -222,14 +271,22 @@ def _print_laws(
         if shared.shares_irreducible_loss and np.isfinite(shared.error):
             line(
                 screen,
-                f"{name}: off by {shared.error:.2%} in the hold-outs with the E of all methods, and by "
-                f"{law.choices[1].error:.2%} with its own.",
+                f"{name}: the mean error on held-out budgets is {shared.error:.2%} with one E for all methods, and "
+                f"{law.choices[1].error:.2%} with an E of its own.",
             )
         sizes = {row.parameters for row in law.observations}
         if len(sizes) == 1:
-            line(screen, f"{name}: all its runs have one size, {min(sizes):.3g}, so its law says nothing of any other.")
+            line(
+                screen,
+                f"{name}: all runs have the same number of parameters, {min(sizes):.3g}, so the law predicts nothing "
+                "for other sizes.",
+            )
         if not law.held_out_error:
-            line(screen, f"{name}: no budget could be held out, so its intervals hold the noise of the runs only.")
+            line(
+                screen,
+                f"{name}: no budget could be held out, so the intervals include the noise of the runs, but not the "
+                "error of the law.",
+            )
         if law.caution:
             line(screen, f"{name}: {law.caution}")
     _print_some(screen, [f"{plain_text(method)} is left out. {reason}" for method, reason in refused.items()])
@@ -240,7 +297,7 @@ def _print_laws(
     _print_some(
         screen,
         [
-            f"Left out: {plain_text(names[0])}, {plain_text(reason)} ({len(names)} like it)."
+            f"Left out: {plain_text(names[0])}. Reason: {plain_text(reason)} (number of such runs: {len(names)})."
             for reason, names in reasons.items()
         ],
     )
@@ -250,15 +307,21 @@ def _print_some(screen: Console, lines: Sequence[str]) -> None:
     for one in lines[:_MOST_REASONS]:
         line(screen, one)
     if len(lines) > _MOST_REASONS:
-        line(screen, f"Left out are others for {len(lines) - _MOST_REASONS} more reasons; --json lists them all.")
+        line(screen, f"There are {len(lines) - _MOST_REASONS} more reasons. Add --json to list all of them.")
 
 
 def _weak(name: str, profile: Interval) -> str:
-    """Of a parameter that the runs hardly determine."""
+    """Return a description of a parameter that the runs hardly determine.
+
+    Args:
+        name: Name of the parameter.
+        profile: 90 % profile likelihood interval of the parameter.
+    """
     low = f"above {profile.low:.3g}" if np.isfinite(profile.low) and profile.low > 0 else ""
     high = f"below {profile.high:.3g}" if np.isfinite(profile.high) else ""
-    where = " and ".join(part for part in (low, high) if part) or "anywhere"
-    return f"{name} is weakly identified: by its profile likelihood it is {where} (90 %)"
+    where = " and ".join(part for part in (low, high) if part)
+    bounds = f"it is {where} (90 % profile likelihood interval)" if where else "the runs give no bound"
+    return f"{name} is weakly identified: {bounds}"
 
 
 def _print_crossover(screen: Console, found: Crossover) -> None:
@@ -270,19 +333,22 @@ def _print_crossover(screen: Console, found: Crossover) -> None:
             (True, True): f"between {bounds[0]} and {bounds[1]} FLOPs",
             (True, False): f"above {bounds[0]} FLOPs",
             (False, True): f"below {bounds[1]} FLOPs",
-            (False, False): "anywhere",
+            (False, False): "at an unknown budget",
         }[bool(bounds[0]), bool(bounds[1])]
-        text = f"{below} is better at small budgets, {above} at large ones: they change places {words} (80 %)"
+        text = f"{below} is better at small budgets and {above} at large budgets. The crossover is {words} (80 %)."
     else:
         better, worse = (above, below) if found.flops == 0 else (below, above)
-        text = f"{better} is better than {worse} at every budget from {low:.2g} to {high:.2g} FLOPs"
-    line(screen, f"{text}; that they cross there at all has a probability of {found.probability:.0%}.")
+        text = f"{better} is better than {worse} at every budget from {low:.2g} to {high:.2g} FLOPs."
+    line(
+        screen,
+        f"{text} The probability of a crossover between {low:.2g} and {high:.2g} FLOPs is {found.probability:.0%}.",
+    )
 
 
 def _print_recipe(screen: Console, answer: Recipe, optima: Sequence[Optimum]) -> None:
     best = answer.best
     table = Table("method", "backbone", title=f"{answer.budget:g} FLOPs", title_justify="left")
-    for name in ("N", "tokens", "loss", "80 %", "95 %", "best with"):
+    for name in ("N", "tokens", "loss", "80 % interval", "95 % interval", "P(best)"):
         table.add_column(name, justify="right")
     optional = {"pairs": "pairs", "epochs": "epochs", "learning rate": "learning_rate", "hours": "hours"}
     optional |= {"GiB": "memory_bytes"}
@@ -301,26 +367,32 @@ def _print_recipe(screen: Console, answer: Recipe, optima: Sequence[Optimum]) ->
     screen.print(table)
     count = len(alike)
     if len(answer.configurations) == 1:
-        told = "It is the only one there is."
+        told = "This is the only possible configuration."
     elif count == 1:
-        told = "The first is the only one that the runs leave: every other is worse with nine chances in ten."
+        told = (
+            "This configuration is clearly the best: every other configuration has a higher loss with a probability of "
+            "more than 90 %."
+        )
+    elif count > _MOST_ROWS:
+        told = f"{count} configurations cannot be told apart from the best. The first {_MOST_ROWS} are shown."
     else:
-        told = f"These {min(count, _MOST_ROWS)} of {count} cannot be told apart from the best, which is the first."
+        told = f"These {count} configurations cannot be told apart. The first has the lowest predicted loss."
     line(screen, told)
     for found in optima:
         (fewest, most), (least, largest) = found.tokens_80, found.parameters_80
         (low, high) = found.tokens_per_parameter_80
         line(
             screen,
-            f"By {plain_text(found.method)}, were there a backbone of every size: N {found.parameters:.3g} "
-            f"({least:.3g} to {largest:.3g}), D {found.tokens:.3g} ({fewest:.3g} to {most:.3g}), "
-            f"{found.tokens_per_parameter:.3g} tokens a parameter ({low:.3g} to {high:.3g}; all 80 %).",
+            f"{plain_text(found.method)}: if backbones of every size were available, the optimum would be "
+            f"N = {found.parameters:.3g} ({least:.3g} to {largest:.3g}), D = {found.tokens:.3g} ({fewest:.3g} to "
+            f"{most:.3g}), and {found.tokens_per_parameter:.3g} tokens per parameter ({low:.3g} to {high:.3g}; "
+            "80 % intervals).",
         )
     methods = sorted(answer.method_probability.items(), key=lambda item: -item[1])
     if len(methods) > 1:
         shares = ", ".join(f"{plain_text(name)} {share:.0%}" for name, share in methods[:_MOST_ROWS])
-        line(screen, f"Best method: {shares}")
+        line(screen, f"Probability that a method is the best: {shares}.")
     if answer.extrapolation > 1:
-        line(screen, f"The budget is {answer.extrapolation:.3g} times that of the largest run.")
+        line(screen, f"The budget is {answer.extrapolation:.3g} times the cost of the largest run.")
     for reason, number in answer.ruled_out.items():
-        line(screen, f"Ruled out by {reason}: {number}.")
+        line(screen, f"Configurations ruled out by {reason}: {number}.")

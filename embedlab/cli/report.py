@@ -1,4 +1,4 @@
-"""`embedlab report`: what runs say, as a page to look at."""
+"""The command `embedlab report`, which shows the results of runs as a web page."""
 
 from __future__ import annotations
 
@@ -22,10 +22,19 @@ from embedlab.scaling.recipe import Constraints
 
 
 def report_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    """`embedlab report`: writes the page, its figures as PNG files, and an event file for TensorBoard."""
+    """Run `embedlab report`: write the page, the figures as PNG files, and an event file for TensorBoard.
+
+    Args:
+        parser: Empty parser, to which the options are added.
+        arguments: Words of the command line after the name of the command.
+
+    Raises:
+        ConfigError: If an option is invalid, or the folder for the output cannot be used.
+        RecordError: If there is no run to report.
+    """
     add_runs(parser)
     parser.add_class_arguments(Constraints)
-    parser.add_argument("--output", metavar="FOLDER", required=True, help="For the page and its figures.")
+    parser.add_argument("--output", metavar="FOLDER", required=True, help="Folder for the page and its figures.")
     add_fitting(parser)
     options = parser.instantiate(parser.parse_args(list(arguments)))
     constraints = Constraints(**{name: options[name] for name in Constraints.__dataclass_fields__})
@@ -35,7 +44,9 @@ def report_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     require_room(folder)
     observations = with_best_learning_rates(observations_of(options))
     if not observations:
-        raise RecordError("There is no run to report. Give --runs folders that hold some, or --table a file with rows.")
+        raise RecordError(
+            "There is no run to report. Name folders that contain runs with --runs, or a table with rows with --table."
+        )
     source = options.table or ", ".join(options.runs)
     shared = options.share_irreducible_loss
     say(write_report(folder, source, observations, constraints, num_replicates=options.replicates, share=shared))

@@ -1,6 +1,6 @@
-"""Where a planning command finds its runs: folders of records, or a table of somebody else's.
+"""Options that all planning commands share: the source of the runs, and how laws are fitted to the runs.
 
-Every command that plans takes the same options for it.
+Runs come from folders of run records, or from a table of runs that were trained elsewhere.
 """
 
 from __future__ import annotations
@@ -19,34 +19,50 @@ from embedlab.scaling.observations import Observation, of_ledger
 from embedlab.scaling.tables import Columns, read_table, require_columns
 
 MOST_FLOPS = 1e36
-"""Largest budget that is understood: a trillion times that of the largest run there has been."""
+"""Maximum budget in FLOPs that an option accepts: about 1e9 times the largest training run so far."""
 
 _MOST_REPLICATES = 100_000
 
 
 def add_runs(parser: ArgumentParser) -> None:
-    """Adds the options that say where the runs are."""
+    """Add the options that name the source of the runs: ``--config``, ``--runs``, ``--table`` and ``--columns``.
+
+    Args:
+        parser: Parser of the command.
+    """
     parser.add_argument("--config", action="config", help="Path to a configuration file.")
-    parser.add_argument("--runs", nargs="+", metavar="FOLDER", help="Folders of runs that `embedlab fit` wrote.")
-    parser.add_argument("--table", metavar="FILE", help="In their place, a CSV or TSV file of somebody else's runs.")
+    parser.add_argument(
+        "--runs", nargs="+", metavar="FOLDER", help="Folders that contain runs of `embedlab fit`, at any depth."
+    )
+    parser.add_argument(
+        "--table", metavar="FILE", help="CSV or TSV file of runs that were trained elsewhere, instead of --runs."
+    )
     parser.add_class_arguments(Columns, "columns")
 
 
 def add_fitting(parser: ArgumentParser) -> None:
-    """Adds the options that say how laws are fitted to them."""
-    parser.add_argument("--replicates", type=int, default=NUM_REPLICATES, help="Of the bootstrap.")
+    """Add the options of the fit of laws: ``--replicates`` and ``--share_irreducible_loss``.
+
+    Args:
+        parser: Parser of the command.
+    """
+    parser.add_argument("--replicates", type=int, default=NUM_REPLICATES, help="Number of bootstrap replicates.")
     parser.add_argument(
         "--share_irreducible_loss",
         action="store_true",
-        help="One E for the laws of all methods: what no method learns is a matter of the data.",
+        help="Fit one irreducible loss E for the laws of all methods. Use this option if the losses of all methods end "
+        "at the same value.",
     )
 
 
 def require_replicates(replicates: int) -> None:
-    """Refuse a number of bootstrap replicates that gives no interval.
+    """Check the number of bootstrap replicates.
+
+    Args:
+        replicates: Number of bootstrap replicates.
 
     Raises:
-        ConfigError: If it is below 1, or beyond what memory holds.
+        ConfigError: If the number is below 1, or so large that the replicates may not fit in memory.
     """
     if not 1 <= replicates <= _MOST_REPLICATES:
         raise ConfigError(
@@ -56,10 +72,14 @@ def require_replicates(replicates: int) -> None:
 
 
 def require_budgets(option: str, budgets: Iterable[float]) -> None:
-    """Refuse budgets that are no numbers of FLOPs, before anything is read.
+    """Check budgets in FLOPs, before any run is read.
+
+    Args:
+        option: Name of the option, for messages.
+        budgets: Budgets in FLOPs.
 
     Raises:
-        ConfigError: If one is not above 0, not finite, or no budget that anybody has; or two are written alike.
+        ConfigError: If a budget is below 1, above ``MOST_FLOPS`` or not finite, or if a budget is given twice.
     """
     written: set[str] = set()
     for budget in budgets:
@@ -73,11 +93,14 @@ def require_budgets(option: str, budgets: Iterable[float]) -> None:
 
 
 def observations_of(options: Any) -> list[Observation]:
-    """The runs that the parsed options name.
+    """Return the runs that the parsed options name.
+
+    Args:
+        options: Parsed options of ``add_runs``.
 
     Raises:
-        ConfigError: if they name none, or both folders and a table.
-        RecordError: if none can be used.
+        ConfigError: If the options name neither folders nor a table, or both.
+        RecordError: If no run can be used.
     """
     require_source(options)
     if options.table is not None:
@@ -86,15 +109,19 @@ def observations_of(options: Any) -> list[Observation]:
 
 
 def require_source(options: Any) -> None:
-    """Refuse options that do not say where the runs are, before any are read.
+    """Check the options that name the source of the runs, before any run is read.
+
+    Args:
+        options: Parsed options of ``add_runs``.
 
     Raises:
-        ConfigError: If they name neither folders nor a table, or both, or a column with a factor that is none.
-        RecordError: If no column of a table says how much data a run saw.
+        ConfigError: If the options name neither folders nor a table, or both, or if the factor of a column is invalid.
+        RecordError: If the options name no column with the amount of data of a run.
     """
     if (options.runs is None) == (options.table is None):
         raise ConfigError(
-            "Say where the runs are: --runs with folders that `embedlab fit` wrote, or --table with a file of others."
+            "Expected either --runs or --table. Name folders with runs of `embedlab fit` with --runs, or a file with "
+            "runs that were trained elsewhere with --table."
         )
     if options.table is not None:
         require_columns(options.columns)

@@ -1,4 +1,4 @@
-"""`embedlab runs`: what has been run, as a table, one by one, or as a file for other programs."""
+"""The command `embedlab runs`, which lists finished runs, shows one run, or exports runs for other programs."""
 
 from __future__ import annotations
 
@@ -24,30 +24,41 @@ _COLUMNS = (
     *(Column(title) for title in ("run", "status", "backbone", "method")),
     *(Column(title, is_number=True) for title in ("N", "tokens", "learning rate", "loss", "FLOPs", "hours")),
 )
-_LONGEST_VALUE = 2_000  # characters of a value that is shown whole
-_MOST_COLUMNS = 10_000  # of an export
+_LONGEST_VALUE = 2_000  # characters of a value in the output of `embedlab runs show`
+_MOST_COLUMNS = 10_000  # columns of an export
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _FOLDERS = ["runs"]
 _MOST_INT64 = 2**63 - 1
 
 
 def runs_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    """`embedlab runs list`, `show` and `export`."""
+    """Run `embedlab runs list`, `embedlab runs show` or `embedlab runs export`.
+
+    Args:
+        parser: Empty parser, to which the subcommands are added.
+        arguments: Words of the command line after the name of the command.
+
+    Raises:
+        ConfigError: If an option is invalid, or the output cannot be written.
+        RecordError: If a record cannot be used, or no run is found.
+    """
     commands = parser.add_subcommands(dest="command", required=True)
     for name, summary in (
-        ("list", "A table of the runs."),
-        ("show", "All that is recorded of one run."),
-        ("export", "All that is recorded, one row a run, for `embedlab recipe --table` or any other program."),
+        ("list", "Print a table of the runs."),
+        ("show", "Print all fields of the record of one run."),
+        ("export", "Write all records to a file, one row per run, for `embedlab recipe --table` or other programs."),
     ):
         command = type(parser)(description=summary)
         if name == "show":
-            command.add_argument("run", help="Identifier, or folder.")
+            command.add_argument("run", help="Identifier or folder of the run.")
         command.add_argument(
-            "--runs", nargs="+", metavar="FOLDER", default=_FOLDERS, help="Where they are, at any depth."
+            "--runs", nargs="+", metavar="FOLDER", default=_FOLDERS, help="Folders that contain runs, at any depth."
         )
         if name == "export":
-            command.add_argument("--format", type=Literal["csv", "parquet"], default="csv", help="Of the file.")
-            command.add_argument("--output", metavar="FILE", required=True, help="A new file.")
+            command.add_argument("--format", type=Literal["csv", "parquet"], default="csv", help="Format of the file.")
+            command.add_argument(
+                "--output", metavar="FILE", required=True, help="Path of the file to write, which must not exist yet."
+            )
         commands.add_subcommand(name, command, help=summary)
     options = parser.parse_args(list(arguments))
     chosen = options[options.command]
@@ -67,7 +78,7 @@ def _records(folders: Sequence[Path]) -> list[RunRecord]:
     if not records:
         raise RecordError(
             f"There is no run record below {', '.join(map(str, folders))}. `embedlab fit` writes {FILE} into the "
-            "folder of a run at its end, if it is evaluated there."
+            "folder of a run when the run ends with an evaluation. Name folders of finished runs."
         )
     return records
 
@@ -83,8 +94,8 @@ def _found(run: str, folders: Sequence[Path]) -> RunRecord:
         )
     if run not in records:
         raise RecordError(
-            f"No run below {', '.join(map(str, folders))} is called '{plain_text(run)}'. There are {len(records)}: "
-            f"{_some(records)}." + suggestion(run, records)
+            f"No run below {', '.join(map(str, folders))} is called '{plain_text(run)}'. Expected one of "
+            f"{len(records)} runs: {_some(records)}." + suggestion(run, records)
         )
     return records[run]
 
@@ -116,19 +127,31 @@ def _print_one(record: RunRecord) -> None:
 
 
 def _export(records: Sequence[RunRecord], output: Path, file_format: str) -> None:
-    """One row a run and one column a field, those within a field named after it: ``loss_definition.temperature``."""
+    """Write records to a file, with one row per run and one column per field.
+
+    The column of a nested field has a dotted name, for example ``loss_definition.temperature``.
+
+    Args:
+        records: Records to write.
+        output: Path of the file.
+        file_format: Format of the file: "csv" or "parquet".
+
+    Raises:
+        ConfigError: If the file cannot be written.
+        RecordError: If the records have more different fields than the maximum number of columns.
+    """
     rows = [{**flattened(asdict(record)), "family": record.family} for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row))
     if len(names) > _MOST_COLUMNS:
         raise RecordError(
-            f"The {len(rows)} records have {len(names)} different fields, and an export has {_MOST_COLUMNS} columns at "
-            "most. Export fewer folders at a time with --runs."
+            f"The {len(rows)} records have {len(names)} different fields, but an export can have at most "
+            f"{_MOST_COLUMNS} columns. Export fewer folders at a time with --runs."
         )
     columns = {_unicode(name): _of_one_type([row.get(name) for row in rows]) for name in names}
     try:
         with whole_file(output, replace=False) as file:
             if file_format == "parquet":
-                import pyarrow  # a slow import that the other commands do without
+                import pyarrow  # imported here because the import is slow and only this format needs it
                 import pyarrow.parquet
 
                 pyarrow.parquet.write_table(pyarrow.table(columns), file)
@@ -148,14 +171,21 @@ def _as_csv(columns: Mapping[str, Sequence[Any]]) -> str:
 
 
 def _no_formula(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula, as OWASP recommends ("CSV Injection"): numbers stay numbers."""
+    """Return the value of a cell, with an apostrophe before a text that a spreadsheet would run as a formula.
+
+    OWASP recommends the apostrophe ("CSV Injection"). Numbers stay unchanged.
+    """
     if not isinstance(value, str):
         return value
     return ("'" if value.startswith(_FORMULA) else "") + plain_text(value, longest=None)
 
 
 def _of_one_type(values: Sequence[Any]) -> list[Any]:
-    """A column's values, None where there is none: numbers, truth values or text; anything else as JSON."""
+    """Return the values of a column, converted to one type: numbers, truth values or text; otherwise JSON texts.
+
+    Args:
+        values: Values of the column; None for a run without a value, which stays None.
+    """
     types = {type(value) for value in values if value is not None}
     if types in ({int}, {str}, {bool}) or types <= {int, float}:
         too_large = any(type(value) is int and abs(value) > _MOST_INT64 for value in values)
@@ -165,5 +195,5 @@ def _of_one_type(values: Sequence[Any]) -> list[Any]:
 
 
 def _unicode(value: Any) -> Any:
-    """Text that UTF-8 can hold: JSON can smuggle in halves of surrogate pairs."""
+    """Return the value; in a text, halves of surrogate pairs (which JSON allows and UTF-8 does not) are escaped."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -1,4 +1,7 @@
-"""`embedlab search`: trains a suite of backbones by several methods at rising budgets, and says what to train next."""
+"""The command `embedlab search`, which trains a suite of backbones with several methods at rising budgets.
+
+The search ends with a report, and can check its recommendation by training it.
+"""
 
 from __future__ import annotations
 
@@ -34,29 +37,50 @@ from embedlab.search.projection import Forecast, Projection
 from embedlab.search.run import SearchRun, observations_of_search
 from embedlab.search.space import Trial
 
-_NEXT = math.inf  # the budget that follows those of the search
+_NEXT = math.inf  # value of --confirm for the next budget after the budgets of the search
 
 
 def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    """`embedlab search`: the whole sweep, again and again until it is done."""
+    """Run `embedlab search`: train the trials of the search that have no results yet, and write the report.
+
+    Args:
+        parser: Empty parser, to which the options are added.
+        arguments: Words of the command line after the name of the command.
+
+    Raises:
+        ConfigError: If an option is invalid, another search is in progress in the folder, or the folder holds a search
+            with another plan.
+    """
     parser.add_argument("--config", action="config", help="Path to a configuration file.")
-    parser.add_argument("--output", default="runs/search", help="The search's folder.")
+    parser.add_argument("--output", default="runs/search", help="Folder of the search.")
     parser.add_class_arguments(SearchPlan)
-    parser.add_subclass_arguments(Policy, "policy", help="What to train next.")
-    parser.add_argument("--launcher", type=Callable[[], Launcher], help="Where it is trained.")
+    parser.add_subclass_arguments(Policy, "policy", help="Policy that chooses the trials to train next.")
+    parser.add_argument(
+        "--launcher", type=Callable[[], Launcher], help="Launcher that runs the jobs, for example in local processes."
+    )
     parser.set_defaults({"policy": {"class_path": IsoFlopGrid.__name__}, "launcher": LocalWorkers})
-    parser.add_argument("--dry_run", action="store_true", help="Say what the search will take, and end.")
-    parser.add_argument("--accept_changes", action="store_true", help="Go on by another plan than that begun with.")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="Print the estimated cost of the search, measured with a few training steps, and exit.",
+    )
+    parser.add_argument(
+        "--accept_changes",
+        action="store_true",
+        help="Continue a search in the folder, although its plan or configuration has changed.",
+    )
     parser.add_argument(
         "--confirm",
         nargs="?",
         type=float,
         const=_NEXT,
         metavar="FLOPS",
-        help="Then train the recipe for a budget that its laws are not fitted to; by default the one that would be "
-        "next.",
+        help="After the search, train the recipe for this budget in FLOPs with laws fitted to smaller budgets only, "
+        "and compare the prediction with the result. Without a value, the next budget after the search.",
     )
-    parser.add_argument("--replicates", type=int, default=NUM_REPLICATES, help="Of the bootstrap in the report.")
+    parser.add_argument(
+        "--replicates", type=int, default=NUM_REPLICATES, help="Number of bootstrap replicates in the report."
+    )
     _require_whole_fit(arguments)
     options = parser.parse_args(list(arguments))
     if options.confirm is not None and options.confirm != _NEXT:
@@ -66,17 +90,20 @@ def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     instances = parser.instantiate(options)
     plan = SearchPlan(**{name: instances[name] for name in SearchPlan.__dataclass_fields__})
     folder = SearchFolder(Path(options.output))
-    # What is started in the background of a shell has SIGINT ignored; a scheduler sends SIGTERM.
+    # A process that a shell starts in the background ignores SIGINT; a scheduler stops processes with SIGTERM.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    plan.cooldown()  # refuses a trunk that cannot be shared
+    plan.cooldown()  # raises an error if the trials cannot share a trunk
     with _one_line_where_nothing_can_be_written(folder.path), folder.locked():
         fixed = plan.fixed(options.policy.as_dict())
         differ = folder.take(fixed, plan.fit_config(), accept_changes=options.accept_changes)
         for line in differ:
             say(f"Changed: {line}")
         if folder.num_trained and any(line.startswith("fit.") for line in differ):
-            say(f"The laws count {folder.num_trained} trials of the configuration before with those of the new one.")
+            say(
+                f"The laws are fitted to {folder.num_trained} trials of the previous configuration together with the "
+                "trials of the new configuration."
+            )
         try:
             with instances.launcher() as launcher:
                 run = SearchRun(plan, instances.policy, folder, JobRunner(launcher), say)
@@ -94,13 +121,20 @@ def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
                 if run.num_failed:
                     sys.exit(1)
         except KeyboardInterrupt:
-            print("Stopped. What was under way is saved; the same command goes on.", file=sys.stderr)
+            print("Stopped. The runs in progress are saved. Repeat the command to continue.", file=sys.stderr)
             sys.exit(130)
 
 
 @contextmanager
 def _one_line_where_nothing_can_be_written(folder: Path) -> Iterator[None]:
-    """A full disk, or a folder without permission, wherever in the search's folder that shows."""
+    """Convert any OSError in the block, for example on a full disk, into a ConfigError of one line.
+
+    Args:
+        folder: Folder of the search, for errors that name no file.
+
+    Raises:
+        ConfigError: If the block raises an OSError.
+    """
     try:
         yield
     except OSError as error:
@@ -108,18 +142,36 @@ def _one_line_where_nothing_can_be_written(folder: Path) -> Iterator[None]:
 
 
 def _require_whole_fit(arguments: Sequence[str]) -> None:
-    """Refuses to change a part of what all runs have in common: the parser would put it in place of the whole."""
+    """Refuse options that change a part of ``fit``, because the parser would replace the whole of ``fit`` by the part.
+
+    Args:
+        arguments: Words of the command line.
+
+    Raises:
+        ConfigError: If a word sets a part of ``fit``.
+    """
     for word in arguments:
         if word.startswith("--fit."):
             name = word.partition("=")[0]
-            raise ConfigError(f"{name} cannot be given on the command line. Change fit in the configuration file.")
+            raise ConfigError(f"{name} cannot be set on the command line. Change fit in the configuration file.")
 
 
 def _write_report(folder: SearchFolder, *, num_replicates: int = NUM_REPLICATES) -> None:
-    """The report of all trials, in place of the one before."""
+    """Write the report of all trials, which replaces any previous report.
+
+    Args:
+        folder: Folder of the search.
+        num_replicates: Number of bootstrap replicates.
+
+    Raises:
+        ConfigError: If no trial has a record.
+    """
     observations = observations_of_search(folder)
     if not observations:
-        raise ConfigError(f"No trial in {folder.trials} has left a record, so there is nothing to report.")
+        raise ConfigError(
+            f"No trial in {folder.trials} has a run record, so there is nothing to report. Read the logs of the trials "
+            "in this folder for the reason."
+        )
     shutil.rmtree(folder.report, ignore_errors=True)
     made = confirmations(folder.confirmation)
     source = str(folder.trials)
@@ -130,11 +182,16 @@ def _write_report(folder: SearchFolder, *, num_replicates: int = NUM_REPLICATES)
 
 
 def _print_forecast(screen: Console, forecast: Forecast) -> None:
-    """Print what a search will take."""
+    """Print the estimated FLOPs, hours, memory and disk space of a search.
+
+    Args:
+        screen: Console to print on.
+        forecast: Plan of the search with the measurements of its probes.
+    """
     plan, space, probes, total = forecast.plan, forecast.space, forecast.probes, forecast.total_flops
     calibrations = forecast.calibrations
     projection = Projection(probes, forecast.num_slots, space)
-    table = Table("budget", title="What the search takes, projected from a few steps of each combination")
+    table = Table("budget", title="Estimated cost of the search, from a few steps of each backbone and method")
     for name in ("runs", "FLOPs", "hours"):
         table.add_column(name, justify="right")
 
@@ -143,7 +200,7 @@ def _print_forecast(screen: Console, forecast: Forecast) -> None:
         table.add_row(name, str(len(trials)), f"{flops:.3g}", f"{projection.seconds(trials) / 3600:.3g}")
 
     if calibrations:
-        row("calibration, at least", calibrations)
+        row("calibration (minimum)", calibrations)
     for budget in sorted({trial.budget for trial in space.trials}):
         row(f"{budget:g}", [trial for trial in space.trials if trial.budget == budget])
     table.add_section()
@@ -151,10 +208,10 @@ def _print_forecast(screen: Console, forecast: Forecast) -> None:
     screen.print(table)
     price = space.price(space.trials)
     if total < price:
-        line(screen, f"The policy may spend {total:.3g} FLOPs, {total / price:.0%} of all trials.")
+        line(screen, f"The policy may spend {total:.3g} FLOPs, {total / price:.0%} of the FLOPs of all trials.")
     known = {one: found.memory_bytes for one, found in probes.items() if found.memory_bytes is not None}
     if known:
         most = max(known, key=lambda one: known[one])
-        line(screen, f"Peak memory: {known[most] / 2**30:.2f} GiB, of {most}.")
+        line(screen, f"Maximum peak memory: {known[most] / 2**30:.2f} GiB, for {most}.")
     disk = projection.disk(space.trials, keep_checkpoints=plan.keep_checkpoints)
-    line(screen, f"Disk: {disk / 2**30:.2f} GiB of checkpoints.")
+    line(screen, f"Disk space for checkpoints: {disk / 2**30:.2f} GiB.")

@@ -1,4 +1,4 @@
-"""What users of Lightning's trainer write first, where embedlab has another way, or needs another word."""
+"""Early checks of trainer options that users of Lightning often write but that embedlab sets in another way."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from embedlab.cli.config_file import Scalar, resolved
 from embedlab.errors import ConfigError
 
-_LARGEST_SEED = 2**32 - 1  # that numpy takes
-_MOST_DEVICES = 4096  # of a machine: Lightning makes a list of them
+_LARGEST_SEED = 2**32 - 1  # the largest seed that numpy accepts
+_MOST_DEVICES = 4096  # devices of one machine; Lightning makes a list with an entry per device
 _PRECISIONS = {
     "bf16-mixed": {"bfloat16", "bf16_mixed", "amp", "mixed", "fp16", "float16", "half", "f16", "16bit", "fp16-mixed"},
     "32-true": {"fp32", "float32", "float", "f32", "single", "full", "32bit", "tf32", "no"},
@@ -17,14 +17,17 @@ _PRECISIONS = {
 
 
 def refuse_trainer_option(name: str, node: Scalar) -> None:
-    """Refuse what a trainer takes and embedlab does elsewhere, or what would be refused late and in other words.
+    """Check one option of a configuration of ``embedlab fit`` before the trainer is created.
+
+    Values that embedlab sets by another option are refused, as are values that Lightning would refuse only later and
+    with a message that is hard to understand.
 
     Args:
-        name: The option's dotted name in a configuration of ``embedlab fit``.
-        node: What was written.
+        name: Dotted name of the option, for example ``trainer.devices``.
+        node: Value of the option.
 
     Raises:
-        ConfigError: If it cannot be used; the message says what to write.
+        ConfigError: If the value cannot be used. The message states what to write instead.
     """
     value = resolved(node.text) if isinstance(node.value, str) else node.value
     refusal: str | None = None
@@ -35,15 +38,20 @@ def refuse_trainer_option(name: str, node: Scalar) -> None:
     elif name == "trainer.devices":
         refusal = _devices(value)
     elif name == "trainer.num_nodes" and isinstance(value, int) and value < 1:
-        refusal = "Expected how many machines, from 1"
+        refusal = "Expected the number of machines, at least 1"
     elif name == "trainer.val_check_interval" and value == 0:
-        refusal = "Expected every how many steps, or after what share of an epoch. For none set limit_val_batches to 0"
+        refusal = (
+            "Expected a number of steps or a share of an epoch between validations. For no validation, set "
+            "trainer.limit_val_batches to 0"
+        )
     elif name == "trainer.gradient_clip_val" and value is not None:
-        refusal = "Gradients are clipped by model.optimizer.clip, 1.0 by default. Set that"
+        refusal = (
+            "embedlab sets the maximum norm of the gradients with model.optimizer.clip, 1.0 by default. Set this option"
+        )
     elif name == "trainer.gradient_clip_algorithm" and value is not None:
-        refusal = "Gradients are clipped by their norm, which model.optimizer.clip bounds. Set that"
+        refusal = "embedlab always clips gradients by their norm. Set the maximum norm with model.optimizer.clip"
     elif name == "trainer.accumulate_grad_batches" and value != 1:
-        refusal = "Set data.batch_size to the whole batch: it is cut into chunks that fit in memory"
+        refusal = "embedlab cuts each batch into chunks that fit in memory. Set data.batch_size to the whole batch"
     if refusal is not None:
         raise ConfigError(f"{node.place}{name} is {node.text or 'null'}. {refusal}.")
 
@@ -57,7 +65,7 @@ def _seed(value: object) -> str | None:
 
 def _precision(text: str) -> str | None:
     meant = next((name for name, words in _PRECISIONS.items() if text.lower() in words), None)
-    return None if meant is None else f"Write {meant}; there are 32-true, bf16-mixed, bf16-true and 64-true"
+    return None if meant is None else f"Write {meant}. Possible values are 32-true, bf16-mixed, bf16-true and 64-true"
 
 
 def _devices(value: object) -> str | None:
@@ -65,4 +73,4 @@ def _devices(value: object) -> str | None:
         return None
     if isinstance(value, str) and re.fullmatch(r"auto|\d+(, ?\d+)*,?", value):
         return None
-    return "Expected how many, from 1, or -1 or auto for all, or a list of their numbers"
+    return "Expected a number of devices from 1, -1 or auto for all devices, or a list of device indices"

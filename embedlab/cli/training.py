@@ -1,4 +1,4 @@
-"""fit, validate, test and predict: the trainer, the model and the data of one configuration."""
+"""The commands fit, validate, test and predict, which create trainer, model and data from a configuration."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from embedlab.records import FILE as RECORD
 from embedlab.training.callbacks.branch_points import BranchPoints
 from embedlab.training.callbacks.checkpoint import RunCheckpoint
 from embedlab.training.callbacks.closing import ClosingLines
-from embedlab.training.callbacks.comparison import ComparisonTable  # noqa: F401  configurations name it without its module
+from embedlab.training.callbacks.comparison import ComparisonTable  # noqa: F401  found by name
 from embedlab.training.callbacks.embedding_writer import UNTRAINED, EmbeddingWriter
-from embedlab.training.callbacks.few_steps import FewSteps  # noqa: F401  a search's probes name it
+from embedlab.training.callbacks.few_steps import FewSteps  # noqa: F401  found by name, in probes
 from embedlab.training.callbacks.flop_budget import FlopBudget, number_of_flops
 from embedlab.training.callbacks.flop_counter import FlopCounter
 from embedlab.training.callbacks.owed_evaluation import OwedEvaluation
@@ -59,56 +59,79 @@ class _TrainingParser(MethodParser, LightningArgumentParser):
     """The parser of the commands that run a Lightning trainer."""
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Adds the options of a class, of which none opens a file: the path of data is never a configuration."""
+        """Add the options of a class. No option reads a configuration file, because paths of data look the same."""
         added: list[str] = super().add_class_arguments(*args, **kwargs | {"sub_configs": False})
         return added
 
     def noticed(self, name: str, node: Node) -> None:
-        """Refuses what a trainer takes and embedlab does elsewhere, or what would be refused late."""
+        """Refuse values of trainer options that embedlab sets by another option, or that Lightning refuses only later.
+
+        Args:
+            name: Dotted name of the option.
+            node: Value as the user wrote it.
+
+        Raises:
+            ConfigError: If the value cannot be used.
+        """
         if isinstance(node, Scalar):
             refuse_trainer_option(name, node)
 
 
 class _HasBegun(Callback):
-    """Knows whether the first step of work began: what goes wrong before it is a matter of the configuration."""
+    """A callback that notes the first step of work, because earlier exceptions are errors of the configuration.
+
+    Args:
+        preparation: Preparation of the run, which is marked as over at the first step.
+    """
 
     def __init__(self, preparation: Preparation) -> None:
         self._preparation = preparation
 
     def on_train_batch_start(self, *_: Any, **__: Any) -> None:
-        """A step of training begins."""
+        """Mark the preparation as over when a training step begins."""
         self._preparation.is_over = True
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """A step of validation begins: work, unless training is to follow."""
+        """Mark the preparation as over when a validation step begins, except in the evaluation before training."""
         self._preparation.is_over |= not trainer.sanity_checking
 
     def on_test_batch_start(self, *_: Any, **__: Any) -> None:
-        """A step of testing begins."""
+        """Mark the preparation as over when a test step begins."""
         self._preparation.is_over = True
 
     def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
-        """A step of prediction begins."""
+        """Mark the preparation as over when a prediction step begins."""
         self._preparation.is_over = True
 
 
 class EmbedLabCLI(LightningCLI):
-    """fit, validate, test and predict."""
+    """The command line of Lightning for fit, validate, test and predict, with the options of embedlab.
+
+    Attributes:
+        command: Name of the command to run.
+        preparation: Preparation of the run, which ends with the first step of work.
+        resources: Resources to keep until the command ends: the lock of the run's folder.
+        seconds_to_wait: Maximum time to wait for another run in the folder to end, in seconds.
+    """
 
     command = "fit"
     preparation: Preparation
-    resources: ExitStack  # what is kept as long as the command runs: the lock of the run's folder
-    seconds_to_wait = 0.0  # for another run in the folder to end
+    resources: ExitStack
+    seconds_to_wait = 0.0
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
-        """The one that is asked for: making the parser of another takes a quarter of a second."""
+        """Return only the command to run, because the parser of each command takes a quarter of a second to create."""
         return {cls.command: LightningCLI.subcommands()[cls.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What the trainer, the model and the data share is written once."""
-        parser.add_argument("--output", type=str, default="runs/fit", help="The run's folder.")
-        parser.add_argument("--budget", type=number_of_flops, help="FLOPs to train for, instead of epochs or steps.")
+        """Add the options of embedlab, and link options of the trainer, the model and the data that must be equal."""
+        parser.add_argument("--output", type=str, default="runs/fit", help="Folder of the run.")
+        parser.add_argument(
+            "--budget",
+            type=number_of_flops,
+            help="Number of FLOPs to spend on training, instead of a number of epochs or steps.",
+        )
         parser.add_argument(
             "--allow_repeat",
             "--allow-repeat",
@@ -116,7 +139,7 @@ class EmbedLabCLI(LightningCLI):
             nargs="?",
             const=True,
             default=False,
-            help="Let a budget see the data more often than trainer.max_epochs.",
+            help="Train until the budget is spent, even if this takes more epochs than trainer.max_epochs.",
         )
         parser.add_argument(
             "--accept_changes",
@@ -125,11 +148,12 @@ class EmbedLabCLI(LightningCLI):
             nargs="?",
             const=True,
             default=False,
-            help="Go on from a checkpoint with other options or data, as another run of its family.",
+            help="Continue from a checkpoint, although options or data have changed. The result counts as a new run of "
+            "the same family.",
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(RunRecorder, "record")
-        parser.add_lightning_class_args(BranchPoints, "branch")  # after the recorder: it saves what that has counted
+        parser.add_lightning_class_args(BranchPoints, "branch")  # after the recorder, whose counts it saves
         parser.link_arguments("output", "trainer.default_root_dir")
         parser.link_arguments("model.backbone_config", "data.backbone", apply_on="instantiate")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -137,11 +161,15 @@ class EmbedLabCLI(LightningCLI):
         parser.set_defaults({"model.method": "FullFineTuning"})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Locks the run's folder, and finds the checkpoint to go on from.
+        """Parse the options, lock the run's folder, and find the checkpoint to continue from.
+
+        Args:
+            parser: Parser of the command line.
+            args: Words of the command line.
 
         Raises:
-            ConfigError: If the folder holds another run, or one is under way in it.
-            DataError: If the checkpoint is damaged, or none of embedlab's.
+            ConfigError: If an option is invalid, the folder holds another run, or another run is in progress there.
+            DataError: If the checkpoint is damaged or was not written by embedlab.
         """
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
@@ -156,7 +184,15 @@ class EmbedLabCLI(LightningCLI):
             read_checkpoint(Path(config.ckpt_path))
 
     def _take(self, output: Path, *, is_new: bool) -> None:
-        """Keeps other processes out of a run's folder, which for a new run must hold no other."""
+        """Lock the run's folder and remove unfinished files. For a new run, the folder must not hold another run.
+
+        Args:
+            output: Folder of the run.
+            is_new: Whether the run starts without a checkpoint.
+
+        Raises:
+            ConfigError: If another run is in the folder or in progress there, or the folder cannot be written to.
+        """
         if is_new:
             _refuse_another_run(output)
         self.resources.enter_context(locked_folder(output, owner="run", seconds=self.seconds_to_wait))
@@ -164,10 +200,14 @@ class EmbedLabCLI(LightningCLI):
         remove_unfinished(output / CHECKPOINTS)
 
     def _parse_ckpt_path(self) -> None:
-        """Does nothing: what a checkpoint says of its model never changes what is loaded or run."""
+        """Do nothing, in place of Lightning's code, so that a checkpoint cannot change which model is created."""
 
     def before_instantiate_classes(self) -> None:
-        """Bounds the run, and makes the ladder's rung."""
+        """Set the default number of epochs, check the number of processes, and pre-train a missing rung of the ladder.
+
+        Raises:
+            ConfigError: If there are too many processes for the machine.
+        """
         config = self.config[self.subcommand]
         trainer = config.trainer
         if trainer.max_epochs is None:
@@ -178,7 +218,14 @@ class EmbedLabCLI(LightningCLI):
             config.model.backbone.path = str(ensure_rung(path.removeprefix(LADDER)))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A trainer that logs to TensorBoard in the run's folder unless the user names another logger."""
+        """Return a trainer with the callbacks of embedlab, which logs to the run's folder unless a logger is named.
+
+        Args:
+            kwargs: Further arguments of the trainer.
+
+        Raises:
+            EmbedLabError: If the trainer cannot be created with the options.
+        """
         config = self.config_init[self.subcommand]
         if config.trainer.logger in (None, True):
             kwargs["logger"] = RunLogger(Path(config.output))
@@ -203,13 +250,22 @@ class EmbedLabCLI(LightningCLI):
         except Exception as error:
             raise in_one_line(error, _option_in(str(error), config.trainer)) from error
         refuse_parts_of_data(trainer)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user has named no other
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default of Lightning
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
 
 
 def _option_in(message: str, options: Namespace) -> str:
-    """The trainer's option that a message of Lightning names first, or whose value it names, of those that are set."""
+    """Return the trainer option that a message of Lightning is about, for example ``trainer.strategy``.
+
+    Args:
+        message: Message of Lightning.
+        options: Options of the trainer.
+
+    Returns:
+        The first option that the message names, or else the first option whose value the message contains;
+        ``trainer`` if there is no such option.
+    """
     given = {name: value for name, value in options.items() if isinstance(value, str | int | float) and value != "auto"}
     found = {name: re.search(rf"\b{name}\b", message) for name in given}
     named = {name: match.start() for name, match in found.items() if match}
@@ -220,22 +276,29 @@ def _option_in(message: str, options: Namespace) -> str:
 
 
 def _refuse_many_processes(devices: object) -> None:
-    """Refuses more processes than a machine without GPUs can hold; of GPUs Lightning knows the number."""
+    """Refuse more processes than a machine without GPUs can run; with GPUs, Lightning checks the number.
+
+    Args:
+        devices: Value of ``trainer.devices``.
+
+    Raises:
+        ConfigError: If there are more than 4 processes per CPU core.
+    """
     most = _PROCESSES_PER_CORE * (os.cpu_count() or 1)
     if isinstance(devices, str) and devices.isdigit():
         devices = int(devices)
     if isinstance(devices, int) and devices > most and not torch.cuda.is_available():
         raise ConfigError(
-            f"trainer.devices is {devices}, which on CPUs is the number of processes. This machine has "
-            f"{os.cpu_count()} cores: set it to {most} or less."
+            f"trainer.devices is {devices}, which is the number of processes on CPUs. Expected at most {most}, because "
+            f"this machine has {os.cpu_count()} cores. Lower trainer.devices."
         )
 
 
-_PROCESSES_PER_CORE = 4  # to try out what several ranks do
+_PROCESSES_PER_CORE = 4  # more than one, so that users can test training with several ranks on a small machine
 
 
 def is_first_process() -> bool:
-    """Whether this process is the first of a run's ranks, on the first of its machines."""
+    """Return whether this process is rank 0 of the run."""
     return not any(int(os.environ.get(name) or 0) for name in _RANKS)
 
 
@@ -243,12 +306,17 @@ _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
 def _checkpoint(wanted: str | None, folder: Path, origin: str | None) -> str | None:
-    """The checkpoint to go on from; None to begin anew.
+    """Return the path of the checkpoint to continue from; None to start a new run.
 
     Args:
-        wanted: A path; ``last`` for the run's own; ``auto`` for the run's own that is whole, else ``origin``.
-        folder: The run's folder of checkpoints.
-        origin: Branch point from which a run without a checkpoint begins.
+        wanted: Value of ``--ckpt_path``: a path, ``last`` or ``best`` for this checkpoint of the run, or ``auto`` for
+            the newest undamaged checkpoint of the run, or else ``origin``. None for no checkpoint.
+        folder: Folder with the checkpoints of the run.
+        origin: Branch point from which a run without a checkpoint starts; None to start from the backbone.
+
+    Raises:
+        ConfigError: If ``origin`` is set without ``auto``, or the run has no checkpoint ``last`` or ``best``.
+        DataError: If ``wanted`` is ``auto`` and all checkpoints of the run are damaged.
     """
     last = folder / LAST
     if wanted == "auto":
@@ -258,45 +326,56 @@ def _checkpoint(wanted: str | None, folder: Path, origin: str | None) -> str | N
             found = damage(path)
             if found is None:
                 return str(path)
-            print(f"The checkpoint {path} is damaged: {found}. It is left as it is.", file=sys.stderr)
+            print(f"The checkpoint {path} is damaged: {found}. The file stays unchanged.", file=sys.stderr)
         if last.is_file():
-            require_whole(last)  # says what there is to go on from
+            require_whole(last)  # raises an error that names the other checkpoints
         return origin
     if origin is not None:
-        raise ConfigError("branch.origin is where a run begins that has no checkpoint: add --ckpt_path auto.")
+        raise ConfigError(
+            "branch.origin is set, but it needs --ckpt_path auto. Add --ckpt_path auto, or leave branch.origin out."
+        )
     if wanted in ("last", "best"):
         path = folder / f"{wanted}.ckpt"
         if not path.is_file():
             raise ConfigError(
-                f"--ckpt_path {wanted}: there is no {path}. Give the run's folder with --output, or use --ckpt_path "
-                "auto, which begins a run that has no checkpoint yet."
+                f"--ckpt_path is {wanted}, but there is no {path}. Name the run's folder with --output, or use "
+                "--ckpt_path auto, which also starts a run without a checkpoint."
             )
         return str(path)
     return wanted
 
 
 def _refuse_another_run(output: Path) -> None:
-    """Refuses to begin in a folder with results; one that was killed before its first checkpoint has none."""
+    """Refuse to start a new run in a folder that has checkpoints or a run record.
+
+    A run that was killed before its first checkpoint left neither, so a new run may use its folder.
+
+    Args:
+        output: Folder of the run.
+
+    Raises:
+        ConfigError: If the folder has checkpoints or a run record.
+    """
     results = [*newest_first(output / CHECKPOINTS), *(path for path in (output / RECORD,) if path.exists())]
     if results:
         raise ConfigError(
-            f"The output folder {output} holds a run already: {results[0].name}. Go on with it by --ckpt_path auto, or "
-            "choose another with --output."
+            f"The output folder {output} holds a run already: {results[0].name}. Continue the run with --ckpt_path "
+            "auto, or choose another folder with --output."
         )
 
 
 def train(arguments: Sequence[str], *, seconds_to_wait: float = 0.0) -> None:
-    """Runs a trainer's command, which the first argument names.
+    """Run fit, validate, test or predict.
 
     Args:
-        arguments: The command and its options.
-        seconds_to_wait: How long to wait for another run in the folder to end before it is an error.
+        arguments: Name of the command, and the words of the command line after the name.
+        seconds_to_wait: Maximum time to wait for another run in the folder to end, in seconds.
 
     Raises:
-        EmbedLabError: What the user can mend, and whatever else goes wrong before the first step.
+        EmbedLabError: If the user can fix the error, or if any exception is raised before the first step of work.
     """
     with Preparation() as preparation, ExitStack() as resources:
-        registry.discover()  # so that a configuration can name a method by its class alone
+        registry.discover()  # so that a configuration can name a method by its class name without a module
         _train(arguments, preparation, resources, seconds_to_wait)
 
 
@@ -321,6 +400,6 @@ def _train(arguments: Sequence[str], begins: Preparation, kept: ExitStack, secon
             "num_sanity_val_steps": -1,  # the evaluation before training
             "log_every_n_steps": 10,
             "enable_model_summary": False,
-            "use_distributed_sampler": False,  # batches are cut for each rank already
+            "use_distributed_sampler": False,  # the data module distributes batches over ranks
         },
     )

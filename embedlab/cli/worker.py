@@ -1,7 +1,7 @@
-"""`embedlab worker`: trains one run after another in one process, so that a search waits once for what is imported.
+"""The command `embedlab worker`, which trains many runs in one process, so that slow imports happen only once.
 
-A search starts it and writes a line of JSON for each run to its standard input; it answers each with a line of JSON.
-What a run prints goes to the run's own log.
+A search starts the worker and writes one line of JSON per run to the standard input of the worker. The worker answers
+each line with one line of JSON on its standard output. The output of a run goes to the log file of the run.
 """
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ import torch
 from embedlab.cli.training import train
 from embedlab.errors import EmbedLabError
 
-_SECONDS_TO_END = 300.0  # that a run whose search was killed has to finish its step and save it
+_SECONDS_TO_END = 300.0  # maximum time in which the run of a killed search finishes its step and saves it
 
 
 def worker(arguments: Sequence[str]) -> None:
-    """Serves runs until its input ends."""
-    # What is started in the background of a shell has SIGINT ignored, and so have its children.
+    """Train the runs that the standard input describes, until the input ends.
+
+    Args:
+        arguments: Words of the command line, which are ignored.
+    """
+    # A process that a shell starts in the background ignores SIGINT, and so do its child processes.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints between two runs is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not mix with the answers
     runs = _Runs()
     _answer(answers, {"devices": torch.cuda.device_count()})
     while (run := runs.next()) is not None:
@@ -46,18 +50,21 @@ def worker(arguments: Sequence[str]) -> None:
 
 
 INTERRUPTED = "interrupted"
-"""The error of a run that was asked to stop, and saved what it had."""
+"""Value of "error" in the answer for a run that was interrupted and saved its state."""
 
 
 class _Runs:
-    """The lines of standard input. Where they end while a run is under way, nobody waits for it: it saves and ends."""
+    """The runs that standard input describes, one per line, read by a thread.
+
+    If the input ends during a run, the search is gone, so the run is interrupted: it saves its state and ends.
+    """
 
     def __init__(self) -> None:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._changing = threading.Lock()
         self._is_busy = False
         self._has_ended = False
-        # Not by sys.stdin: a data loader's process, which is forked, closes that, and would wait for the read to end.
+        # A copy of stdin, because a forked process of a data loader closes sys.stdin and would wait for the read.
         self._input = os.fdopen(os.dup(sys.stdin.fileno()))
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -71,7 +78,7 @@ class _Runs:
                 os.kill(os.getpid(), signal.SIGINT)
 
     def next(self) -> dict[str, Any] | None:
-        """The next run; None if there is none any more."""
+        """Wait for the next run and return it; None if the input has ended."""
         try:
             line = self._lines.get()
         except KeyboardInterrupt:
@@ -84,20 +91,24 @@ class _Runs:
         return run
 
     def ended(self) -> None:
-        """The run is over: nobody has to be interrupted."""
+        """Note that the current run has ended, so that the end of the input interrupts no run."""
         with self._changing:
             self._is_busy = False
 
 
 def _error_of(run: dict[str, Any]) -> str | None:
-    """Trains; what went wrong, or None."""
+    """Train a run and return the error message, or None if the run succeeded.
+
+    Args:
+        run: Description of the run: ``folder`` for the log, and ``arguments`` of ``embedlab fit``.
+    """
     folder = Path(run["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    with suppress(OSError):  # of Linux: the peak of this process's memory is to be that of this run
+    with suppress(OSError):  # on Linux: resets the peak memory of the process, so that the peak belongs to this run
         Path("/proc/self/clear_refs").write_text("5")
     with _printing_to(folder / "log"):
         try:
-            # A run whose search was killed may still be saving its last step.
+            # Another process may still save the last step of this run, if its search was killed.
             train(["fit", *run["arguments"]], seconds_to_wait=_SECONDS_TO_END)
         except EmbedLabError as error:
             return f"{type(error).__name__}: {error}"
@@ -107,7 +118,7 @@ def _error_of(run: dict[str, Any]) -> str | None:
             traceback.print_exc()
             return f"{type(error).__name__}: {error}"
         finally:
-            gc.collect()  # a trainer and its model hold each other
+            gc.collect()  # a trainer and its model refer to each other
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
@@ -116,7 +127,11 @@ def _error_of(run: dict[str, Any]) -> str | None:
 
 @contextmanager
 def _printing_to(log: Path) -> Iterator[None]:
-    """Output of Python and of libraries, appended to a file."""
+    """Append the output of Python and of libraries to a file, until the block ends.
+
+    Args:
+        log: Path of the file.
+    """
     with log.open("a", encoding="utf-8") as file:
         before = [os.dup(stream.fileno()) for stream in (sys.stdout, sys.stderr)]
         try:

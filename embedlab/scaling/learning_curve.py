@@ -1,8 +1,8 @@
 """Extrapolation of learning curves: predicts a loss with more data from the losses of a candidate's shorter runs.
 
-Many curves of a law with four parameters fit a handful of losses, but differ widely beyond them. The prediction is
-therefore a mean over all curves that fit within the noise, and the spread of the curves is its uncertainty. Names of
-arrays end in their axes:
+Many curves of a law with four parameters fit a handful of losses, but differ widely for larger amounts of data. The
+prediction is therefore a mean over all curves that fit within the noise, and the spread of the curves is the
+uncertainty of the prediction. Names of arrays end in their axes:
 
     P  points, one per run      G  laws on the grid
 """

@@ -63,10 +63,10 @@ class MethodLaw:
         if not near:
             return ""
         return (
-            f"{len(near)} of its {len(self.observations)} runs, of up to {max(row.flops for row in near):.3g} FLOPs, "
-            f"have losses near that of guessing ({near[0].chance:.3g}). Early in training, losses fall faster than a "
-            "power law, so the law may predict too high losses beyond its runs. Leave small budgets out, or add larger "
-            "budgets."
+            f"{len(near)} of {len(self.observations)} runs, of up to {max(row.flops for row in near):.3g} FLOPs, "
+            f"have losses near the loss of random guessing ({near[0].chance:.3g}). Early in training, losses fall "
+            "faster than a power law, so the law may predict too high losses for larger runs. Leave out small budgets, "
+            "or add larger budgets."
         )
 
     @cached_property

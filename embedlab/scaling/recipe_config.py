@@ -1,4 +1,7 @@
-"""A recipe as a configuration that `embedlab fit` runs as it stands, made from that of the nearest run."""
+"""Converts a recipe into a configuration that `embedlab fit` runs without changes, so that the user writes none.
+
+The configuration starts from the configuration of the run that is most similar to the recommendation.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,18 @@ from embedlab.scaling.recipe_options import options_of_run
 ONLY_AT_THE_END = 10**9
 """``trainer.val_check_interval`` of runs that are evaluated only when they stop."""
 
-_SPARE = 1.1  # epochs that may be seen, by those that are expected
-_MOST_NAMES = 20  # of what is left out
+_SPARE = 1.1  # maximum number of epochs, as a multiple of the expected number
+_MOST_NAMES = 20  # options left out that a message names
 
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """A recipe as a file.
+    """The content of a recipe file.
 
     Attributes:
-        text: YAML of the best configuration, with comments that say what to expect.
-        left_out: A line for the user about options of the run that no recipe takes over; None if there are none.
+        text: YAML of the best configuration, with comments that state the predicted loss and the source.
+        left_out: Sentences for the user that name the options of the run that the recipe leaves out; None if no option
+            is left out.
     """
 
     text: str
@@ -37,18 +41,19 @@ class RecipeConfig:
 
 
 def recipe_config(answer: Recipe, laws: Sequence[MethodLaw]) -> RecipeConfig:
-    """Return the best configuration as a file.
+    """Return the file content for the best configuration of a recipe.
 
-    The run that it is made from may be a stranger's. Only options that decide and run nothing are taken over; whatever
-    else the run's configuration says is left out, by name.
+    The options come from the run of the method that is nearest in backbone, size and learning rate. This run may be
+    somebody else's, so only options that cannot run code are copied. All other options are left out, and
+    ``RecipeConfig.left_out`` names them.
 
     Args:
-        answer: The recipe.
-        laws: The laws that it was made from.
+        answer: Recipe for one budget.
+        laws: Laws that the recipe was computed from.
 
     Raises:
-        ConfigError: If no run of the method left its configuration, or none on the backbone.
-        RecordError: If the configuration cannot be read.
+        ConfigError: If a run to copy options from comes from a table, which holds no configurations.
+        RecordError: If the configuration of a run cannot be read.
     """
     best = answer.best
     law = next(one for one in laws if one.method == best.method)
@@ -75,7 +80,7 @@ def recipe_config(answer: Recipe, laws: Sequence[MethodLaw]) -> RecipeConfig:
         optimizer = config["model"].get("optimizer") or {}
         config["model"]["optimizer"] = optimizer | {"learning_rate": best.learning_rate}
     config["trainer"] = (config.get("trainer") or {}) | {"max_steps": -1, "max_epochs": math.ceil(_SPARE * epochs)}
-    if config["trainer"].get("val_check_interval") == ONLY_AT_THE_END:  # which saves a search time
+    if config["trainer"].get("val_check_interval") == ONLY_AT_THE_END:  # a search sets this to save time
         config["trainer"] |= {"check_val_every_n_epoch": 1, "val_check_interval": None}
     config |= {"budget": float(best.flops), "output": f"runs/{name}"}
     low, high = best.interval_80
@@ -83,8 +88,8 @@ def recipe_config(answer: Recipe, laws: Sequence[MethodLaw]) -> RecipeConfig:
         f"embedlab fit --config {name}.yaml",
         "",
         f"{best.method} of {best.backbone} for {best.flops:g} FLOPs, {best.tokens:.3g} tokens.",
-        f"Predicted loss {best.loss:.4g}, with 80 % probability {low:.4g} to {high:.4g}.",
-        f"From the configuration of {source.folder}.",
+        f"Predicted loss: {best.loss:.4g} (80 % interval: {low:.4g} to {high:.4g}).",
+        f"The options come from the configuration of the run in {source.folder}.",
     ]
     line = _line(left_out, Path(str(source.folder))) if left_out else None
     head += ["", line] if line else []
@@ -96,15 +101,15 @@ def _line(left_out: Sequence[str], folder: Path) -> str:
     names = ", ".join(left_out[:_MOST_NAMES])
     more = f" and {len(left_out) - _MOST_NAMES} more" if len(left_out) > _MOST_NAMES else ""
     return (
-        f"Left out of the recipe, which holds nothing that can run code: {names}{more}. Read what {folder} says of it "
-        "in config.yaml, and the code that it names; if you trust that, write it into the recipe yourself."
+        f"Left out of the recipe, because these options could run code: {names}{more}. Read the options in config.yaml "
+        f"of {folder} and the code that they name. If you trust the code, add the options to the recipe yourself."
     )
 
 
 def _options_of(row: Observation) -> tuple[dict[str, Any], list[str]]:
     if row.folder is None:
         raise ConfigError(
-            "A recipe from somebody else's table is no configuration: only runs of `embedlab fit` leave theirs. Leave "
-            "out --output."
+            "A recipe from a table of runs cannot be written as a configuration, because only runs of `embedlab fit` "
+            "save their options. Leave out --output."
         )
     return options_of_run(Path(row.folder))

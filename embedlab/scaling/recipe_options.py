@@ -1,8 +1,9 @@
-"""What a recipe takes over of a run's configuration: options by name, with values that decide and run nothing.
+"""The options that a recipe may copy from the configuration of a run, so that no recipe can run code of a stranger.
 
-A run's folder may be a stranger's, and a configuration of ``embedlab fit`` can name code to run: classes by their path,
-a model repository's own. So each option that a recipe may have stands here, and whatever is not here is left out. A
-class is written by its bare name, which finds only what embedlab or an installed method has registered.
+The folder of a run may come from a stranger, and a configuration of ``embedlab fit`` can name code to run, for example
+by the import path of a class. This module therefore lists every option that a recipe may contain; all other options
+are left out. A class is written by its name without a module, which finds only classes that embedlab or an installed
+method has registered.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from embedlab.errors import RecordError, plain_text
 from embedlab.records.stored import Pattern, Range, fields_of, read_bytes, without_fields, wrong_field
 
 _MOST_BYTES = 2**18  # of a configuration
-_MOST_ARGUMENTS = 1_000  # of a class, in lists, too
+_MOST_ARGUMENTS = 1_000  # entries of a list
 _LONGEST_ARGUMENT = 1_000  # characters
 
-_OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")  # what the parser reads of a class, so no option's name
+_OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")  # words with a meaning to the parser, so no names of options
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-_WORD = re.compile(r"[A-Za-z0-9_+-]{0,100}")  # no path, no module, no YAML
+_WORD = re.compile(r"[A-Za-z0-9_+-]{0,100}")  # cannot be a path, a module or YAML syntax
 _Word = Annotated[str, Pattern(_WORD.pattern, "letters, digits, '_', '+' and '-'")]
 _Devices = Annotated[str, Pattern(r"auto|-?[0-9]{1,5}(,[0-9]{1,5}){0,100}", "'auto' or numbers with commas")]
 _Duration = Annotated[str, Pattern(r"[0-9]{1,5}(:[0-9]{1,5}){3}", "days:hours:minutes:seconds")]
@@ -195,7 +196,7 @@ class _Record:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fit:
-    """A configuration of ``embedlab fit``, but for what a recipe says itself: budget, output, checkpoint, branches."""
+    """The options of ``embedlab fit`` that a recipe may copy; budget, output and start of the run are its own."""
 
     model: _Model
     data: _Data
@@ -211,10 +212,13 @@ _SHIPPED = {"loss": ("", "embedlab", "embedlab.losses"), "schedule": ("", "embed
 
 
 def options_of_run(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return what a recipe takes over of the configuration in a run's folder, and the names of what it leaves out.
+    """Return the options that a recipe may copy from a run's configuration, and the names of the options left out.
+
+    Args:
+        folder: Folder of the run, with the file ``config.yaml``.
 
     Raises:
-        RecordError: If there is no configuration, or it is not one that ``embedlab fit`` has written.
+        RecordError: If there is no configuration, or if ``embedlab fit`` did not write the configuration.
     """
     path = folder / "config.yaml"
     values = {name: value for name, value in _read(path).items() if name not in _OF_THE_RUN}
@@ -225,12 +229,25 @@ def options_of_run(folder: Path) -> tuple[dict[str, Any], list[str]]:
         if model.get(name) is not None or name == "method":
             model[name] = _by_name(name, model[name], path, left_out)
     if not config["data"]["train"]:
-        raise wrong_field(path, "data.train", [], "one source of pairs or more")
+        raise wrong_field(path, "data.train", [], "at least one source of pairs")
     return config, left_out
 
 
 def _taken(kind: type, values: dict[str, Any], path: Path, left_out: list[str], prefix: str = "") -> dict[str, Any]:
-    """The options that a dataclass has fields for; of the others the names, but for what is empty, null or false."""
+    """Return the options for which a dataclass has fields, and append the names of all other options to ``left_out``.
+
+    Other options whose values are empty, null or false change nothing, so their names are not appended.
+
+    Args:
+        kind: Dataclass whose fields are the allowed options.
+        values: Options of the run's configuration.
+        path: Path of the configuration, for messages.
+        left_out: Names of options left out so far.
+        prefix: Beginning of the dotted names of the options.
+
+    Raises:
+        RecordError: If a required option is missing, or a value does not fit its option.
+    """
     known = fields_of(kind)
     if any(field.is_needed and name not in values for name, field in known.items()):
         raise without_fields(kind, values, path, prefix)
@@ -258,7 +275,7 @@ def _taken(kind: type, values: dict[str, Any], path: Path, left_out: list[str], 
 
 
 def _names_code(value: Any) -> bool:
-    """Whether a value that is not plain is that of a class: a logger of the user's own."""
+    """Return whether a value names a class by its import path, for example a logger that the user wrote."""
     return any(
         (isinstance(one, dict) and "class_path" in one)
         or (isinstance(one, str) and _CLASS_PATH.fullmatch(one) is not None)
@@ -270,25 +287,26 @@ def _read(path: Path) -> dict[str, Any]:
     content = read_bytes(path, most=_MOST_BYTES)
     try:
         values = yaml.load(content, _PlainLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: dates and numbers that are none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: invalid dates and numbers
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else plain_text(error, longest=300)
         raise RecordError(f"{plain_text(path, longest=None)} cannot be read as a configuration: {reason}.") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise RecordError(
-            f"{plain_text(path, longest=None)} cannot be read as a configuration: it is not one that `embedlab fit` "
-            "has written."
+            f"{plain_text(path, longest=None)} cannot be read as a configuration. Expected a file that `embedlab fit` "
+            "wrote."
         )
     return values
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Reads YAML without merge keys and repeated texts.
+    """A YAML loader that refuses merge keys and aliases of texts.
 
-    Nested, they take memory without end, and no configuration of a run has them: what writes it repeats only lists.
+    Nested merge keys and aliases can fill any amount of memory. No configuration that embedlab wrote has them, because
+    the writer makes aliases of lists only.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuses an alias of a text."""
+        """Compose a node, and raise an error for an alias of a text."""
         is_alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
         if is_alias and isinstance(node, yaml.ScalarNode):
@@ -296,7 +314,7 @@ class _PlainLoader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Refuses ``<<``, whose content the base class copies."""
+        """Raise an error for the merge key ``<<``, because the base class would copy the merged content."""
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(None, None, "it has a merge key ('<<')", key.start_mark)
@@ -304,7 +322,20 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def _by_name(kind: str, value: Any, path: Path, left_out: list[str]) -> Any:
-    """A class by its bare name, with those of its arguments that are plain; None if it is left out."""
+    """Return a class by its name without a module, with the arguments that have plain values.
+
+    Args:
+        kind: Option of the model that takes the class: "method", "loss" or "schedule".
+        value: Value of the option in the run's configuration.
+        path: Path of the configuration, for messages.
+        left_out: Names of options left out so far; names are appended.
+
+    Returns:
+        Value for the recipe, or None if the class is left out.
+
+    Raises:
+        RecordError: If the value is not a class with arguments.
+    """
     written = {"class_path": value} if isinstance(value, str) else value
     class_path = written.get("class_path") if isinstance(written, dict) else None
     module, _, name = class_path.rpartition(".") if isinstance(class_path, str) else ("", "", "")
@@ -331,7 +362,7 @@ def _by_name(kind: str, value: Any, path: Path, left_out: list[str]) -> Any:
 
 
 def _is_of_embedlab(method: str) -> bool:
-    """Whether a method is one of embedlab's own, whose texts are names of layers; elsewhere they might name code."""
+    """Return whether a method is built in; texts among its options then name layers and never code."""
     points = entry_points(group="embedlab.methods", name=method)
     return bool(points) and all(point.value.startswith("embedlab_methods.") for point in points)
 

@@ -96,7 +96,7 @@ def test_a_value_of_the_wrong_type_is_shown(tmp_path: Path, capsys: pytest.Captu
         (["--trainer.accelerator", "abacus"], "trainer.accelerator: "),
         (["--trainer.max_time", "soon"], "trainer.max_time: "),
         (["--trainer.gradient_clip_val", "1"], "model.optimizer.clip"),
-        (["--model.method.rank", "4"], "no option of FullFineTuning"),
+        (["--model.method.rank", "4"], "not an option of FullFineTuning"),
     ],
 )
 def test_what_is_refused_on_the_way_to_the_first_step_is_one_line(
@@ -176,7 +176,7 @@ def test_resuming_where_there_is_no_run_says_so(tmp_path: Path, capsys: pytest.C
 
 def test_more_processes_than_a_machine_can_hold_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["fit", "--config", str(write_config(tmp_path)), "--trainer.devices", "4000"]
-    assert "cores: set it to" in error_of(capsys, command)
+    assert "cores. Lower trainer.devices" in error_of(capsys, command)
 
 
 def test_resuming_with_another_method_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ def test_a_second_run_in_a_folder_is_refused_while_one_lives(
         assert first.is_alive(), first.printed()
         time.sleep(0.005)
     for again in ([], ["--ckpt_path", "auto"]):
-        assert "Another run is under way" in error_of(capsys, ["fit", "--config", str(config), *again])
+        assert "Another run is in progress" in error_of(capsys, ["fit", "--config", str(config), *again])
     first.kill()
     first.join()
     fit(config, "--trainer.max_steps", "2")

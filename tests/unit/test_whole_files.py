@@ -271,7 +271,7 @@ print(contents(build_once(Path(sys.argv[1], "folder"), build))[1] == b"large" * 
     processes = [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) for _ in range(3)]
     printed = [process.communicate() for process in processes]
     assert [output for output, _ in printed] == ["True\n"] * 3
-    assert sum("is damaged (it has no large)" in error for _, error in printed) == 1
+    assert sum("is damaged (the folder has no large)" in error for _, error in printed) == 1
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ with locked_folder(Path(sys.argv[1]), owner="run"):
     )
     try:
         assert process.stdout is not None and process.stdout.readline() == "locked\n"
-        with pytest.raises(ConfigError, match="Another run is under way"), locked_folder(tmp_path, owner="run"):
+        with pytest.raises(ConfigError, match="Another run is in progress"), locked_folder(tmp_path, owner="run"):
             pass
         with locked_folder(tmp_path, owner="search"):
             pass

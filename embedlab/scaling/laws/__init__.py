@@ -1,4 +1,4 @@
-"""Scaling laws, one a file: how the loss depends on model size and data.
+"""Scaling laws, one per file: how the loss depends on model size and data.
 
 A new law is a subclass of ``Law`` in a file of its own.
 """

@@ -1,4 +1,4 @@
-"""The usual law of pre-training: a power term in model size and one in data."""
+"""The usual law of pre-training: a constant plus a power term in model size and a power term in data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scaling laws: how the loss depends on model size and data. Each law is a constant plus power terms, with gradients.
+"""The interface of scaling laws: each law is a constant plus power terms in model size and data, with derivatives.
 
 L(N, D) = sum over terms t of c_t phi_t(N, D; s), with coefficients c_t > 0 and shapes s, most of which are exponents.
 A law is linear in its coefficients, so good starting values are easy to compute. All terms are positive, so the
@@ -101,7 +101,7 @@ class Law(ABC):
 
         Args:
             shape_S: Values of the shapes, in the order of ``shapes``.
-            points: Where to evaluate the terms.
+            points: Points at which the terms are evaluated.
         """
 
     @abstractmethod

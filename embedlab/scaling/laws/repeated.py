@@ -1,4 +1,4 @@
-"""What repeated data are worth, as a correction to any other law."""
+"""A correction of other laws for training data that are repeated."""
 
 from __future__ import annotations
 

@@ -225,8 +225,8 @@ def test_a_report_is_not_written_over_another(page: Path, capsys: pytest.Capture
     table = tmp_path / "runs.csv"
     table.write_text("N,D,loss\n1e6,1e9,2.5\n")
     options = ["--table", str(table), "--columns.parameters", "N", "--columns.tokens", "D"]
-    assert "report.html is there already" in error_of(capsys, ["report", *options, "--output", str(page.parent)])
-    assert "runs.csv is no folder, so nothing can be written below it" in error_of(
+    assert "report.html exists already" in error_of(capsys, ["report", *options, "--output", str(page.parent)])
+    assert "runs.csv is not a folder, so nothing can be written below it" in error_of(
         capsys, ["report", *options, "--output", str(table)]
     )
 
@@ -276,7 +276,7 @@ def test_runs_that_have_hardly_learned_are_warned_of(browser: Browser, page: Pat
     path = write_report(tmp_path / "report", "runs", guessing, Constraints(), num_replicates=REPLICATES)
     read = "return document.getElementById('laws-list').textContent"
     browser.open(path)
-    assert "have losses near that of guessing" in browser(read) and not browser.errors()
+    assert "have losses near the loss of random guessing" in browser(read) and not browser.errors()
     browser.open(page)
     assert "guess" not in browser(read)
 

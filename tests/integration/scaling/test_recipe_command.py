@@ -51,7 +51,7 @@ def test_a_recipe_is_printed_and_given_as_json(capsys: pytest.CaptureFixture[str
     assert law["parameters"]["alpha"]["estimate"] == pytest.approx(0.35, abs=0.1)
     main(["recipe", *table, "--budget", "1e18", "--replicates", "30", "--max-parameters", "5e7"])
     printed = capsys.readouterr().out
-    assert "1e+18 FLOPs" in printed and "Ruled out by max_parameters: 1." in printed
+    assert "1e+18 FLOPs" in printed and "Configurations ruled out by max_parameters: 1." in printed
 
 
 @needs_shared
@@ -97,7 +97,7 @@ def test_ten_thousand_records_are_answered_in_a_minute(tmp_path: Path, capsys: p
     start = time.process_time()
     main(["recipe", "--runs", str(tmp_path), "--budget", "1e18"])
     assert time.process_time() - start < 60
-    assert number == 9_999 and "full is better at small budgets, lora at large ones" in capsys.readouterr().out
+    assert number == 9_999 and "full is better at small budgets and lora at large budgets" in capsys.readouterr().out
 
 
 def test_the_device_is_named_or_its_peak_is_stated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_runs_without_a_loss_are_left_out_and_named(capsys: pytest.CaptureFixtur
         file.write("\n1e6,2e8,nan\n1e6,4e8,nan\n1e6,,2.5\n")
     main(["recipe", *table, "--budget", "1e16", "--replicates", "10"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "Left out: runs.csv:42, its loss is 'nan' (2 like it)." in printed
-    assert "Left out: runs.csv:44, its number of tokens is '' (1 like it)." in printed
+    assert "Left out: runs.csv:42. Reason: its loss is 'nan' (number of such runs: 2)." in printed
+    assert "Left out: runs.csv:44. Reason: its number of tokens is '' (number of such runs: 1)." in printed
 
 
 def test_a_recipe_from_runs_of_one_size_says_that_it_knows_no_other(
@@ -138,8 +138,11 @@ def test_a_recipe_from_runs_of_one_size_says_that_it_knows_no_other(
     options = ["--table", str(tmp_path / "runs.csv"), "--columns.parameters", "N", "--columns.tokens", "D"]
     main(["recipe", *options, "--budget", "1e16", "--replicates", "10"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "all its runs have one size, 1e+06, so its law says nothing of any other" in printed
-    assert "It is the only one there is." in printed and "were there a backbone of every size" not in printed
+    assert "the same number of parameters, 1e+06, so the law predicts nothing for other sizes" in printed
+    assert (
+        "This is the only possible configuration." in printed
+        and "if backbones of every size were available" not in printed
+    )
 
 
 def test_runs_that_have_hardly_learned_are_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -150,10 +153,10 @@ def test_runs_that_have_hardly_learned_are_warned_of(capsys: pytest.CaptureFixtu
     report = answered(capsys, "--runs", str(tmp_path), "--budget", "1e11")
     (law,) = report["laws"]
     assert law["caution"].startswith(
-        "2 of its 9 runs, of up to 1.8e+10 FLOPs, have losses near that of guessing (5.55)."
+        "2 of 9 runs, of up to 1.8e+10 FLOPs, have losses near the loss of random guessing (5.55)."
     )
     main(["recipe", "--runs", str(tmp_path), "--budget", "1e11", "--replicates", "10"])
-    assert "LoRA: 2 of its 9 runs" in " ".join(capsys.readouterr().out.split())
+    assert "LoRA: 2 of 9 runs" in " ".join(capsys.readouterr().out.split())
 
 
 def test_records_whose_losses_cannot_be_compared_give_no_recipe(
@@ -189,9 +192,9 @@ def test_runs_that_give_no_law_are_told_what_is_missing(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--budget", "1e17"], "Say where the runs are"),
+        (["--budget", "1e17"], "Expected either --runs or --table"),
         (["--runs", "./nowhere", "--budget", "1e17"], "no folder nowhere"),
-        (["--runs", ".", "--table", "x.csv", "--budget", "1"], "Say where the runs are"),
+        (["--runs", ".", "--table", "x.csv", "--budget", "1"], "Expected either --runs or --table"),
         (["--table", "nowhere.csv", "--columns.tokens", "D", "--budget", "1"], "cannot be read as a table"),
         (["--runs", "."], "budget"),
         (["--runs", ".", "--budget", "much"], "much"),

@@ -70,7 +70,7 @@ def test_the_yaml_of_a_recipe_trains_as_it_stands_and_stops_at_the_budget(
     counts = torch.load(tmp_path / config["output"] / "checkpoints" / "last.ckpt", weights_only=True)["flops"]
     a_step = counts["algorithmic"] / (counts["pairs"] / 5)
     assert 2e9 <= counts["algorithmic"] < 2e9 + 1.5 * a_step
-    assert "is there already" in error_of(capsys, options)
+    assert "exists already" in error_of(capsys, options)
 
 
 def test_a_foreign_table_gives_no_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,5 +78,5 @@ def test_a_foreign_table_gives_no_configuration(tmp_path: Path, capsys: pytest.C
     (tmp_path / "runs.csv").write_text("\n".join(["N,D,loss", *rows]))
     options = ["--table", str(tmp_path / "runs.csv"), "--columns.parameters", "N", "--columns.tokens", "D"]
     command = ["recipe", *options, "--budget", "1e16", "--replicates", "3", "--output", str(tmp_path / "out")]
-    assert "somebody else's table" in error_of(capsys, command)
+    assert "from a table of runs" in error_of(capsys, command)
     assert not (tmp_path / "out").exists()

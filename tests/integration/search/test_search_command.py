@@ -104,7 +104,7 @@ def test_a_second_call_trains_nothing_anew_and_gives_the_same_ledger(
 
 def test_a_second_search_in_the_folder_is_refused(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     with SearchFolder(finished.folder).locked():
-        assert f"Another search is under way in {finished.folder}." in refusal(capsys, finished.config)
+        assert f"Another search is in progress in {finished.folder}." in refusal(capsys, finished.config)
 
 
 def test_another_plan_is_refused_and_taken_if_accepted(
@@ -135,8 +135,8 @@ def test_a_dry_run_trains_no_trial_and_a_method_that_does_not_fit_is_left_out(
     rows = {name: row for name, *row in (line.replace("│", " ").split() for line in printed.splitlines() if line)}
     assert rows["5e+07"][:2] == ["3", "1.5e+08"] and rows["1e+08"][:2] == ["3", "3e+08"]
     assert rows["all"][:2] == ["6", "4.5e+08"] and float(rows["all"][2]) > 0
-    assert re.search(r"Peak memory: \d\.\d\d GiB, of (small|large) ", printed)
-    assert re.search(r"Disk: \d\.\d\d GiB of checkpoints\.", printed)
+    assert re.search(r"Maximum peak memory: \d\.\d\d GiB, for (small|large) ", printed)
+    assert re.search(r"Disk space for checkpoints: \d\.\d\d GiB\.", printed)
     folder = tmp_path / "search"
     assert not (folder / "trials").exists() and not (folder / "report").exists()
 
@@ -190,7 +190,7 @@ def test_a_configuration_without_held_out_pairs_says_that_there_are_none(
     [
         ("--confirm=-5", "--confirm is -5. Expected a number of FLOPs from 1"),
         ("--confirm=0", "--confirm is 0. Expected"),
-        ("--fit.data.batch_size=8", "--fit.data.batch_size cannot be given on the command line. Change fit in the"),
+        ("--fit.data.batch_size=8", "--fit.data.batch_size cannot be set on the command line. Change fit in the"),
     ],
 )
 def test_an_option_that_cannot_work_is_refused_at_once(
@@ -235,7 +235,9 @@ def test_a_search_that_is_stopped_in_mid_trial_saves_it_and_goes_on(tmp_path: Pa
     workers = process.started()
     process.send(signal.SIGINT)
     assert workers and process.status() == 130
-    assert process.printed().splitlines()[-1] == "Stopped. What was under way is saved; the same command goes on."
+    assert (
+        process.printed().splitlines()[-1] == "Stopped. The runs in progress are saved. Repeat the command to continue."
+    )
     assert "Traceback" not in process.printed()
     assert not [one for one in workers if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     (step,) = folder.glob("trials/*/step")

@@ -35,17 +35,20 @@ def test_a_number_is_what_a_reader_takes_it_for(text: str, value: object) -> Non
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("data:\n  batch_size: 1\n  batch_size: 2\n", "line 3: 'batch_size' is there twice. It stood in line 2"),
+        (
+            "data:\n  batch_size: 1\n  batch_size: 2\n",
+            "line 3: 'batch_size' appears twice. The first 'batch_size' is in line 2",
+        ),
         ("- 1\n", "holds a list"),
         ("text", "holds a single value"),
-        ("a:\n\tb: 1\n", "line 2 is no valid YAML: a tab stands"),
-        ("a: 1\n---\nb: 2\n", "line 2 is no valid YAML: a second document"),
-        ("a: 'b\n", "no valid YAML"),
+        ("a:\n\tb: 1\n", "line 2 is not valid YAML: a tab where"),
+        ("a: 1\n---\nb: 2\n", "line 2 is not valid YAML: a second document"),
+        ("a: 'b\n", "not valid YAML"),
         ("a: !!python/object:os.system x", "YAML tag"),
         ("a: &a [*a]", "too deeply nested"),
         ("[" * 5000, "too deeply nested"),
         ("a: \x01", "control characters"),
-        ("? [a]\n: 1", "a name of an option is a text"),
+        ("? [a]\n: 1", "the name of an option is a list or a mapping"),
     ],
 )
 def test_what_is_no_configuration_is_refused_by_its_line(text: str, said: str) -> None:
@@ -55,7 +58,7 @@ def test_what_is_no_configuration_is_refused_by_its_line(text: str, said: str) -
 def test_aliases_that_unfold_without_end_are_refused() -> None:
     lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)]
-    assert "unfolds to more than" in refusal("\n".join(lines))
+    assert "expands to more than" in refusal("\n".join(lines))
 
 
 def test_anchors_and_merges_that_end_are_followed() -> None:
@@ -82,8 +85,8 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path) -> None:
     (tmp_path / "long.yaml").write_text("a: b\n" * 2_000_000)
     for name, said in [
         ("latin.yaml", "not UTF-8: byte 0xe9 in line 2"),
-        ("pairs.jsonl", "is a file of data"),
-        ("long.yaml", "too long"),
+        ("pairs.jsonl", "is a data file"),
+        ("long.yaml", "is larger than 4 MiB"),
         ("latn.yaml", "Did you mean"),
         ("", "is a folder"),
         ("a\0b", "null byte"),

@@ -42,12 +42,12 @@ def runs(tmp_path: Path) -> Path:
         ([*RECIPE, "--max-parameters", "1e999"], "max_parameters is 1e999. Expected a finite number"),
         ([*RECIPE, "--device", "abacus"], "--device is 'abacus'"),
         ([*RECIPE, "--device", "-3e12"], "--device is '-3e12'"),
-        ([*RECIPE, "--output", "FILE/recipes"], "is no folder"),
-        ([*RECIPE, "--table", "FILE"], "Say where the runs are"),
-        (["report", "--output", "FILE"], "is no folder"),
+        ([*RECIPE, "--output", "FILE/recipes"], "is not a folder"),
+        ([*RECIPE, "--table", "FILE"], "Expected either --runs or --table"),
+        (["report", "--output", "FILE"], "is not a folder"),
         (["report", "--output", "new", "--replicates", "0"], "--replicates is 0"),
         (["report", "--output", "new", "--hours", "0"], "hours is 0"),
-        (["runs", "export", "--output", "FILE"], "is there already"),
+        (["runs", "export", "--output", "FILE"], "exists already"),
         (["runs", "list"], "There is no folder nowhere"),
     ],
 )
@@ -77,7 +77,7 @@ def test_it_is_refused_before_a_record_is_read(
         ),
         (["--columns.tokens", "D*nan"], "columns.tokens is 'D*nan'"),
         ([], "needs an amount of data"),
-        (["--columns.tokens", "D", "--output", "out"], "somebody else's table"),
+        (["--columns.tokens", "D", "--output", "out"], "from a table of runs"),
     ],
 )
 def test_columns_that_no_table_has_are_refused_before_it_is_read(
@@ -93,7 +93,7 @@ def test_a_folder_that_may_not_be_written_to_is_refused(
 ) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     command = [*RECIPE, "--runs", str(runs), "--output", str(tmp_path / "locked" / "recipes")]
-    assert "may not be written to" in error_of(capsys, command)
+    assert "You have no permission to write to" in error_of(capsys, command)
 
 
 def test_a_disk_that_fills_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_an_export_leaves_another_file_as_it_is(
 ) -> None:
     (tmp_path / "mine.csv").write_text("mine")
     command = ["runs", "export", "--runs", str(folder), "--output", str(tmp_path / "mine.csv")]
-    assert "mine.csv is there already. Choose another place" in error_of(capsys, command)
+    assert "mine.csv exists already. Choose another place" in error_of(capsys, command)
     assert (tmp_path / "mine.csv").read_text() == "mine"
 
 
@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_no_half_export(
     [
         (
             ["show", "run-3"],
-            "No run below runs is called 'run-3'. There are 3: run-0, run-1, run-2. Did you mean 'run-",
+            "No run below runs is called 'run-3'. Expected one of 3 runs: run-0, run-1, run-2. Did you mean 'run-",
         ),
         (["show", "runs"], "The folder runs has no record.json itself. Choose one of the runs below it: run-0"),
         (["show", "."], "The folder . has no record.json itself"),
@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_no_half_export(
         (["list", "--runs", "./nowhere"], "There is no folder nowhere"),
         (["export", "--format", "xlsx", "--output", "x"], "xlsx"),
         (["export"], "output"),
-        (["export", "--output", "runs/run-0/record.json/x.csv"], "record.json is no folder"),
+        (["export", "--output", "runs/run-0/record.json/x.csv"], "record.json is not a folder"),
         (["remove"], "remove"),
         ([], "command"),
     ],

@@ -29,7 +29,9 @@ def begun(path: Path) -> SearchFolder:
 def test_a_second_search_is_kept_out_until_the_first_is_over(tmp_path: Path) -> None:
     with SearchFolder(tmp_path / "search").locked():
         with (
-            pytest.raises(ConfigError, match=r"Another search is under way in .*search\. Wait for it, stop it"),
+            pytest.raises(
+                ConfigError, match=r"Another search is in progress in .*search\. Wait until it ends, stop it"
+            ),
             SearchFolder(tmp_path / "search").locked(),
         ):
             pass
