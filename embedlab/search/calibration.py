@@ -28,7 +28,8 @@ class Calibration:
 
     At the smallest model size, three rates are tried: the method's default rate, and the rates one step below and one
     step above it. While the best rate is the lowest or the highest tried rate, the next rate beyond it is tried, too.
-    Each larger model size starts from the best rate of the next smaller size in place of the default rate.
+    If all runs diverge, the next lower rate is tried. The search stops at six steps from the default rate. Each larger
+    model size starts from the best rate of the next smaller size in place of the default rate.
 
     Args:
         budget: Budget of each calibration run in FLOPs. By default, each backbone uses the smallest budget of the

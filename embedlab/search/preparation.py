@@ -142,8 +142,8 @@ def calibrate(
         on_end: Function that is called with each calibration run that has ended.
 
     Returns:
-        A list with one learning rate for each combination. A combination is missing if no calibration run of the method
-        with its options ended with a loss.
+        A list with one learning rate for each combination. A combination has no entry if all calibration runs of its
+        method and options diverged, or if there were none.
 
     Raises:
         TrainingError: If a run fails. A run that diverges has not failed.

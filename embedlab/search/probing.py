@@ -106,10 +106,12 @@ def probe(candidates: Sequence[Candidate], budget: float, fit: Path, folder: Pat
         (first.folder / FILE).unlink(missing_ok=True)
         shutil.rmtree(first.folder / CHECKPOINTS, ignore_errors=True)
     for ended in runner.run(missing):
-        if ended.record is not None and ended.record.status in ("finished", "stopped"):  # FewSteps stopped the run, as intended
+        if ended.record is not None and ended.record.status in ("finished", "stopped"):  # FewSteps stops each run
             probes[jobs[ended.job]] = _measure(ended)
         else:
-            refused[jobs[ended.job]] = ended.error or f"The run {ended.record and ended.record.status} in its first steps."
+            refused[jobs[ended.job]] = (
+                ended.error or f"The run {ended.record and ended.record.status} in its first steps."
+            )
     # The time of one run may include the download or the pre-training of its backbone, so the minimum over the runs of
     # a backbone is taken.
     loading: dict[str, float] = {}
@@ -122,7 +124,10 @@ def probe(candidates: Sequence[Candidate], budget: float, fit: Path, folder: Pat
 
 
 def _backbones_in_turn(jobs: Mapping[Job, Candidate]) -> list[Job]:
-    """Return the jobs in an order that alternates backbones, so that workers do not wait for one rung's pre-training."""
+    """Return the jobs in an order that runs each backbone once before any backbone comes again.
+
+    Several workers then rarely wait for the download or pre-training of one backbone.
+    """
     before: Counter[str] = Counter()
     turns = {}
     for at, one in jobs.items():
@@ -149,7 +154,7 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     except Timeout as error:
         raise TrainingError(
-            f"Another process is training in {folder}. Stop the process or wait for its end, then start the search again."
+            f"Another process is training in {folder}. Stop it or wait for its end, then start the search again."
         ) from error
 
 

@@ -40,7 +40,7 @@ class Progress:
         self._paid: set[Trial] = set()
         self._calibrated = 0
         self._tags: dict[Candidate, str] = {}  # TensorBoard tags
-        self._took, self._projected = 0.0, 0.0  # seconds that the trained trials took, and that were projected for them
+        self._took, self._projected = 0.0, 0.0  # measured and projected seconds of the trained trials
 
     def begin(self, space: Space, total: float) -> None:
         """Note that the calibration is over and the trials begin.

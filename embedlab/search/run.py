@@ -174,7 +174,8 @@ class SearchRun:
         projection = Projection(probes, self._runner.num_slots, space)
         missing = [trial for trial in space.trials if not (self._folder.trials / trial.id).exists()]
         if missing:
-            share = min(1.0, self._total(space) / space.price(space.trials))  # share of the trials that a policy can pay for
+            # The share of the trials that a policy can pay for.
+            share = min(1.0, self._total(space) / space.price(space.trials))
             disk = projection.disk(missing, keep_checkpoints=self._plan.keep_checkpoints)
             self._folder.require_room(share * (disk + _DISK_OF_A_RUN * len(missing)))
 
@@ -184,11 +185,13 @@ class SearchRun:
 
     def _say_result(self, history: History, trainer: TrialTrainer) -> None:
         self.num_failed = len(trainer.errors)
-        self._say(f"{len(history)} of {len(history.space.trials)} trials have ended. They cost {history.spent:.3g} FLOPs.")
+        self._say(
+            f"{len(history)} of {len(history.space.trials)} trials have ended. They cost {history.spent:.3g} FLOPs."
+        )
         if trainer.errors:
             one, error = next(iter(trainer.errors.items()))
             self._say(
-                f"{len(trainer.errors)} trials failed. Repeat the command to try them again. Error of {one.id}: {error}",
+                f"{len(trainer.errors)} trials failed. Repeat the command to retry them. Error of {one.id}: {error}",
             )
         chosen = self._policy.choose(history)
         rate = "" if chosen.learning_rate is None else f", learning rate {chosen.learning_rate:g}"
@@ -201,5 +204,11 @@ def _without(probes: Mapping[Candidate, Probe], rates: Mapping[Candidate, Any]) 
 
 
 def observations_of_search(folder: SearchFolder) -> list[Observation]:
-    """Return the ended trials of a search. Trials for which another learning rate gave a lower loss are left out of fits."""
+    """Return one observation per trial that has a record.
+
+    A trial is marked as left out if a similar trial with another learning rate has a lower loss.
+
+    Args:
+        folder: Folder of the search.
+    """
     return with_best_learning_rates(of_ledger(Ledger([folder.trials])))

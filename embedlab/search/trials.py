@@ -108,7 +108,7 @@ class TrialTrainer(TrialRunner):
         return job(self._fit, self._folder / trial.id, trial.id, trial.candidate, options)
 
     def _trunk(self, trial: Trial, ended: JobResult) -> float:
-        """Return the FLOPs of the trunk that a trial took over from a smaller trial; 0 if the trial did not branch off."""
+        """Return the FLOPs of the trunk that a trial shares with a smaller trial; 0 if the trial did not branch off."""
         spent = None if ended.record is None else ended.record.branch_flops
         if spent is None:
             return 0.0
