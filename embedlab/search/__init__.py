@@ -1,1 +1,1 @@
-"""Searches: which trials are run, where, and in which order. Needs no torch."""
+"""Searches: which trials to run, where, and in which order. This package does not import torch."""

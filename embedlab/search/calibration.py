@@ -1,8 +1,9 @@
-"""Learning rates for every method and size: tried in short runs, then smoothed over the sizes.
+"""Calibration of learning rates: finds a rate for every method and model size with short runs.
 
-A wrong rate costs more than the difference between methods, and which of a few rates is best on one size is partly
-chance. What is smoothed is the ratio to the method's own rate for the backbone, in which most of the change with size
-is.
+A wrong learning rate can raise the loss by more than the difference between two methods. Which of a few rates is best
+at one model size is partly chance, so the best rates are smoothed over the model sizes. The smoothed quantity is the
+best rate divided by the method's default rate for the backbone, because the default already covers most of the change
+with model size.
 """
 
 from __future__ import annotations
@@ -15,23 +16,30 @@ import numpy as np
 
 from embedlab.errors import ConfigError
 
-_SLOPE = 0.25  # standard deviation, before any run, of the change of log(ratio) with log(N)
-_NOISE = 0.5  # standard deviation of where a parabola has its least loss, in steps between rates
-_DIGITS = 3  # of a learning rate
-_FARTHEST = 6  # steps from the method's own rate
+_SLOPE = 0.25  # prior standard deviation of the slope, in steps per unit of log(N)
+_NOISE = 0.5  # standard deviation of the position of a parabola's minimum, in steps
+_DIGITS = 3  # significant digits of a learning rate
+_FARTHEST = 6  # maximum number of steps from the method's default rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How learning rates are found.
+    """Settings of the short runs that find the learning rates.
+
+    At the smallest model size, three rates are tried: the method's default rate, and the rates one step below and one
+    step above it. While the best rate is the lowest or the highest tried rate, the next rate beyond it is tried, too.
+    If all runs diverge, the next lower rate is tried. The search stops at six steps from the default rate. Each larger
+    model size starts from the best rate of the next smaller size in place of the default rate.
 
     Args:
-        budget: FLOPs of each run; where it does not pay for ``min_steps``, a size takes the rate of the others. By
-            default, for each size, the smallest of the search's that does.
-        factor: between a rate and the next. Of the smallest size the method's own rate is tried, one below and one
-            above, and as long as the best one is the lowest or highest of them, the next beyond it; of each other size
-            likewise, beginning where the size below it was best.
-        enabled: if not, all runs have the method's own rate.
+        budget: Budget of each calibration run in FLOPs. By default, each backbone uses the smallest budget of the
+            search that pays for ``min_steps`` steps. A backbone for which the given budget pays for fewer steps is
+            not calibrated; its rate is derived from the calibrated backbones.
+        factor: Factor between two neighboring learning rates (one step), from 1.1 to 100.
+        enabled: Whether to calibrate. If not, runs use the default learning rate of the method.
+
+    Raises:
+        ConfigError: If the budget is not a finite number above 0, or the factor is out of range.
     """
 
     budget: float | None = None
@@ -42,19 +50,26 @@ class Calibration:
         if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
             raise ConfigError(f"calibration.budget is {self.budget}. Expected a finite number of FLOPs above 0.")
         if not 1.1 <= self.factor <= 100:
-            raise ConfigError(f"calibration.factor is {self.factor}. Expected a number from 1.1 to 100, like 3.")
+            raise ConfigError(f"calibration.factor is {self.factor}. Expected a number from 1.1 to 100, for example 3.")
 
 
 Losses = dict[int, float]
-"""Of runs that differ in their learning rate alone: by the number of steps from the method's own rate."""
+"""Losses of runs that differ only in the learning rate.
+
+A key is the number of steps from the method's default rate.
+"""
 
 
 def next_steps(losses: Losses, first: int = 0) -> list[int]:
-    """The rates to try now, as steps from the method's own; none if the best one has neighbors on both sides.
+    """Return the learning rates to try next, as steps from the method's default rate.
 
     Args:
-        losses: so far; infinite where a run diverged.
-        first: to begin with, and its neighbors.
+        losses: Losses of the rates tried so far; infinite for a run that diverged.
+        first: Rate to start from, as steps from the default rate. This rate and its two neighbors are tried first.
+
+    Returns:
+        The steps to try. The list is empty if the best rate has tried neighbors on both sides, or if the next rate
+        would be too far from the default rate.
     """
     if not losses:
         return [first - 1, first, first + 1]
@@ -70,7 +85,11 @@ def next_steps(losses: Losses, first: int = 0) -> list[int]:
 
 
 def best_step(losses: Losses) -> float | None:
-    """Where a parabola through the best rate and its neighbors is least, in steps; None if all runs diverged."""
+    """Return the best learning rate, as steps from the method's default rate; None if all runs diverged.
+
+    The best rate is the minimum of a parabola through the logarithms of the losses of the best tried rate and its two
+    neighbors. If a neighbor is missing or diverged, the best tried rate is returned.
+    """
     finite = {step: loss for step, loss in losses.items() if math.isfinite(loss)}
     if not finite:
         return None
@@ -83,14 +102,15 @@ def best_step(losses: Losses) -> float | None:
 
 
 def smoothed(steps: Mapping[float, float], sizes: Iterable[float]) -> dict[float, float]:
-    """Steps from the method's own rate for each size, along a line in log(N).
+    """Return a smoothed learning rate for each model size, as steps from the method's default rate.
 
-    The line is the one that a normal prior around no slope at all makes most probable, so a single size shifts all
-    others by as much, and two sizes do not determine a slope.
+    The steps are a linear function of log(N), fitted with a normal prior with mean zero on the slope. A single
+    calibrated size therefore shifts the rates of all sizes by an equal number of steps, and two sizes determine the
+    slope only in part.
 
     Args:
-        steps: by size, those that short runs have found.
-        sizes: N of all backbones, tried or not.
+        steps: Best rates that the calibration runs found, as steps from the default rate, by model size.
+        sizes: Numbers of parameters of all backbones (N), with or without calibration runs.
     """
     log_sizes = np.log(np.array(list(steps)))
     found = np.array(list(steps.values()))
@@ -98,10 +118,18 @@ def smoothed(steps: Mapping[float, float], sizes: Iterable[float]) -> dict[float
     deviation = log_sizes - center
     slope = float(deviation @ (found - level) / (deviation @ deviation + (_NOISE / _SLOPE) ** 2))
     low, high = found.min(), found.max()
-    # Beyond what was tried there is no evidence for a rate beyond all that were found.
+    # For sizes outside of the calibrated range, there is no evidence for a rate outside of the range of found rates.
     return {size: float(np.clip(level + slope * (math.log(size) - center), low, high)) for size in sizes}
 
 
 def rate_at(own: float, factor: float, steps: float) -> float:
-    """A learning rate so many steps from the method's own, with few digits, so that it has one name."""
+    """Return the learning rate that is a number of steps away from a method's default rate.
+
+    The rate is rounded to three significant digits, so that a trial's identifier does not depend on rounding errors.
+
+    Args:
+        own: Default learning rate of the method.
+        factor: Factor between two neighboring rates.
+        steps: Number of steps from the default rate.
+    """
     return float(f"{own * factor**steps:.{_DIGITS}g}")

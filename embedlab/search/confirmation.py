@@ -1,4 +1,7 @@
-"""Whether a recipe comes true: it is written down for a budget outside of the fit, trained as it is, and compared."""
+"""Confirmation of a recipe: compares a predicted loss with the measured loss of a run larger than the fitted runs.
+
+The prediction is written to a file before the run is trained, and never changed.
+"""
 
 from __future__ import annotations
 
@@ -22,27 +25,27 @@ from embedlab.scaling.recipe_config import recipe_config
 from embedlab.search.jobs import JobRunner
 from embedlab.search.launchers.launcher import Job
 
-_SLACK = 1.02  # a run overshoots its budget by less than a step
+_SLACK = 1.02  # a run exceeds its budget by less than a step
 _Positive = Annotated[float, Range(1e-36)]
 _PREDICTION, _RECIPE, _RUN = "prediction.json", "recipe.yaml", "run"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What was said before the run.
+    """The prediction for a run that was not yet trained.
 
     Attributes:
-        budget: FLOPs.
-        backbone: path or id.
-        method: with its options.
-        learning_rate: peak.
-        tokens: D.
-        loss: expected.
-        interval_80: holds the loss with that probability.
-        interval_95: likewise.
-        largest_flops: of the runs that the laws were fitted to.
-        num_runs: how many these are.
-        epochs: over the data, the most of one of them.
+        budget: Budget of the run in FLOPs.
+        backbone: Path, Hugging Face id or ladder rung of the backbone.
+        method: Name of the method, with its options.
+        learning_rate: Peak learning rate; None if no fitted run states a learning rate.
+        tokens: Number of tokens to train on (D).
+        loss: Predicted loss on held-out data.
+        interval_80: 80 % interval of the loss.
+        interval_95: 95 % interval of the loss.
+        largest_flops: Training cost of the largest run that the laws were fitted to, in FLOPs.
+        num_runs: Number of runs that the laws were fitted to.
+        epochs: Maximum number of epochs of a single fitted run.
     """
 
     budget: _Positive
@@ -60,13 +63,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """A prediction and what came of it.
+    """A prediction and the measured loss of the predicted run.
 
     Attributes:
-        prediction: that was made.
-        loss: that was measured; None where the run has not ended, NaN where it has without one.
-        folder: of both.
-        epochs: of the run over the data; None where it has not ended.
+        prediction: Prediction that was written before the run.
+        loss: Measured loss on held-out data. None if the run has not ended; NaN if the run ended without a loss or
+            before its budget was spent.
+        folder: Folder of the prediction and the run.
+        epochs: Number of epochs of the run; None if the run has not ended.
     """
 
     prediction: Prediction
@@ -85,32 +89,38 @@ class Confirmation:
         if self.loss is None:
             return text + "not trained yet."
         if not math.isfinite(self.loss):
-            return text + "it came to no loss."
+            return text + "the run ended without a held-out loss."
         off = self.loss / said.loss - 1
-        return text + f"it came to {self.loss:.4g}, {self.where} ({off:+.1%}).{self.caution}"
+        return text + f"measured {self.loss:.4g}, {self.where} ({off:+.1%}).{self.caution}"
 
     @property
     def caution(self) -> str:
-        """What to know before the two are compared; empty where there is nothing."""
+        """A warning if the run repeated its data much more often than the fitted runs; else empty."""
         epochs = self.epochs or 0.0
         if epochs < MANY_EPOCHS * max(1.0, self.prediction.epochs):
             return ""
         return (
-            f" It saw its pairs {epochs:.2g} times, and no fitted run did so more than {self.prediction.epochs:.2g} "
-            "times: what repeated data are worth, these laws cannot know."
+            f" The run saw its pairs {epochs:.2g} times, but no fitted run more than {self.prediction.epochs:.2g} "
+            "times. The laws therefore cannot predict the effect of the repeated data."
         )
 
     @property
     def where(self) -> str:
-        """The loss beside the intervals."""
+        """The position of the measured loss relative to the predicted intervals, as text."""
         for name, (low, high) in (("80 %", self.prediction.interval_80), ("95 %", self.prediction.interval_95)):
             if self.loss is not None and low <= self.loss <= high:
-                return f"within the interval of {name}"
+                return f"within the {name} interval"
         return "outside of both intervals"
 
 
 def next_budget(budgets: Sequence[float]) -> float:
-    """As far beyond the largest budget as that is beyond the one before; four times where there is only one."""
+    """Return a budget beyond the largest budget of a search, in FLOPs.
+
+    The ratio to the largest budget is the ratio between the two largest budgets, or 4 if there is only one budget.
+
+    Args:
+        budgets: Budgets of the search in FLOPs.
+    """
     largest = sorted(budgets)[-2:]
     return largest[-1] * (largest[-1] / largest[0] if len(largest) == 2 else 4.0)
 
@@ -124,20 +134,23 @@ def confirm(
     fit: Path | None = None,
     num_replicates: int = NUM_REPLICATES,
 ) -> Confirmation:
-    """Predicts, writes that down, and trains. What was predicted before is not predicted anew.
+    """Predict the loss of the recipe for a budget, write the prediction to a file, and train the recipe.
+
+    If the folder contains a prediction for the budget already, no new prediction is made.
 
     Args:
-        budget: FLOPs; only runs of smaller ones are fitted.
-        observations: of the search.
-        folder: for predictions and their runs.
-        runner: that trains.
-        fit: Configuration that all runs of the search have in common, which the user wrote: what it says and a recipe
-            may not say, such as a class of the user's own, holds for the run of the recipe, too.
-        num_replicates: of the bootstrap.
+        budget: Budget in FLOPs. The laws are fitted only to runs with a smaller cost.
+        observations: Runs of the search.
+        folder: Folder for predictions and their runs.
+        runner: Runner that trains the recipe.
+        fit: Path of the configuration that all runs of the search share. The run of the recipe uses its options, too,
+            because a recipe must not set some of them, for example a class that the user wrote. None for no such
+            configuration.
+        num_replicates: Number of bootstrap replicates.
 
     Raises:
-        ConfigError: if the runs of smaller budgets give no law, or none that reaches that far.
-        TrainingError: if the run leaves no record.
+        ConfigError: If no law can be fitted to the runs of smaller budgets, or the budget is too far beyond these runs.
+        TrainingError: If the run leaves no record.
     """
     at = folder / f"{budget:g}"
     if not (at / _PREDICTION).exists():
@@ -154,8 +167,8 @@ def _predict(budget: float, observations: Sequence[Observation], at: Path, num_r
     smaller = [row for row in observations if row.flops * _SLACK < budget]
     if not smaller:
         raise ConfigError(
-            f"No run had fewer than {budget:g} FLOPs, so there is nothing to predict that budget from. Confirm a "
-            "larger one."
+            f"No run cost less than {budget:g} FLOPs, so no law can predict the loss at this budget. Give "
+            "--confirm a larger budget."
         )
     laws, _ = laws_of(by_method(smaller), num_replicates=num_replicates)
     answer = recipe(laws, budget)
@@ -178,10 +191,13 @@ def _predict(budget: float, observations: Sequence[Observation], at: Path, num_r
 
 
 def confirmations(folder: Path) -> list[Confirmation]:
-    """All that a search has made, the smallest budget first.
+    """Return all confirmations of a search; the smallest budget comes first.
+
+    Args:
+        folder: Folder for predictions and their runs.
 
     Raises:
-        RecordError: if one cannot be read.
+        RecordError: If a prediction or a record cannot be read.
     """
     found = [_read(path.parent) for path in folder.glob(f"*/{_PREDICTION}")]
     return sorted(found, key=lambda one: one.prediction.budget)
@@ -195,5 +211,5 @@ def _read(at: Path) -> Confirmation:
     if not path.exists():
         return Confirmation(prediction, None, at)
     record = read_record(path)
-    loss = record.loss if record.status == "finished" else math.nan  # one that was stopped did not have the budget
+    loss = record.loss if record.status == "finished" else math.nan  # a run that was stopped did not spend its budget
     return Confirmation(prediction, loss, at, record.pairs / max(1, record.unique_pairs))

@@ -1,4 +1,4 @@
-"""Where a search keeps what it has done: one process at a time may, and always by the same plan."""
+"""The folder of a search: stores all results, admits one process at a time, and protects the plan from changes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from embedlab.records.renamed import current_plan
 from embedlab.records.stored import read_json
 from embedlab.search.plan import changes
 
-_MOST_CHANGES = 5  # of a plan, in one line
+_MOST_CHANGES = 5  # maximum number of changed settings named in an error message
 
 
 class SearchFolder:
     """The folder of a search.
 
     Args:
-        path: of it; made if it is not there.
+        path: Path of the folder. The folder is created when it is locked, if it does not exist.
+
+    Raises:
+        ConfigError: If the path is a file.
     """
 
     def __init__(self, path: Path) -> None:
         if path.exists() and not path.is_dir():
-            raise ConfigError(f"{path} is a file, and the search needs a folder. Choose another with --output.")
+            raise ConfigError(f"{path} is a file, but a search needs a folder. Choose a folder with --output.")
         self.path = path
         self.fit = path / "fit.yaml"
         self.probes = path / "probes"
@@ -44,16 +47,16 @@ class SearchFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other search out.
+        """Lock the folder, so that no other search can use it, until the block ends.
 
         Raises:
-            ConfigError: if there is one in the folder, or the folder is another thing's.
+            ConfigError: If another search uses the folder, or the folder contains files that do not belong to a search.
         """
         lock_file = self.path / "search.lock"
         try:
             if not lock_file.exists() and self.path.is_dir() and any(self.path.iterdir()):
                 raise ConfigError(
-                    f"{self.path} holds something that is no search. Choose another folder with --output."
+                    f"{self.path} contains files that do not belong to a search. Choose another folder with --output."
                 )
         except OSError as error:
             raise cannot_write(self.path, error) from error
@@ -62,19 +65,21 @@ class SearchFolder:
             yield
 
     def take(self, fixed: dict[str, Any], fit: dict[str, Any], *, accept_changes: bool) -> list[str]:
-        """Compares a plan with the one before, and writes the runs' configuration down for the probes.
+        """Compare a plan with the plan stored in the folder, and write the configuration that all runs share.
 
         Args:
-            fixed: what of it may not change, by dotted names.
-            fit: the configuration that all runs have in common.
-            accept_changes: go on by another plan than that which the folder's runs were made by.
+            fixed: Settings of the plan that must not change, by dotted name.
+            fit: Configuration that all runs share.
+            accept_changes: Whether the plan may differ from the stored plan after trials or calibration runs have
+                begun.
 
         Returns:
-            How it differs from the one before.
+            One line for each setting that differs from the stored plan.
 
         Raises:
-            ConfigError: if it is another one, that is not accepted, and something has been trained by the one before.
-            RecordError: if the one before cannot be read.
+            ConfigError: If the plan differs from the stored plan, the difference is not accepted, and trials or
+                calibration runs have begun.
+            RecordError: If the stored plan cannot be read.
         """
         self._fixed = fixed
         differ: list[str] = []
@@ -82,37 +87,44 @@ class SearchFolder:
             differ = changes(current_plan(read_json(self._plan, "the plan of a search")), fixed)
         if differ and not accept_changes and self._has_trained:
             raise ConfigError(
-                f"The search in {self.path} was begun by another plan: {_some(differ)}. Add --accept-changes to "
-                "go on by the new one; what has been trained stays as it is. Or choose another --output."
+                f"The search in {self.path} was started with another plan: {_some(differ)}. Add --accept-changes to "
+                "continue with the new plan and keep all trained runs, or choose another folder with --output."
             )
         text = yaml.safe_dump(fit, sort_keys=False)
         if not self.fit.exists() or self.fit.read_bytes() != text.encode():
-            shutil.rmtree(self.probes, ignore_errors=True)  # what a few steps cost and take is another matter now
+            shutil.rmtree(self.probes, ignore_errors=True)  # another configuration has other costs and speeds
             write_whole(self.fit, text)
         return differ
 
     def bind(self) -> None:
-        """Writes the plan down by which the folder's runs are made from now on, when nothing refuses it any more."""
+        """Write the plan given to ``take`` to the folder. Call this when all checks of the plan have passed."""
         write_whole(self._plan, json.dumps(self._fixed, indent=1) + "\n")
 
     @property
     def num_trained(self) -> int:
-        """Trials that have a record."""
+        """Number of trials that have a record."""
         return len(list(self.trials.glob(f"*/{FILE}")))
 
     @property
     def _has_trained(self) -> bool:
-        """More than probes, which a dry run makes too."""
+        """Whether trials or calibration runs have begun. Probes do not count, because a dry run makes probes, too."""
         return any(folder.is_dir() and any(folder.iterdir()) for folder in (self.calibration, self.trials))
 
     def require_room(self, num_bytes: float) -> None:
-        """Raises ConfigError unless there is that much room on the folder's disk."""
+        """Check that the disk of the folder has enough free space.
+
+        Args:
+            num_bytes: Disk space needed, in bytes.
+
+        Raises:
+            ConfigError: If there is less free disk space than needed.
+        """
         free = shutil.disk_usage(self.path).free
         if num_bytes > free:
             raise ConfigError(
-                f"The checkpoints of the search would take {num_bytes / 2**30:.3g} GiB, and {free / 2**30:.3g} GiB of "
-                f"the disk of {self.path} are free. Make room, choose another --output, or set keep_checkpoints to "
-                "false."
+                f"The checkpoints of the search would need {num_bytes / 2**30:.3g} GiB, but only "
+                f"{free / 2**30:.3g} GiB are free on the disk of {self.path}. Free disk space, choose another folder "
+                "with --output, or set keep_checkpoints to false."
             )
 
 

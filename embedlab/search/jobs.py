@@ -1,4 +1,4 @@
-"""Runs jobs where a launcher puts them, each once: what has a record is done, what failed or has none is tried anew."""
+"""Running of jobs: skips jobs that have a record, and retries jobs that failed or left no record."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from embedlab.records import FILE, RunRecord, read_record
 from embedlab.search.launchers.launcher import INTERRUPTED, Job, JobResult, Launcher
 
 _FAILED = "failed.json"
-_NO_RECORD = "No run record is written:"  # what a run prints that leaves none
+_NO_RECORD = "No run record is written:"  # printed by a run that leaves no record
 
 
 class JobRunner:
-    """Runs jobs.
+    """Runs jobs with a launcher.
 
     Args:
-        launcher: that trains.
-        retries: of a job that fails or ends without a record; the next search in the folder tries again.
+        launcher: Launcher that trains the jobs.
+        retries: Number of retries of a job that fails or ends without a record. The next search in the folder tries
+            the job again.
     """
 
     def __init__(self, launcher: Launcher, *, retries: int = 1) -> None:
@@ -27,15 +28,15 @@ class JobRunner:
 
     @property
     def num_slots(self) -> int:
-        """Jobs that are run at a time."""
+        """Number of jobs that are run at a time."""
         return self._launcher.num_slots
 
     def run(self, jobs: Sequence[Job]) -> Iterator[JobResult]:
-        """Each job as it ends, those first that had ended before.
+        """Run jobs, and yield the result of each job when it ends. Jobs that had ended before this call come first.
 
         Raises:
-            KeyboardInterrupt: if a job was asked to stop.
-            RecordError: if a record cannot be read.
+            KeyboardInterrupt: If a job was asked to stop.
+            RecordError: If a record cannot be read.
         """
         attempts: Counter[Job] = Counter()
         for job in jobs:
@@ -64,7 +65,7 @@ class JobRunner:
 
     def _submit(self, job: Job) -> None:
         record = job.folder / FILE
-        if record.exists():  # of a failure, which the run goes on from: a record is written once
+        if record.exists():  # a failed run continues, but a record is never overwritten
             record.replace(job.folder / _FAILED)
         self._launcher.submit(job)
 
@@ -74,8 +75,8 @@ def _why_there_is_none(job: Job) -> str:
     if log.exists():
         for line in reversed(log.read_text(encoding="utf-8", errors="replace").splitlines()):
             if line.startswith(_NO_RECORD):
-                return f"It left no record: {line.removeprefix(_NO_RECORD).strip()}"
-    return f"It left no record. {log} says why."
+                return f"The run left no record: {line.removeprefix(_NO_RECORD).strip()}"
+    return f"The run left no record. See the reason in {log}."
 
 
 def _record_of(job: Job) -> RunRecord | None:
@@ -84,5 +85,5 @@ def _record_of(job: Job) -> RunRecord | None:
 
 
 def _is_over(record: RunRecord | None) -> bool:
-    """Whether trying again would change nothing."""
+    """Return whether a job needs no further try: it has a record, and did not fail."""
     return record is not None and record.status != "failed"

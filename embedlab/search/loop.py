@@ -1,4 +1,4 @@
-"""The search itself: ask the policy, run what it proposes, tell it what came of it, until it proposes nothing."""
+"""The loop of a search: runs the trials that a policy proposes, until the policy proposes no more trials."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from embedlab.search.space import Trial
 
 
 class TrialRunner(ABC):
-    """Where trials are run: on devices, or in a table of runs that have been."""
+    """A way to run trials: by training them on devices, or by looking up finished runs in a table."""
 
     @abstractmethod
     def run(self, trials: Sequence[Trial]) -> Iterable[TrialResult]:
-        """Runs some trials and gives the result of each."""
+        """Run trials, and return or yield the result of each trial."""
 
 
 def search(policy: Policy, trainer: TrialRunner, history: History, budget: float) -> History:
-    """Spends a budget.
+    """Run the trials that a policy proposes, until the policy proposes no more trials.
 
     Args:
-        policy: that decides what on.
-        trainer: where it is spent.
-        history: the space to search, and what has been found in it before.
-        budget: FLOPs, of which those of the history are spent already.
+        policy: Policy that proposes trials.
+        trainer: Runner of the trials.
+        history: Space to search, with the results of earlier trials.
+        budget: Budget of the search in FLOPs, including the cost of the earlier trials.
+
+    Returns:
+        The history with the results of all trials.
 
     Raises:
-        PluginError: if the policy proposes what it may not.
+        PluginError: If the policy proposes a trial that is not in the space, that has a result already or that it has
+            proposed twice, or trials that cost more than the remaining budget.
     """
     while True:
         remaining = budget - history.spent
@@ -43,12 +47,13 @@ def _require_allowed(policy: Policy, proposed: Sequence[Trial], history: History
     name = type(policy).__name__
     for trial in proposed:
         if trial not in history.space:
-            raise PluginError(f"The policy {name} proposes {trial.id}, which is no part of the search's space.")
+            raise PluginError(f"The policy {name} proposes {trial.id}, which is not in the search's space.")
         if trial in history:
-            raise PluginError(f"The policy {name} proposes {trial.id}, which has been run.")
+            raise PluginError(f"The policy {name} proposes {trial.id}, which has been run already.")
     if len(set(proposed)) < len(proposed):
         raise PluginError(f"The policy {name} proposes a trial twice.")
     if not history.is_affordable(proposed, remaining):
         raise PluginError(
-            f"The policy {name} proposes trials for {history.price(proposed):g} FLOPs, and {remaining:g} remain."
+            f"The policy {name} proposes trials for {history.price(proposed):g} FLOPs, but only {remaining:g} "
+            "FLOPs remain."
         )

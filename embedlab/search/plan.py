@@ -1,4 +1,4 @@
-"""What a search is told to do, and what of it may not change while it is under way."""
+"""The plan of a search: what to train, at which budgets, and which settings must not change during the search."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from embedlab.scaling.recipe_config import ONLY_AT_THE_END
 from embedlab.search.calibration import Calibration
 from embedlab.search.space import MethodGrid
 
-# What the search itself says to `embedlab fit`.
+# Options of `embedlab fit` that the search sets for each run.
 _OF_THE_SEARCH = (
     "output",
     "budget",
@@ -33,26 +33,33 @@ _OF_THE_SEARCH = (
 
 
 _HOW_OFTEN = {"check_val_every_n_epoch": None, "val_check_interval": ONLY_AT_THE_END}
-_DECAY, _WARMUP = 0.2, 0.1  # of WarmupStableDecay, where none is given
+_DECAY, _WARMUP = 0.2, 0.1  # default arguments of WarmupStableDecay
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """What is trained, and for how much.
+    """Backbones, methods and budgets to search, and the settings of the runs.
 
     Args:
-        suite: backbones, paths or ids.
-        methods: names of fine-tuning methods, or each with the values to try of its options.
-        budgets: FLOPs of a run; the largest is the one that the answer is for.
-        fit: what all runs have in common: a configuration of `embedlab fit`, or the path of one. They are evaluated
-            at their end alone, unless its trainer says how often.
-        seeds: each combination is trained from every one of them.
-        total_flops: of all trials, by default what the whole grid costs; a policy decides what they are spent on.
-        min_steps: a budget that pays a combination for fewer steps is left out for it.
-        calibration: of learning rates; those of a method that names its own are taken as they are.
-        keep_checkpoints: keep the checkpoints of finished trials.
-        share_trunk: let each run go on from where the run of the next smaller budget began to decay, so that what runs
-            have in common is trained once; needs fit's model.schedule to be WarmupStableDecay.
+        suite: Backbones to train, at least two: paths, Hugging Face ids, or rungs of the ladder such as ``ladder:r0``.
+        methods: Names of the fine-tuning methods to train with. In place of a name, a method can be given with lists of
+            the option values and learning rates to try.
+        budgets: Training budgets of single runs in FLOPs. The search looks for the best choice at the largest budget.
+        fit: Configuration of `embedlab fit` that all runs share, or the path of a configuration file. Runs are
+            evaluated only at their end, unless the trainer section sets how often to evaluate.
+        seeds: Random seeds. Each combination of backbone, method and budget is trained once per seed.
+        total_flops: Maximum number of FLOPs spent by all trials together, without calibration runs. The policy decides
+            which trials to spend the FLOPs on. By default, the cost of all trials.
+        min_steps: Minimum number of training steps per run. For each combination of backbone and method, budgets that
+            pay for fewer steps are left out.
+        calibration: How to find the learning rates. Methods that list learning rates in ``methods`` are not calibrated.
+        keep_checkpoints: Keep the checkpoints of finished trials.
+        share_trunk: Start each run from the step where the run with the next smaller budget began to decay its
+            learning rate, so that the common part (the trunk) is trained only once. Needs the schedule
+            WarmupStableDecay in ``model.schedule`` of ``fit``.
+
+    Raises:
+        ConfigError: If a value is missing, out of range or given twice.
     """
 
     suite: Sequence[str]
@@ -71,17 +78,17 @@ class SearchPlan:
         for name, example in examples.items():
             values = getattr(self, name)
             if not values or len(set(map(str, values))) < len(values):
-                raise ConfigError(f"{name} is {list(values)}. Expected at least one, each once, like {example}.")
+                raise ConfigError(f"{name} is {list(values)}. Expected at least one, each once, for example {example}.")
         if len(set(self.suite)) < max(2, len(self.suite)):
             raise ConfigError(
-                f"suite is {list(self.suite)}. A search chooses between sizes, so it needs two backbones or more, each "
-                "named once. `embedlab fit` trains a single one."
+                f"suite is {list(self.suite)}. A search compares model sizes, so it needs at least two backbones, each "
+                "named once. To train a single backbone, use `embedlab fit`."
             )
         amounts = [("budgets", budget) for budget in self.budgets]
         amounts += [("total_flops", self.total_flops)] if self.total_flops is not None else []
         for name, amount in amounts:
             if not (math.isfinite(amount) and amount > 0):
-                raise ConfigError(f"{name} holds {amount}. Expected finite numbers of FLOPs above 0.")
+                raise ConfigError(f"{name} contains {amount}. Expected finite numbers of FLOPs above 0.")
         trained = [
             (grid.method, json.dumps(one, sort_keys=True, default=str))
             for grid in self.grids
@@ -89,20 +96,23 @@ class SearchPlan:
         ]
         for method, options in trained:
             if trained.count((method, options)) > 1:
-                raise ConfigError(f"methods has {method} with the options {options} more than once. Name each once.")
+                raise ConfigError(f"methods contains {method} with the options {options} more than once. Name it once.")
         if self.min_steps < 1:
-            raise ConfigError(f"min_steps must be at least 1, got {self.min_steps}.")
+            raise ConfigError(f"min_steps must be at least 1 step, got {self.min_steps}.")
 
     @property
     def grids(self) -> list[MethodGrid]:
-        """The methods, those without options too."""
+        """Methods with the option values to try. A method that is given by its name alone has no option values."""
         return [MethodGrid(method=one) if isinstance(one, str) else one for one in self.methods]
 
     def fit_config(self) -> dict[str, Any]:
-        """The configuration that all runs have in common.
+        """Return the configuration that all runs share.
+
+        Options that the search sets for each run, such as the budget, are dropped if ``fit`` is the path of a file.
 
         Raises:
-            ConfigError: if it cannot be read, or says what the search is to say.
+            ConfigError: If the configuration cannot be read, or if ``fit`` is not a path and sets an option that the
+                search sets.
         """
         config: Any = self.fit
         if isinstance(self.fit, str):
@@ -115,29 +125,33 @@ class SearchPlan:
                 ) from error
         if not isinstance(config, dict):
             raise ConfigError(
-                f"fit is {plain_text(repr(config))}. Expected a configuration of `embedlab fit`, or the path of one."
+                f"fit is {plain_text(repr(config))}. Expected a configuration of `embedlab fit`, or the path of a "
+                "configuration file."
             )
         both = [name for name in _OF_THE_SEARCH if has(config, name)]
         if both and not isinstance(self.fit, str):
             raise ConfigError(
-                f"fit says {', '.join(both)}, which the search decides for each run. Leave it out: suite, methods, "
-                "budgets, seeds and calibration stand for it."
+                f"fit sets {', '.join(both)}, but the search sets this for each run. Leave it out and use suite, "
+                "methods, budgets, seeds and calibration."
             )
         common: dict[str, Any] = config
         for name in both:
             remove(common, name)
         trainer = common.get("trainer") or {}
-        if isinstance(trainer, dict):  # a law needs no losses on the way
+        if isinstance(trainer, dict):  # a scaling law needs only the loss at the end of a run
             how_often = _HOW_OFTEN if _HOW_OFTEN.keys().isdisjoint(trainer) else {}
             common = common | {"trainer": {"num_sanity_val_steps": 0} | trainer | how_often}
         return common
 
     def cooldown(self) -> float:
-        """The share of each run that it has in common with no other one of its combination.
+        """Return the share of each run, at its end, that no other run of the same candidate can reuse.
+
+        Without a shared trunk the share is 1. With a shared trunk it is the share of the run in which the learning rate
+        decays.
 
         Raises:
-            ConfigError: if a trunk is to be shared under a schedule that has none, or that is not through with its
-                warm-up where the next smaller run has begun to decay.
+            ConfigError: If ``share_trunk`` is set, but the schedule is not WarmupStableDecay, its decay is not between
+                0 and 1, or the warm-up of a run ends after the run with the next smaller budget begins to decay.
         """
         if not self.share_trunk:
             return 1.0
@@ -146,27 +160,29 @@ class SearchPlan:
         name = schedule.get("class_path") if isinstance(schedule, dict) else schedule
         if str(name).rpartition(".")[2] != "WarmupStableDecay":
             raise ConfigError(
-                f"share_trunk needs a schedule with a constant rate before its decay, and fit's model.schedule is "
-                f"{name}. Set it to WarmupStableDecay, or share_trunk to false."
+                f"share_trunk needs a schedule with a constant learning rate before its decay, but fit's "
+                f"model.schedule is {name}. Set model.schedule to WarmupStableDecay, or share_trunk to false."
             )
         decay, warmup = float(arguments.get("decay", _DECAY)), float(arguments.get("warmup", _WARMUP))
         if not 0 < decay < 1:
-            raise ConfigError(f"share_trunk needs a decay between 0 and 1, and fit's model.schedule has {decay:g}.")
+            raise ConfigError(
+                f"share_trunk needs a decay between 0 and 1, but the decay of fit's model.schedule is {decay:g}."
+            )
         for smaller, larger in pairwise(sorted(self.budgets)):
             if warmup * larger > (1 - decay) * smaller:
                 raise ConfigError(
-                    f"A run of {larger:g} FLOPs warms up over {warmup * larger:.4g} (model.schedule.warmup is "
-                    f"{warmup:g}), and is to branch off that of {smaller:g}, which decays from "
-                    f"{(1 - decay) * smaller:.4g} on. Lower warmup to {(1 - decay) * smaller / larger:.2g} or less, or "
-                    "put a budget in between."
+                    f"A run of {larger:g} FLOPs warms up for {warmup * larger:.4g} FLOPs (model.schedule.warmup is "
+                    f"{warmup:g}), but the run of {smaller:g} FLOPs that it branches off begins to decay at "
+                    f"{(1 - decay) * smaller:.4g} FLOPs. Lower warmup to at most "
+                    f"{(1 - decay) * smaller / larger:.2g}, or add a budget between the two."
                 )
         return decay
 
     def fixed(self, policy: Mapping[str, Any]) -> dict[str, Any]:
-        """What may not change while a search is under way, by dotted names.
+        """Return the settings that must not change during a search, by dotted name.
 
         Args:
-            policy: as it is configured.
+            policy: Configuration of the policy.
         """
         values = asdict(self) | {"fit": self.fit_config(), "methods": [asdict(grid) for grid in self.grids]}
         values["policy"] = policy
@@ -176,9 +192,9 @@ class SearchPlan:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two plans, a line each."""
+    """Return one line for each setting that differs between two plans."""
     names = sorted(before.keys() | now.keys())
-    absent = "nothing"
+    absent = "(not set)"
     return [
         f"{plain_text(name)}: {plain_text(before.get(name, absent))} became {plain_text(now.get(name, absent))}"
         for name in names

@@ -1,4 +1,4 @@
-"""From a plan to the space that is searched: what fits together, its learning rates, and what each run costs."""
+"""Preparation of a search: turns a plan into the space of trials, with calibrated learning rates and known costs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from embedlab.search.space import Candidate, Space, Trial
 from embedlab.search.trials import CHECKPOINTS, job
 
 Rates = Mapping[Candidate, Sequence[float]]
-"""Learning rates to train with; a candidate that is not in it has its method's own."""
+"""Learning rates to train each candidate with. A candidate without an entry uses the method's default rate."""
 
 
 def combinations(plan: SearchPlan) -> list[Candidate]:
-    """Every backbone by every variant of every method, without a learning rate and what only a probe knows."""
+    """Return a candidate for every combination of backbone, method and option values.
+
+    The candidates have no learning rate, and parameters and FLOPs per token are NaN until a probe has measured them.
+    """
     return [
         Candidate(
             backbone=backbone,
@@ -39,51 +42,54 @@ def combinations(plan: SearchPlan) -> list[Candidate]:
 
 
 def require_each_backbone(plan: SearchPlan, probed: Probed) -> None:
-    """Refuses a suite with a backbone that no method trains, or that no budget is enough for.
+    """Check that at least one method can train each backbone, and that the budgets pay for enough steps.
 
     Raises:
-        ConfigError: if there is one.
+        ConfigError: If no method can train a backbone, or if the largest budget pays a combination with a backbone for
+            fewer than ``min_steps`` steps.
     """
     for backbone in plan.suite:
         reasons = [reason for one, reason in probed.refused.items() if one.backbone == backbone]
         probes = {one: found for one, found in probed.probes.items() if one.backbone == backbone}
         if not probes:
-            raise ConfigError(f"{backbone} cannot be trained by any of the methods: {' '.join(dict.fromkeys(reasons))}")
+            raise ConfigError(
+                f"{backbone} cannot be trained with any of the methods: {' '.join(dict.fromkeys(reasons))}"
+            )
         for one, found in probes.items():
             if not budgets_of(plan, found):
                 steps = max(plan.budgets) / found.flops_per_step
                 raise ConfigError(
-                    f"The largest budget of {max(plan.budgets):g} FLOPs pays {one} for {steps:.2g} steps of "
-                    f"{found.flops_per_step:.3g} FLOPs, and min_steps is {plan.min_steps}. Raise budgets, lower "
-                    "fit's data.batch_size or min_steps, or leave the backbone out."
+                    f"The largest budget of {max(plan.budgets):g} FLOPs pays for {steps:.2g} steps of {one} at "
+                    f"{found.flops_per_step:.3g} FLOPs per step, but min_steps is {plan.min_steps}. Raise budgets, "
+                    "lower fit's data.batch_size or min_steps, or leave the backbone out."
                 )
 
 
 def require_each_variant(probed: Probed) -> None:
-    """Refuses a method, or options of it, that trains none of the backbones: it is misspelled, or fits none.
+    """Check that each method, with each combination of option values, can train at least one backbone.
 
     Raises:
-        ConfigError: if there is one.
+        ConfigError: If a method can train no backbone, for example because an option is misspelled.
     """
     trained = {_variant(one) for one in probed.probes}
     for one, reason in probed.refused.items():
         if _variant(one) not in trained:
             options = f" with {dict(one.method_options)}" if one.method_options else ""
-            raise ConfigError(f"{one.method}{options} trains none of the backbones. {reason}")
+            raise ConfigError(f"{one.method}{options} cannot train any of the backbones. {reason}")
 
 
 def budgets_of(plan: SearchPlan, found: Probe) -> list[float]:
-    """Those that pay for enough steps."""
+    """Return the budgets of a plan, in FLOPs, that pay for at least ``min_steps`` steps of a probed combination."""
     return [budget for budget in plan.budgets if budget >= plan.min_steps * found.flops_per_step]
 
 
 def space_for(plan: SearchPlan, probes: Mapping[Candidate, Probe], rates: Rates) -> Space:
-    """All trials of a plan.
+    """Return the space of all trials of a plan.
 
     Args:
-        plan: of the search.
-        probes: of the combinations that train.
-        rates: to train them with.
+        plan: Plan of the search.
+        probes: Probe of each combination of backbone and method that can be trained.
+        rates: Learning rates to train the combinations with.
     """
     own: Sequence[float | None] = [None]
     trials = []
@@ -97,7 +103,7 @@ def space_for(plan: SearchPlan, probes: Mapping[Candidate, Probe], rates: Rates)
 
 
 def named_rates(plan: SearchPlan, candidates: Collection[Candidate]) -> dict[Candidate, Sequence[float]]:
-    """The learning rates that the plan names."""
+    """Return the learning rates of each candidate whose method lists learning rates in the plan."""
     return {
         one: grid.learning_rates
         for grid in plan.grids
@@ -108,7 +114,11 @@ def named_rates(plan: SearchPlan, candidates: Collection[Candidate]) -> dict[Can
 
 
 def calibration_budget(plan: SearchPlan, found: Probe) -> float | None:
-    """FLOPs of each of its runs; None where there are none, because they would be too short."""
+    """Return the budget of each calibration run of a probed combination, in FLOPs.
+
+    Returns:
+        The budget; None if calibration is disabled, or if the budget pays for fewer than ``min_steps`` steps.
+    """
     budget = plan.calibration.budget or min(budgets_of(plan, found))
     return budget if plan.calibration.enabled and budget >= plan.min_steps * found.flops_per_step else None
 
@@ -121,18 +131,22 @@ def calibrate(
     runner: JobRunner,
     on_end: Callable[[Trial, JobResult], None],
 ) -> dict[Candidate, Sequence[float]]:
-    """A learning rate for each combination, smoothed over the sizes of those that have all else in common.
+    """Find a learning rate for each combination, smoothed over the model sizes of each method with its options.
 
     Args:
-        plan: of the search.
-        probes: of the combinations whose rate is to be found.
-        fit: configuration of ``embedlab fit`` that they are laid over.
-        folder: for the runs.
-        runner: of their jobs.
-        on_end: is told of each run that has ended.
+        plan: Plan of the search.
+        probes: Probe of each combination to find a learning rate for.
+        fit: Path of the configuration of ``embedlab fit`` that all runs share.
+        folder: Folder for the calibration runs.
+        runner: Runner that trains the calibration runs.
+        on_end: Function that is called with each calibration run that has ended.
+
+    Returns:
+        A list with one learning rate for each combination. A combination has no entry if all calibration runs of its
+        method and options diverged, or if there were none.
 
     Raises:
-        TrainingError: if one fails, which a run that diverges does not.
+        TrainingError: If a run fails. A run that diverges has not failed.
     """
     factor = plan.calibration.factor
     tried: dict[Candidate, Losses] = {
@@ -150,10 +164,10 @@ def calibrate(
         for ended in runner.run(list(of_job)):
             one, step, trial = of_job[ended.job]
             record = ended.record
-            if record is None or record.status == "failed":  # says nothing of the rate, on which all trials depend
+            if record is None or record.status == "failed":  # the rate remains unknown, but all trials depend on it
                 raise TrainingError(
-                    f"The run of the calibration in {ended.job.folder} failed: {ended.error} When that is mended, the "
-                    "same command goes on."
+                    f"The calibration run in {ended.job.folder} failed: {ended.error} Fix the cause, then repeat the "
+                    "command to continue the search."
                 )
             is_loss = record.status == "finished" and math.isfinite(record.loss)
             tried[one][step] = record.loss if is_loss else math.inf
@@ -162,7 +176,7 @@ def calibrate(
     found_steps = {one: best for one, losses in tried.items() if (best := best_step(losses)) is not None}
     rates: dict[Candidate, Sequence[float]] = {}
     for one, found in probes.items():
-        alike: dict[float, list[float]] = {}  # by size, which several backbones may have
+        alike: dict[float, list[float]] = {}  # several backbones may have an equal size
         for other, best in found_steps.items():
             if _variant(other) == _variant(one):
                 alike.setdefault(probes[other].parameters, []).append(best)
@@ -174,7 +188,10 @@ def calibrate(
 
 
 def _wanted(tried: Mapping[Candidate, Losses], probes: Mapping[Candidate, Probe]) -> list[tuple[Candidate, int]]:
-    """The rates to try now: of each variant of a method those of its smallest size that lacks some."""
+    """Return the learning rates to try next, as pairs of a candidate and a number of steps from the default rate.
+
+    For each method with its options, only the smallest backbone whose calibration is incomplete has rates to try.
+    """
     wanted: dict[str, list[tuple[Candidate, int]]] = {}
     begin: dict[str, int] = {}
     for one in sorted(tried, key=lambda one: probes[one].parameters):

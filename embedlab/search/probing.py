@@ -1,6 +1,6 @@
-"""A few real steps of every combination, before a search spends anything: what fits, what it costs, how long it takes.
+"""Probing: trains every combination for a few steps before the search, to measure memory, FLOPs and time.
 
-What does not load, or does not fit together, fails here and not in the tenth hour.
+A combination that cannot be loaded or trained is found here, and not after hours of training.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from embedlab.search.trials import CHECKPOINTS, job
 
 STEPS = 3
 _MEASURED = "probe.json"
-_SHORTEST = 1e-6  # seconds of a run: a clock may say 0
+_SHORTEST = 1e-6  # minimum duration of a run in seconds: a clock may measure 0
 _Positive = Annotated[float, Range(1e-36)]
-_SECONDS_TO_END = 300.0  # that a worker whose search was killed has to finish its step and save it
+_SECONDS_TO_END = 300.0  # time for a worker whose search was killed to finish its step and save a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What a few steps of a candidate have shown.
+    """Measurements from a few training steps of a candidate.
 
     Attributes:
-        parameters: N, without tables.
-        flops_per_token: algorithmic, attention included.
-        flops_per_step: algorithmic.
-        learning_rate: the method's own for this backbone.
-        flops_per_second: of training.
-        other_seconds: of loading and evaluation.
-        memory_bytes: at its peak; None where it is not known.
-        checkpoint_bytes: that a run leaves on disk.
+        parameters: Number of parameters of the backbone, without embedding tables (N).
+        flops_per_token: Algorithmic FLOPs of training per token, including attention.
+        flops_per_step: Algorithmic FLOPs of training per step.
+        learning_rate: Default peak learning rate of the method for the backbone.
+        flops_per_second: Algorithmic FLOPs of training per second.
+        other_seconds: Time of a run outside of training, such as loading and evaluation, in seconds.
+        memory_bytes: Peak memory in bytes; None if unknown.
+        checkpoint_bytes: Size of the checkpoints that a run leaves on disk, in bytes.
     """
 
     parameters: _Positive
@@ -55,17 +55,21 @@ class Probe:
     checkpoint_bytes: Annotated[int, Range(0)]
 
     def seconds(self, flops: float) -> float:
-        """That a run takes."""
+        """Return the projected duration of a run in seconds.
+
+        Args:
+            flops: Training cost of the run in FLOPs.
+        """
         return self.other_seconds + flops / self.flops_per_second
 
 
 @dataclass(frozen=True)
 class Probed:
-    """The combinations of a search.
+    """Results of probing the combinations of a search.
 
     Attributes:
-        probes: of what trains.
-        refused: why the others do not.
+        probes: Probe of each combination that can be trained.
+        refused: Reason of each combination that cannot be trained.
     """
 
     probes: dict[Candidate, Probe]
@@ -73,25 +77,26 @@ class Probed:
 
 
 def probe(candidates: Sequence[Candidate], budget: float, fit: Path, folder: Path, runner: JobRunner) -> Probed:
-    """Trains each candidate for a few steps, unless that was done before.
+    """Train each candidate for a few steps, and measure the run. Candidates that were measured before are not trained.
 
     Args:
-        candidates: without a learning rate.
-        budget: FLOPs of the largest run, which must not be refused later.
-        fit: configuration of ``embedlab fit`` that they are laid over.
-        folder: for the runs.
-        runner: of their jobs.
+        candidates: Candidates without a learning rate.
+        budget: Budget of the largest run of the search in FLOPs. Each probe uses this budget, so that a budget which
+            training would refuse is found here.
+        fit: Path of the configuration of ``embedlab fit`` that all runs share.
+        folder: Folder for the probes.
+        runner: Runner that trains the probes.
 
     Raises:
-        TrainingError: if somebody else is training one of them.
+        TrainingError: If another process is training in the folder of a probe.
     """
     jobs = {_job(one, budget, fit, folder / one.named(budget)): one for one in candidates}
     probes = {one: found for at, one in jobs.items() if (found := _measured(at.folder)) is not None}
     refused: dict[Candidate, str] = {}
     missing = _backbones_in_turn({at: one for at, one in jobs.items() if one not in probes})
-    for at in missing:  # killed before it was measured
+    for at in missing:  # a probe that was killed before it was measured
         _clear(at.folder)
-    if missing and not probes:  # the first one tokenizes the data, which no other run will have to
+    if missing and not probes:  # the first run tokenizes the data for all other runs
         first = _job(jobs[missing[0]], budget, fit, folder / "first")
         _clear(first.folder)
         for _ in runner.run([first]):
@@ -99,11 +104,14 @@ def probe(candidates: Sequence[Candidate], budget: float, fit: Path, folder: Pat
         (first.folder / FILE).unlink(missing_ok=True)
         shutil.rmtree(first.folder / CHECKPOINTS, ignore_errors=True)
     for ended in runner.run(missing):
-        if ended.record is not None and ended.record.status in ("finished", "stopped"):  # as it was asked to
+        if ended.record is not None and ended.record.status in ("finished", "stopped"):  # FewSteps stops each run
             probes[jobs[ended.job]] = _measure(ended)
         else:
-            refused[jobs[ended.job]] = ended.error or f"It {ended.record and ended.record.status} in its first steps."
-    # The first run of a backbone may have downloaded or pre-trained it, and others have waited for that.
+            refused[jobs[ended.job]] = (
+                ended.error or f"The run {ended.record and ended.record.status} in its first steps."
+            )
+    # The time of one run may include the download or the pre-training of its backbone, so the minimum over the runs of
+    # a backbone is taken.
     loading: dict[str, float] = {}
     for one, found in probes.items():
         loading[one.backbone] = min(found.other_seconds, loading.get(one.backbone, math.inf))
@@ -114,7 +122,10 @@ def probe(candidates: Sequence[Candidate], budget: float, fit: Path, folder: Pat
 
 
 def _backbones_in_turn(jobs: Mapping[Job, Candidate]) -> list[Job]:
-    """Each backbone once before any comes again: two workers do not wait for the pre-training of the same rung."""
+    """Return the jobs in an order that runs each backbone once before any backbone comes again.
+
+    Several workers then rarely wait for the download or pre-training of one backbone.
+    """
     before: Counter[str] = Counter()
     turns = {}
     for at, one in jobs.items():
@@ -129,7 +140,11 @@ def _job(one: Candidate, budget: float, fit: Path, folder: Path) -> Job:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what a killed probe has left, when the worker that was on it has saved its last step."""
+    """Remove the folder of a killed probe, as soon as its worker has ended.
+
+    Raises:
+        TrainingError: If another process is still training in the folder.
+    """
     if not folder.exists():
         return
     try:
@@ -137,7 +152,7 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     except ConfigError as error:
         raise TrainingError(
-            f"Another process is training in {folder}. Stop it, or wait for its end, and start the search again."
+            f"Another process is training in {folder}. Stop it or wait for its end, then start the search again."
         ) from error
 
 
@@ -155,7 +170,7 @@ def _measure(ended: JobResult) -> Probe:
         checkpoint_bytes=sum(path.stat().st_size for path in _files(folder / CHECKPOINTS)),
     )
     write_whole(folder / _MEASURED, json.dumps(asdict(found), indent=1) + "\n")
-    (folder / FILE).unlink()  # nobody wants a law of runs of three steps
+    (folder / FILE).unlink()  # a run of three steps must not enter a scaling law
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return found
 

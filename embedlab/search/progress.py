@@ -1,4 +1,4 @@
-"""What a running search shows: a line for each run that ends, and its losses in TensorBoard."""
+"""Progress of a running search: prints a line for each run that ends, and logs its loss to TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from embedlab.search.space import Candidate, Space, Trial
 
 
 class Progress:
-    """Says how far a search has come.
+    """Reports the progress of a search.
 
     Args:
-        events: folder for TensorBoard.
-        probes: of the combinations, for the time that is left.
-        num_slots: trials that are trained at a time.
-        say: Function that tells the user a line.
+        events: Folder for the TensorBoard event file.
+        probes: Probe of each combination of backbone and method, used to estimate the remaining time.
+        num_slots: Number of trials that are trained at a time.
+        say: Function that prints a line for the user.
     """
 
     def __init__(
@@ -39,29 +39,34 @@ class Progress:
         self._done: set[Trial] = set()
         self._paid: set[Trial] = set()
         self._calibrated = 0
-        self._tags: dict[Candidate, str] = {}  # of TensorBoard
-        self._took, self._projected = 0.0, 0.0  # seconds of what was trained, and what they were said to be
+        self._tags: dict[Candidate, str] = {}  # TensorBoard tags
+        self._took, self._projected = 0.0, 0.0  # measured and projected seconds of the trained trials
 
     def begin(self, space: Space, total: float) -> None:
-        """The calibration is over, and the trials of a space begin, on which so many FLOPs may be spent."""
+        """Note that the calibration is over and the trials begin.
+
+        Args:
+            space: Space of the search.
+            total: Maximum number of FLOPs spent by all trials together.
+        """
         self._space, self._total = space, total
         alike = Counter(map(str, space.candidates))
         self._tags = {one: f"loss/{one}" if alike[str(one)] == 1 else _whole_tag(one) for one in space.candidates}
 
     def calibrated(self, trial: Trial, ended: JobResult) -> None:
-        """A run of the calibration has ended."""
+        """Report that a calibration run has ended."""
         self._calibrated += 1
         if ended.seconds is not None:
             rate = trial.candidate.learning_rate
             self._say(f"calibration {self._calibrated}: {_told(trial, ended)}, learning rate {rate:g}")
 
     def trained(self, trial: Trial, ended: JobResult) -> None:
-        """A trial has ended."""
+        """Report that a trial has ended."""
         assert self._space is not None, "begin was called"
         self._done.add(trial)
         if ended.record is not None and ended.record.status != "failed":
             self._paid.add(trial)
-        if ended.seconds is None:  # before this search was begun
+        if ended.seconds is None:  # the trial had ended before this process started
             return
         self._log(trial, ended)
         if ended.record is not None:
@@ -82,7 +87,7 @@ class Progress:
         return share * off * Projection(self._probes, self._num_slots, self._space).seconds(left)
 
     def _log(self, trial: Trial, ended: JobResult) -> None:
-        """The loss at its budget, so that TensorBoard draws a curve of each combination."""
+        """Log the loss of a trial with the budget as the step, so that TensorBoard draws a curve for each candidate."""
         if ended.record is None or not math.isfinite(ended.record.loss):
             return
         value = Summary.Value(tag=self._tags[trial.candidate], simple_value=ended.record.loss)
@@ -91,12 +96,12 @@ class Progress:
         self._writer.flush()
 
     def close(self) -> None:
-        """Closes the event file."""
+        """Close the event file."""
         self._writer.close()
 
 
 def _whole_tag(one: Candidate) -> str:
-    """With all that a candidate's name leaves out."""
+    """Return a TensorBoard tag that includes the path, learning rate and seed, which a candidate's name omits."""
     rate = "" if one.learning_rate is None else f", learning rate {one.learning_rate:g}"
     return f"loss/{one}, {one.backbone}{rate}, seed {one.seed}"
 

@@ -1,4 +1,4 @@
-"""What a search will take before it is begun: trials, FLOPs, hours, memory and disk."""
+"""Projection of what a search will need before it starts: trials, FLOPs, hours, memory and disk space."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from embedlab.search.preparation import calibration_budget
 from embedlab.search.probing import Probe
 from embedlab.search.space import Candidate, Space, Trial
 
-FEWEST_RATES = 3  # of a calibration
+FEWEST_RATES = 3  # minimum number of learning rates that a calibration tries
 
 
 def probe_of(probes: Mapping[Candidate, Probe], candidate: Candidate) -> Probe:
-    """The probe of the combination that a candidate is one of, whatever its learning rate and seed."""
+    """Return the probe of a candidate's combination of backbone and method, ignoring learning rate and seed."""
     return next(found for one, found in probes.items() if replace(candidate, learning_rate=None, seed=one.seed) == one)
 
 
 class Projection:
-    """What trials will take.
+    """Projected FLOPs, time and disk space of trials.
 
     Args:
-        probes: of the combinations.
-        num_slots: trials that are trained at a time.
-        space: of the trials; those that are of none have nothing in common.
+        probes: Probe of each combination of backbone and method.
+        num_slots: Number of trials that are trained at a time.
+        space: Space of the trials. Trials outside of the space share no trunk with other trials. None for no space.
     """
 
     def __init__(self, probes: Mapping[Candidate, Probe], num_slots: int, space: Space | None = None) -> None:
@@ -33,21 +33,26 @@ class Projection:
         self._space = space
 
     def flops(self, trial: Trial) -> float:
-        """That it adds to those of the same candidate with smaller budgets."""
+        """Return the FLOPs that a trial adds to the trials of its candidate with smaller budgets."""
         if self._space is None or trial not in self._space:
             return trial.budget
         smaller = self._space.up_to(self._space.level(trial) - 1, trial.candidate)
         return self._space.price([trial], smaller)
 
     def seconds(self, trials: Iterable[Trial]) -> float:
-        """Until all of them are trained."""
+        """Return the time in seconds until all trials are trained."""
         return sum(probe_of(self._probes, one.candidate).seconds(self.flops(one)) for one in trials) / self._num_slots
 
     def disk(self, trials: Sequence[Trial], *, keep_checkpoints: bool) -> float:
-        """Bytes of their checkpoints."""
+        """Return the disk space that the checkpoints of trials need, in bytes.
+
+        Args:
+            trials: Trials to train.
+            keep_checkpoints: Whether the checkpoints of finished trials are kept.
+        """
         of_trial = {one: float(probe_of(self._probes, one.candidate).checkpoint_bytes) for one in trials}
         has_trunk = self._space is not None and self._space.cooldown < 1
-        if keep_checkpoints:  # with a trunk its branch point, too
+        if keep_checkpoints:  # with a shared trunk, each trial keeps a branch point, too
             return (2 if has_trunk else 1) * sum(of_trial.values())
         under_way = self._num_slots * max(of_trial.values(), default=0.0)
         of_candidate = {one.candidate: size for one, size in of_trial.items()}
@@ -55,21 +60,21 @@ class Projection:
 
 
 def calibration_trials(plan: SearchPlan, probes: Mapping[Candidate, Probe]) -> list[Trial]:
-    """The fewest that a calibration takes."""
+    """Return the minimum set of runs that the calibration of the combinations needs."""
     budgets = {one: calibration_budget(plan, found) for one, found in probes.items()}
     return [Trial(one, budget) for one, budget in budgets.items() if budget is not None for _ in range(FEWEST_RATES)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a search will take, before it is begun.
+    """What a search will need, before it starts.
 
     Attributes:
         plan: Plan of the search.
         space: Space of its trials.
         probes: Measurements of each combination of backbone and method.
-        calibrations: Runs of the calibration of learning rates, at least.
-        total_flops: Number of FLOPs that the trials may cost together.
+        calibrations: Minimum set of runs that the calibration of learning rates needs.
+        total_flops: Maximum number of FLOPs spent by all trials together.
         num_slots: Number of trials that are trained at a time.
     """
 

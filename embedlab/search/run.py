@@ -1,4 +1,4 @@
-"""One search from its plan to its report: probe, calibrate, train what the policy proposes, confirm."""
+"""Run of a search: probes the combinations, calibrates learning rates, trains the proposed trials, and confirms."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from embedlab.search.projection import Forecast, Projection, calibration_trials
 from embedlab.search.space import Candidate, Space
 from embedlab.search.trials import TrialTrainer
 
-_DISK_OF_A_RUN = 2**20  # log, record, configuration and events, roughly
+_DISK_OF_A_RUN = 2**20  # bytes of log, record, configuration and events, roughly
 
 
 class SearchRun:
-    """A search.
+    """A search with a plan, in a folder.
 
     Args:
-        plan: what is trained.
-        policy: which of it.
-        folder: for all of it.
-        runner: that trains it.
-        say: Function that tells the user a line.
+        plan: Plan of the search.
+        policy: Policy that chooses the trials to train.
+        folder: Folder of the search.
+        runner: Runner that trains the trials.
+        say: Function that prints a line for the user.
 
     Attributes:
-        num_failed: trials that were tried and failed.
+        num_failed: Number of trials that failed in this process.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SearchRun:
         self.num_failed = 0
 
     def forecast(self) -> Forecast:
-        """Return what the search will take.
+        """Return a forecast of what the search will need, without training a trial.
 
         Raises:
             ConfigError: If the search cannot be run.
@@ -75,16 +75,16 @@ class SearchRun:
         )
 
     def run(self) -> None:
-        """Trains all that the policy proposes, and writes the report.
+        """Train all trials that the policy proposes, and print which candidate the policy chooses.
 
         Raises:
-            ConfigError: if it cannot be run.
-            KeyboardInterrupt: if it was asked to stop.
+            ConfigError: If the search cannot be run.
+            KeyboardInterrupt: If the search was asked to stop.
         """
         probed = self._probed()
         probes = probed.probes
         named = named_rates(self._plan, probes)
-        space_for(self._plan, probes, named)  # refuses what is none
+        space_for(self._plan, probes, named)  # raises an error for an invalid space before anything is trained
         self._folder.bind()
         progress = Progress(self._folder.events, probes, self._runner.num_slots, self._say)
         try:
@@ -115,14 +115,19 @@ class SearchRun:
         self._say_result(history, trainer)
 
     def confirm(self, budget: float | None, *, num_replicates: int = NUM_REPLICATES) -> Confirmation:
-        """Trains the recipe for a budget beyond the runs, by default one step of budgets beyond.
+        """Train the recipe for a budget beyond the runs, and compare its loss with the prediction.
+
+        Args:
+            budget: Budget in FLOPs; None for the next budget after the budgets of the plan.
+            num_replicates: Number of bootstrap replicates.
 
         Raises:
-            ConfigError: if the runs give no law that reaches that far.
+            ConfigError: If no law can be fitted to the runs, or the budget is too far beyond the runs.
+            TrainingError: If the run of the recipe leaves no record.
         """
         observations = observations_of_search(self._folder)
         budget = budget or next_budget(self._plan.budgets)
-        self._say(f"Training the recipe for {budget:g} FLOPs, from runs of smaller budgets alone.")
+        self._say(f"Training the recipe for {budget:g} FLOPs, predicted only from runs with smaller budgets.")
         return confirm(
             budget,
             observations,
@@ -135,20 +140,21 @@ class SearchRun:
     def _probed(self) -> Probed:
         found = combinations(self._plan)
         self._say(
-            f"Probing {len(found)} combinations of backbone and method by a few steps each. What is not here yet is "
-            "fetched or pre-trained first.",
+            f"Probing {len(found)} combinations of backbone and method with a few training steps each. Missing "
+            "backbones are downloaded or pre-trained first.",
         )
         probed = probe(found, max(self._plan.budgets), self._folder.fit, self._folder.probes, self._runner)
         require_each_backbone(self._plan, probed)
         require_each_variant(probed)
         for one, reason in probed.refused.items():
-            self._say(f"Left out, {one}: {reason}")
+            self._say(f"Leaving out {one}: {reason}")
         for one, measured in probed.probes.items():
             paid = budgets_of(self._plan, measured)
             short = [f"{budget:g}" for budget in self._plan.budgets if budget not in paid]
             if short:
                 self._say(
-                    f"Left out, {one}: {', '.join(short)} FLOPs, less than min_steps ({self._plan.min_steps}) steps."
+                    f"Leaving out {one} at {', '.join(short)} FLOPs: fewer than min_steps ({self._plan.min_steps}) "
+                    "steps."
                 )
         return probed
 
@@ -156,15 +162,20 @@ class SearchRun:
         return self._plan.total_flops or space.price(space.trials)
 
     def require_room(self, space: Space, probes: Mapping[Candidate, Probe]) -> None:
-        """Refuse a search whose checkpoints and logs find no room on the disk.
+        """Check that there is enough free disk space for the checkpoints and logs of the missing trials.
+
+        Args:
+            space: Space of the search.
+            probes: Probe of each combination of backbone and method.
 
         Raises:
-            ConfigError: If there is too little room.
+            ConfigError: If there is too little free disk space.
         """
         projection = Projection(probes, self._runner.num_slots, space)
         missing = [trial for trial in space.trials if not (self._folder.trials / trial.id).exists()]
         if missing:
-            share = min(1.0, self._total(space) / space.price(space.trials))  # of the trials that a policy can pay for
+            # The share of the trials that a policy can pay for.
+            share = min(1.0, self._total(space) / space.price(space.trials))
             disk = projection.disk(missing, keep_checkpoints=self._plan.keep_checkpoints)
             self._folder.require_room(share * (disk + _DISK_OF_A_RUN * len(missing)))
 
@@ -174,11 +185,13 @@ class SearchRun:
 
     def _say_result(self, history: History, trainer: TrialTrainer) -> None:
         self.num_failed = len(trainer.errors)
-        self._say(f"{len(history)} of {len(history.space.trials)} trials have ended, for {history.spent:.3g} FLOPs.")
+        self._say(
+            f"{len(history)} of {len(history.space.trials)} trials have ended. They cost {history.spent:.3g} FLOPs."
+        )
         if trainer.errors:
             one, error = next(iter(trainer.errors.items()))
             self._say(
-                f"{len(trainer.errors)} of them failed; the same command tries them again. {one.id}: {error}",
+                f"{len(trainer.errors)} trials failed. Repeat the command to retry them. Error of {one.id}: {error}",
             )
         chosen = self._policy.choose(history)
         rate = "" if chosen.learning_rate is None else f", learning rate {chosen.learning_rate:g}"
@@ -191,5 +204,11 @@ def _without(probes: Mapping[Candidate, Probe], rates: Mapping[Candidate, Any]) 
 
 
 def observations_of_search(folder: SearchFolder) -> list[Observation]:
-    """Return the finished trials of a search, each with the best of its learning rates."""
+    """Return one observation per trial that has a record.
+
+    A trial is marked as left out if a similar trial with another learning rate has a lower loss.
+
+    Args:
+        folder: Folder of the search.
+    """
     return with_best_learning_rates(of_ledger(Ledger([folder.trials])))

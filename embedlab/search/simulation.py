@@ -1,4 +1,4 @@
-"""A search in a table of finished runs, which hands out what was paid for: policies are compared without training."""
+"""Simulation of searches on a table of finished runs, to compare policies without training."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from embedlab.search.loop import TrialRunner
 from embedlab.search.policies.policy import TrialResult
 from embedlab.search.space import Candidate, Space, Trial
 
-_ROUNDING = 1e-9  # of the budget
-_SAME = 1.1  # targets that differ by no more than this factor are the same
+_ROUNDING = 1e-9  # tolerance for rounding errors, as a share of the budget
+_SAME = 1.1  # maximum ratio between targets that count as equal
 
 
 @dataclass(frozen=True)
@@ -20,33 +20,40 @@ class RunTable:
     """Finished runs as a space to search.
 
     Attributes:
-        space: a trial for each run.
-        losses: of all trials.
+        space: Space with one trial per run.
+        losses: Loss of each trial on held-out data.
     """
 
     space: Space
     losses: Mapping[Trial, float]
 
     def regret(self, chosen: Candidate) -> float:
-        """How much higher the chosen candidate's loss at its target is than the least one, as a share of that."""
+        """Return the relative excess of a candidate's loss at its target over the lowest loss of all targets.
+
+        Args:
+            chosen: Candidate that a policy chose.
+        """
         least = min(self.losses[self.space.target(candidate)] for candidate in self.space.candidates)
         return self.losses[self.space.target(chosen)] / least - 1
 
     def only(self, candidates: Collection[Candidate]) -> RunTable:
-        """The runs of some candidates."""
+        """Return a table with only the runs of the given candidates."""
         losses = {trial: loss for trial, loss in self.losses.items() if trial.candidate in candidates}
         return RunTable(Space(losses, cooldown=self.space.cooldown), losses)
 
 
 def run_table(observations: Iterable[Observation], *, cooldown: float = 1.0) -> RunTable:
-    """The runs that a law could be fitted to; those that are alike in all but their noise count as seeds.
+    """Return a table of the runs that a law could be fitted to.
+
+    Runs with equal backbone, method, learning rate and FLOPs become trials of candidates with different seeds.
 
     Args:
-        observations: the runs.
-        cooldown: what runs of a candidate have in common, as ``Space`` has it.
+        observations: Rows of the runs. Rows that are marked as left out are skipped.
+        cooldown: Share of each run that no other run of the same candidate can reuse; see ``Space``.
 
     Raises:
-        RecordError: if there is none, or the largest runs of the candidates agree neither in data nor in FLOPs.
+        RecordError: If there is no finished run, or if the largest runs of the candidates agree neither in tokens nor
+            in FLOPs.
     """
     losses: dict[Trial, float] = {}
     for row in observations:
@@ -57,15 +64,16 @@ def run_table(observations: Iterable[Observation], *, cooldown: float = 1.0) -> 
             seed += 1
         losses[trial] = row.loss
     if not losses:
-        raise RecordError("There is no finished run to simulate. Expected a table with a loss in each row.")
+        raise RecordError("There is no finished run to simulate a search on. Expected a table with a loss in each row.")
     space = Space(losses, cooldown=cooldown)
     targets = [space.target(candidate) for candidate in space.candidates]
     amounts = ([trial.tokens for trial in targets], [trial.budget for trial in targets])
     if all(max(values) > _SAME * min(values) for values in amounts):
         raise RecordError(
-            "The largest runs of the candidates had neither the same data nor the same FLOPs "
+            "The largest runs of the candidates have neither equal numbers of tokens nor equal FLOPs "
             f"({min(amounts[0]):g} to {max(amounts[0]):g} tokens, {min(amounts[1]):g} to {max(amounts[1]):g} FLOPs), "
-            "so none of them is what a search would be for. Leave out candidates or the runs that go further."
+            "so a search cannot compare the candidates at a common target. Leave out candidates, or runs that are "
+            "larger than the largest runs of other candidates."
         )
     return RunTable(space, losses)
 
@@ -83,11 +91,11 @@ def _trial(row: Observation, seed: int) -> Trial:
 
 
 class TrialSimulator(TrialRunner):
-    """A trainer in which every trial has been run, but is seen only when it is paid for.
+    """Runner that looks up the loss of each trial in a table, and charges the FLOPs that training would have cost.
 
     Args:
-        table: of the runs.
-        budget: FLOPs that there are to pay with.
+        table: Table of finished runs.
+        budget: Budget of the simulated search in FLOPs.
     """
 
     def __init__(self, table: RunTable, budget: float) -> None:
@@ -97,16 +105,18 @@ class TrialSimulator(TrialRunner):
         self.left = budget
 
     def run(self, trials: Sequence[Trial]) -> list[TrialResult]:
-        """Hands out the losses of some trials for their price.
+        """Return the result of each trial, and subtract its price from the remaining budget.
 
         Raises:
-            ConfigError: if what is left does not pay for one of them.
+            ConfigError: If the remaining budget does not pay for a trial.
         """
         results = []
         for trial in trials:
             price = self._table.space.price([trial], self._paid)
             if price > self.left + self._rounding:
-                raise ConfigError(f"{trial.id} costs {price:g} FLOPs, and {self.left:g} are left to pay with.")
+                raise ConfigError(
+                    f"{trial.id} costs {price:g} FLOPs, but only {self.left:g} FLOPs of the budget are left."
+                )
             self.left -= price
             self._paid.add(trial)
             results.append(TrialResult(trial=trial, loss=self._table.losses[trial], cost=price))

@@ -1,9 +1,9 @@
-"""What a search can train: every backbone by every method, on rising budgets up to the one that the answer is for.
+"""The space of a search: all trials that a search can run, and what they cost.
 
-A candidate is what a budget is spent on, a trial a candidate and a budget. The budgets of a
-candidate's trials are its budget levels. The highest is its target, and the search is for the candidate whose target
-has the least loss. Levels are counted so that all targets are on the same one, even where a candidate lacks small
-budgets.
+A candidate is a choice of backbone, method, method options, learning rate and seed. A trial is a candidate with a
+budget. The budgets of a candidate's trials are its budget levels, and the trial at the highest level is the candidate's
+target. A search looks for the candidate with the lowest loss at its target. All targets have the same level number,
+even if some candidates have no trials at small budgets.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from typing import Any, NamedTuple
 
 from embedlab.errors import ConfigError
 
-_DIGITS = 12  # of a trial's digest: a collision among a million trials has a probability of 2e-3
+_DIGITS = 12  # hexadecimal digits of a trial's digest: among a million trials, a collision has a probability of 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A backbone with a method and all that belongs to it. Two are the same if the same would be trained.
+    """A choice of backbone, method, method options, learning rate and seed.
+
+    Two candidates are equal if these five choices are equal; parameters and FLOPs are not compared.
 
     Attributes:
-        backbone: path or id.
-        method: class of the fine-tuning method.
-        method_options: its arguments.
-        learning_rate: peak; None for the method's own.
-        seed: of everything.
-        parameters: N, without tables.
-        flops_per_token: of training.
+        backbone: Path, Hugging Face id or ladder rung of the backbone.
+        method: Class name of the fine-tuning method.
+        method_options: Arguments of the method, by name.
+        learning_rate: Peak learning rate; None for the method's default.
+        seed: Seed of all random number generators.
+        parameters: Number of parameters of the backbone, without embedding tables (N).
+        flops_per_token: Algorithmic FLOPs of training per token.
     """
 
     backbone: str
@@ -50,7 +52,11 @@ class Candidate:
         return f"{self.backbone.rstrip('/').rpartition('/')[2]} {self.method}{f'({options})' if options else ''}"
 
     def named(self, amount: float) -> str:
-        """A name of it with an amount of something, fit to be that of a folder, the same on every machine."""
+        """Return a folder name for the candidate and an amount; it is equal on every machine.
+
+        Args:
+            amount: Amount that tells folders of the candidate apart, for example a budget in FLOPs.
+        """
         key = [self.backbone, self.method, self.method_options, self.learning_rate, self.seed, float(amount)]
         digest = sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:_DIGITS]
         backbone = re.sub(r"[^A-Za-z0-9.]+", "-", self.backbone.rstrip("/").rpartition("/")[2])
@@ -59,11 +65,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate and what it may spend.
+    """A candidate to train with a budget.
 
     Attributes:
-        candidate: what is trained.
-        budget: algorithmic FLOPs of the whole run, from its first step on.
+        candidate: Candidate to train.
+        budget: Algorithmic FLOPs of the whole run. With a shared trunk, the FLOPs of the trunk are included.
     """
 
     candidate: Candidate
@@ -71,26 +77,26 @@ class Trial:
 
     @property
     def tokens(self) -> float:
-        """D, which the budget pays for."""
+        """Number of tokens that the budget pays for (D)."""
         return self.budget / self.candidate.flops_per_token
 
     @cached_property
     def id(self) -> str:
-        """The same on every machine and in every version of Python, and fit to be the name of a folder."""
+        """Identifier of the trial, usable as a folder name; equal on every machine and in every version of Python."""
         return self.candidate.named(self.budget)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodGrid:
-    """A method with every combination of some values of its options.
+    """A method with the values to try for its options; every combination of the values is tried.
 
     Args:
-        method: class of the fine-tuning method.
-        options: by name, the values to try.
-        learning_rates: peaks to try; none for the method's own.
+        method: Class name of the fine-tuning method.
+        options: List of the values to try for each option, by name. By default, the method's default options.
+        learning_rates: Peak learning rates to try. By default, the search finds a learning rate by calibration.
 
     Raises:
-        ConfigError: if one is no number above 0, or comes twice.
+        ConfigError: If a learning rate is not a finite number above 0, or is given twice.
     """
 
     method: str
@@ -101,31 +107,31 @@ class MethodGrid:
         rates = list(self.learning_rates)
         if len(set(rates)) < len(rates) or not all(math.isfinite(rate) and rate > 0 for rate in rates):
             raise ConfigError(
-                f"learning_rates of {self.method} is {rates}. Expected numbers above 0, each once; leave it out to "
-                "have one found."
+                f"learning_rates of {self.method} is {rates}. Expected numbers above 0, each once. Leave it out to let "
+                "the search find a learning rate."
             )
 
     def variants(self) -> list[dict[str, Any]]:
-        """Options of the method, a dictionary for each combination.
+        """Return every combination of option values, each as a dictionary by option name.
 
         Raises:
-            ConfigError: if an option has no values, or is no list of them.
+            ConfigError: If the values of an option are not a list, or the list is empty.
         """
         for name, values in self.options.items():
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
                 raise ConfigError(
                     f"Option '{name}' of {self.method} is {values!r}. Expected a list of the values to try, for "
-                    f"instance [8, 32]; leave it out for the default."
+                    "example [8, 32]. Leave the option out for its default."
                 )
         return [dict(zip(self.options, values, strict=True)) for values in product(*self.options.values())]
 
 
 class Cost(NamedTuple):
-    """What a backbone costs to train by a method.
+    """Size of a backbone, and the cost to train it with a method.
 
     Attributes:
-        parameters: N, without tables.
-        flops_per_token: algorithmic.
+        parameters: Number of parameters of the backbone, without embedding tables (N).
+        flops_per_token: Algorithmic FLOPs of training per token.
     """
 
     parameters: float
@@ -136,56 +142,67 @@ class Space:
     """All trials that a search may run, and what they cost.
 
     Args:
-        trials: of all candidates.
-        cooldown: the share of each run, at its end, that no other run of the candidate has in common with it. 1 where
-            every run starts anew; with a warm-up-stable-decay schedule the share of its decay, since runs then branch
-            off one trunk; 0 where a shorter run is a checkpoint of the longer one.
+        trials: Trials of all candidates.
+        cooldown: Share of each run, at its end, that no other run of the same candidate can reuse. 1 if every run
+            starts from its first step. With a warm-up-stable-decay schedule, the share of the run in which the learning
+            rate decays, because runs branch off a shared trunk. 0 if a shorter run is a checkpoint of a longer run.
 
     Raises:
-        ConfigError: if there is no trial, one comes twice or has no budget, or the share is none.
+        ConfigError: If there are no trials, a trial is given twice, a budget is not a finite number above 0, or
+            ``cooldown`` is not between 0 and 1.
     """
 
     def __init__(self, trials: Iterable[Trial], *, cooldown: float = 1.0) -> None:
         if not 0 <= cooldown <= 1:
-            raise ConfigError(f"cooldown is a share of each run and must lie in [0, 1], got {cooldown}.")
+            raise ConfigError(f"cooldown is a share of each run and must be in [0, 1], got {cooldown}.")
         self.cooldown = cooldown
         levels: dict[Candidate, dict[float, Trial]] = {}
         for trial in trials:
             if not (math.isfinite(trial.budget) and trial.budget > 0):
-                raise ConfigError(f"The budget of {trial.id} is {trial.budget}. Expected finite FLOPs above 0.")
+                raise ConfigError(
+                    f"The budget of {trial.id} is {trial.budget}. Expected a finite number of FLOPs above 0."
+                )
             of_candidate = levels.setdefault(trial.candidate, {})
             if trial.budget in of_candidate:
-                raise ConfigError(f"{trial.id} comes twice in the search. Name each of its parts once.")
+                raise ConfigError(
+                    f"The search contains the trial {trial.id} twice. Name each backbone, method, budget and seed once."
+                )
             of_candidate[trial.budget] = trial
         if not levels:
-            raise ConfigError("There is nothing to search: expected at least one backbone, method and budget.")
+            raise ConfigError("The search has no trials. Expected at least one backbone, one method and one budget.")
         self._levels = {one: tuple(found[budget] for budget in sorted(found)) for one, found in levels.items()}
         self.num_levels = max(map(len, self._levels.values()))
 
     @property
     def candidates(self) -> list[Candidate]:
-        """In the order in which they were given."""
+        """All candidates, in the order in which their trials were given."""
         return list(self._levels)
 
     @property
     def trials(self) -> list[Trial]:
-        """Candidate by candidate, each with rising budgets."""
+        """All trials, grouped by candidate. The budgets of each candidate rise."""
         return [trial for levels in self._levels.values() for trial in levels]
 
     def __contains__(self, trial: Trial) -> bool:
         return trial in self._levels.get(trial.candidate, ())
 
     def target(self, candidate: Candidate) -> Trial:
-        """The trial that the search is for."""
+        """Return the trial of a candidate with the largest budget."""
         return self._levels[candidate][-1]
 
     def level(self, trial: Trial) -> int:
-        """From 0 to ``num_levels`` - 1, which is the level of every target."""
+        """Return the budget level of a trial, from 0 to ``num_levels`` - 1. All targets are at the highest level."""
         levels = self._levels[trial.candidate]
         return levels.index(trial) + self.num_levels - len(levels)
 
     def at(self, level: int, candidates: Iterable[Candidate] | None = None) -> list[Trial]:
-        """The trials on a level, of those candidates that have it."""
+        """Return the trials at a budget level.
+
+        Args:
+            level: Budget level.
+            candidates: Candidates to return trials of; None for all candidates. Candidates without a trial at the level
+                are left out.
+        """
         found = []
         for candidate in self._levels if candidates is None else candidates:
             levels = self._levels[candidate]
@@ -195,13 +212,18 @@ class Space:
         return found
 
     def up_to(self, level: int, candidate: Candidate) -> list[Trial]:
-        """The trials of a candidate on a level and below."""
+        """Return the trials of a candidate up to a budget level, including that level."""
         return [trial for number in range(level + 1) for trial in self.at(number, [candidate])]
 
     def price(self, trials: Iterable[Trial], paid: Collection[Trial] = ()) -> float:
-        """FLOPs of some trials, beyond those of trials that are paid for.
+        """Return the FLOPs that trials add to trials that are already paid for.
 
-        Of each candidate that is the trunk up to where the longest run leaves it, once, and the end of every run.
+        The trunk of each candidate is counted once, up to the point where the longest run branches off. The end of
+        each run (the share ``cooldown``) is counted for every run.
+
+        Args:
+            trials: Trials to price. Trials that are already paid for cost nothing.
+            paid: Trials that are already paid for.
         """
         new = {trial: None for trial in trials if trial not in paid}
         trunks: dict[Candidate, float] = {}
@@ -216,7 +238,15 @@ class Space:
         return self.cooldown * sum(trial.budget for trial in new) + (1 - self.cooldown) * longer
 
     def affordable(self, trials: Iterable[Trial], budget: float, paid: Collection[Trial] = ()) -> list[Trial]:
-        """Those of some trials that a budget pays for, the first ones first."""
+        """Return the trials that a budget pays for.
+
+        Trials are considered in the given order. A trial that costs more than the remaining budget is skipped.
+
+        Args:
+            trials: Trials to choose from.
+            budget: Budget in FLOPs.
+            paid: Trials that are already paid for.
+        """
         left = budget
         done = set(paid)
         found = []
@@ -239,24 +269,27 @@ def space_of(
     seeds: Sequence[int] = (0,),
     cooldown: float = 1.0,
 ) -> Space:
-    """Every backbone by every variant of every method, at every budget and from every seed.
+    """Return the space of every combination of backbone, method variant, seed and budget.
+
+    Either ``budgets`` or ``tokens`` must be given, but not both.
 
     Args:
-        backbones: paths or ids.
-        methods: with the options to try.
-        cost_of: backbone, method and its options to what it costs; `embedlab flops` knows.
-        budgets: FLOPs, the same for all candidates: they compete for compute.
-        tokens: in their place, amounts of data that are the same for all.
-        seeds: of everything.
-        cooldown: as ``Space`` has it.
+        backbones: Paths, Hugging Face ids or ladder rungs of the backbones.
+        methods: Methods with the option values and learning rates to try.
+        cost_of: Function from a backbone, a method and its options to the cost. `embedlab flops` prints these costs.
+        budgets: Budgets of the runs in FLOPs, equal for all candidates: candidates compete at equal compute.
+        tokens: Numbers of tokens to train on, equal for all candidates: candidates compete at equal data.
+        seeds: Seeds of all random number generators; each combination is trained once per seed.
+        cooldown: Share of each run that no other run of the same candidate can reuse; see ``Space``.
 
     Raises:
-        ConfigError: if both budgets and tokens are given or none, or ``Space`` refuses them.
+        ConfigError: If both or neither of ``budgets`` and ``tokens`` are given, or if the trials do not form a valid
+            ``Space``.
     """
     if (budgets is None) == (tokens is None):
+        given = "neither" if tokens is None else "both"
         raise ConfigError(
-            "Say how much the runs of a search may spend: budgets in FLOPs, or tokens, and not both. The largest is "
-            "the one that the answer is for."
+            f"A search needs budgets in FLOPs or numbers of tokens, got {given}. Give one of the two, not both."
         )
     trials = []
     for backbone, grid, seed in product(backbones, methods, seeds):

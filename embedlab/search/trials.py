@@ -1,7 +1,7 @@
-"""A trainer in which trials are trained: each in a folder of its own, whose record says how it ended.
+"""Training of trials: each trial has a folder of its own, and the record in the folder states how the trial ended.
 
-The folders are all that a search leaves behind, so one that was killed goes on from them: what has a record is not run
-again, what has a checkpoint goes on from it.
+The folders hold the whole state of a search, so a killed search continues from them: a trial with a record is not
+trained again, and a trial with a checkpoint continues from the checkpoint.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ CHECKPOINTS, _LAST = "checkpoints", "last.ckpt"
 
 
 class TrialTrainer(TrialRunner):
-    """Trains trials.
+    """Trains trials as jobs of ``embedlab fit``.
 
     Args:
-        fit: configuration of ``embedlab fit``, which each trial is laid over.
-        folder: for the trials; each has one of its own in it.
-        runner: of their jobs.
-        space: that they are of.
-        keep_checkpoints: of trials that have ended.
-        on_end: is told of each trial that has ended.
+        fit: Path of the configuration of ``embedlab fit`` that all runs share.
+        folder: Folder for the trials, with one subfolder per trial.
+        runner: Runner that trains the trials.
+        space: Space that the trials belong to.
+        keep_checkpoints: Keep the checkpoints of trials that have ended.
+        on_end: Function that is called with each trial that has ended; None for no function.
 
     Attributes:
-        errors: of trials that failed, by trial.
+        errors: Error message of each failed trial.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class TrialTrainer(TrialRunner):
         return self._space.cooldown < 1
 
     def run(self, trials: Sequence[Trial]) -> Iterable[TrialResult]:
-        """The result of each trial, as it ends.
+        """Train trials, and yield the result of each trial when it ends.
 
         Raises:
-            KeyboardInterrupt: if a trial was asked to stop.
-            RecordError: if a record cannot be read.
+            KeyboardInterrupt: If a trial was asked to stop.
+            RecordError: If a record cannot be read.
         """
         for wave in self._waves(trials):
             of_job = {self._job(trial): trial for trial in wave}
@@ -80,7 +80,11 @@ class TrialTrainer(TrialRunner):
                 yield _result(trial, ended, self._trunk(trial, ended))
 
     def _waves(self, trials: Sequence[Trial]) -> list[list[Trial]]:
-        """All at once, but where they share a trunk, in which a run goes on from the next smaller one."""
+        """Return groups of trials that are trained one after another.
+
+        Without a shared trunk, all trials are in one group. With a shared trunk, a run starts from the run with the
+        next smaller budget, so each group has at most one trial per candidate.
+        """
         if not self._shares_trunk:
             return [list(trials)]
         waves: list[list[Trial]] = []
@@ -99,12 +103,12 @@ class TrialTrainer(TrialRunner):
             options["branch.budgets"] = [trial.budget]
             points = [self._branch_point(smaller) for smaller in self._smaller(trial)]
             there = [point for point in points if point.exists()]
-            if there:  # that of the next smaller trial is the last
+            if there:  # the last is the branch point of the trial with the next smaller budget
                 options["branch.origin"] = str(there[-1])
         return job(self._fit, self._folder / trial.id, trial.id, trial.candidate, options)
 
     def _trunk(self, trial: Trial, ended: JobResult) -> float:
-        """FLOPs that were another trial's: up to where that one began to decay."""
+        """Return the FLOPs of the trunk that a trial shares with a smaller trial; 0 if the trial did not branch off."""
         spent = None if ended.record is None else ended.record.branch_flops
         if spent is None:
             return 0.0
@@ -121,9 +125,9 @@ class TrialTrainer(TrialRunner):
         return self._checkpoints(trial) / f"branch-{trial.budget:g}.ckpt"
 
     def _forget(self, trial: Trial) -> None:
-        """Removes what no other trial can go on from."""
+        """Remove the checkpoints that no later trial needs, after a trial has ended."""
         over = [trial]
-        if self._shares_trunk:  # a larger trial goes on from this one, and from none below it
+        if self._shares_trunk:  # a larger trial branches off this trial, and off no smaller trial
             over += self._smaller(trial)
             if trial != self._space.target(trial.candidate):
                 over.remove(trial)
@@ -133,21 +137,21 @@ class TrialTrainer(TrialRunner):
 
 
 def job(fit: Path, folder: Path, name: str, candidate: Candidate, options: Mapping[str, Any]) -> Job:
-    """How a candidate is trained.
+    """Return the job that trains a candidate.
 
     Args:
-        fit: configuration of ``embedlab fit``.
-        folder: of the run.
-        name: of the job.
-        candidate: that is laid over the configuration.
-        options: more of ``embedlab fit``.
+        fit: Path of the configuration of ``embedlab fit`` that all runs share.
+        folder: Folder of the run.
+        name: Name of the job.
+        candidate: Candidate to train; its choices override the configuration.
+        options: Further options of ``embedlab fit``, by dotted name; they override the configuration.
     """
     values: dict[str, Any] = {"model.backbone.path": candidate.backbone, "model.method": candidate.method}
     values |= {f"model.method.{name}": value for name, value in candidate.method_options.items()}
     if candidate.learning_rate is not None:
         values["model.optimizer.learning_rate"] = candidate.learning_rate
     values |= {"seed_everything": candidate.seed, "output": str(folder), "ckpt_path": "auto"}
-    # A second checkpoint of each trial would double what a search takes of the disk.
+    # A second checkpoint of each trial would double the disk space of a search.
     values |= {"checkpoint.keep_previous": False, **options}
     words = ["--config", str(fit)]
     for key, value in values.items():
@@ -160,7 +164,7 @@ def _result(trial: Trial, ended: JobResult, trunk: float) -> TrialResult:
     if record is None:
         return TrialResult(trial=trial, loss=math.inf, cost=0.0)
     loss = record.loss if record.status == "finished" and math.isfinite(record.loss) else math.inf
-    # A run overshoots its budget by less than a step, and branches off within a step of where it should. What was
-    # planned is what is paid, so that the budget of a search pays for all the trials that it was made for.
+    # A run exceeds its budget by less than a step, and branches off within a step of the planned point. The search pays
+    # the planned cost, so that its budget pays for all planned trials.
     spent = min(trial.budget, float(record.flops_algorithmic))
     return TrialResult(trial=trial, loss=loss, cost=max(0.0, spent - trunk))

@@ -1,1 +1,1 @@
-"""Where trials are trained: one class and one file for each kind of place."""
+"""Launchers: start the processes that train trials, with one file per launcher or base class."""

@@ -1,4 +1,4 @@
-"""What a search asks of a place where trials are trained, be it this machine or a cluster."""
+"""The interface of launchers, which train jobs for a search on one machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import Self
 from embedlab.records import RunRecord
 
 INTERRUPTED = "interrupted"
-"""The error of a job that was asked to stop, and saved what it had."""
+"""Error of a job that was asked to stop and saved a checkpoint."""
 
 LOCK = "run.lock"
-"""File in a run's folder that is locked while a process trains there, perhaps one whose search was killed."""
+"""Name of the file in a run's folder that is locked while a process trains there.
+
+The process may belong to an earlier search that was killed.
+"""
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,9 @@ class Job:
     """One run to train.
 
     Attributes:
-        name: of the trial.
-        arguments: of ``embedlab fit``.
-        folder: of the run, which its output is written to.
+        name: Name of the job, usually the identifier of its trial.
+        arguments: Command-line arguments for ``embedlab fit``.
+        folder: Folder for the output of the run.
     """
 
     name: str
@@ -34,7 +37,7 @@ class Job:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What came of a job.
+    """The result of a job.
 
     Attributes:
         job: The job that ended.
@@ -50,24 +53,31 @@ class JobResult:
 
 
 class Launcher(ABC):
-    """Trains jobs, some at a time. Leaving its ``with`` block stops them: each saves the step that is under way."""
+    """Trains several jobs at a time.
+
+    A launcher is a context manager. At the end of the ``with`` block, each running job finishes its step, saves a
+    checkpoint and stops.
+    """
 
     @property
     @abstractmethod
     def num_slots(self) -> int:
-        """Jobs that are trained at a time."""
+        """Number of jobs that are trained at a time."""
 
     @abstractmethod
     def submit(self, job: Job) -> None:
-        """Has a job trained as soon as a slot is free."""
+        """Schedule a job, which is trained as soon as a slot is free."""
 
     @abstractmethod
     def wait(self) -> JobResult:
-        """The next job that ends; there must be one that was submitted and has not been waited for."""
+        """Wait for the next job that ends, and return its result.
+
+        At least one submitted job must not have been waited for yet.
+        """
 
     @abstractmethod
     def close(self) -> None:
-        """Stops what is under way, and waits until it has."""
+        """Stop all running jobs, and wait until they have stopped."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""This machine: a process for each device, which stays and trains one trial after another."""
+"""Launcher on the local machine with one persistent process per device, which trains one trial after another."""
 
 from __future__ import annotations
 
@@ -18,15 +18,22 @@ from embedlab.search.launchers.threaded import SECONDS_TO_END, ThreadedLauncher
 
 
 class LocalWorkers(ThreadedLauncher):
-    """Persistent workers, each with a GPU of its own, or with its share of the cores where there is none.
+    """Trains trials in persistent worker processes. Each worker uses one GPU, or a share of the cores without GPUs.
 
     Args:
-        num_workers: by default one for each GPU, and a single one where there is none.
+        num_workers: Number of worker processes. By default, one worker per GPU, or one worker without GPUs. With more
+            workers than GPUs, several workers share a GPU.
+
+    Raises:
+        ConfigError: If the number of workers is below 1.
+        TrainingError: If a worker process does not start.
     """
 
     def __init__(self, num_workers: int | None = None) -> None:
         if num_workers is not None and num_workers < 1:
-            raise ConfigError(f"num_workers must be at least 1, got {num_workers}. Leave it out for one for each GPU.")
+            raise ConfigError(
+                f"num_workers must be at least 1, got {num_workers}. Leave it out for one worker per GPU."
+            )
         first = _Worker({})
         devices = first.num_devices
         count = num_workers or max(1, devices)
@@ -62,7 +69,7 @@ class LocalWorkers(ThreadedLauncher):
 
 
 class _Worker:
-    """A process of ``embedlab worker``, started anew if it dies."""
+    """A process of ``embedlab worker``. If the process dies, the next job starts a new process."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
@@ -70,7 +77,7 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        # A session of its own: Ctrl-C reaches the search alone, which then asks its workers.
+        # In a session of its own, the worker gets no Ctrl-C: only the search does, and then asks its workers to stop.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "embedlab", "worker"],
             stdin=subprocess.PIPE,
@@ -82,7 +89,8 @@ class _Worker:
         ready = self._answer()
         if ready is None:
             raise TrainingError(
-                f"A worker ended with status {self._process.wait()} before its first trial. `embedlab worker` says why."
+                f"A worker ended with status {self._process.wait()} before its first trial. Run "
+                "`embedlab worker` to see the reason."
             )
         self.num_devices: int = ready["devices"]
 
@@ -93,7 +101,7 @@ class _Worker:
         return answer
 
     def run(self, job: Job) -> JobResult:
-        """Trains one job."""
+        """Train one job, and return its result when it has ended."""
         begin = time.monotonic()
         if self._process.poll() is not None and not self._is_closed:
             self._start()
@@ -102,27 +110,27 @@ class _Worker:
             self._process.stdin.write(json.dumps({"arguments": job.arguments, "folder": str(job.folder)}) + "\n")
             self._process.stdin.flush()
             answer = self._answer()
-        except BrokenPipeError:  # it died meanwhile
+        except BrokenPipeError:  # the process died in the meantime
             answer = None
-        except ValueError:  # it was closed meanwhile, or what it says cannot be understood
+        except ValueError:  # the pipe was closed in the meantime, or the answer is not valid JSON
             answer = None
             if not self._is_closed:
                 self._process.kill()
         if answer is not None:
             return JobResult(job, answer["error"], time.monotonic() - begin)
         status = self._process.wait()
-        killed = ", which is what a machine without memory left does" if status == -signal.SIGKILL else ""
+        killed = ", which usually means that the machine ran out of memory" if status == -signal.SIGKILL else ""
         return JobResult(job, f"The worker ended with status {status}{killed}.", time.monotonic() - begin)
 
     def ask_to_stop(self) -> None:
-        """Has the run end after its step, and the process after the run, as where the search is killed."""
+        """Close the input of the process, so that it ends after the current step of its run."""
         self._is_closed = True
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has died
+        with suppress(BrokenPipeError):  # the process has died
             self._process.stdin.close()
 
     def stop(self) -> None:
-        """Asks the process to stop, waits until it has, and ends it if it takes too long."""
+        """Ask the process to stop, wait until it has stopped, and kill it if this takes too long."""
         self.ask_to_stop()
         try:
             self._process.wait(SECONDS_TO_END)

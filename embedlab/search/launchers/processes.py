@@ -1,4 +1,4 @@
-"""This machine, for trials that need several devices: each trial is a process of its own."""
+"""Launcher on the local machine for trials that need several devices: each trial runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class TrialProcesses(ThreadedLauncher):
-    """One trial after another, each a process that trains on several devices.
+    """Trains one trial after another, each in a process that uses several devices.
 
     Args:
-        devices: of a trial.
+        devices: Number of devices per trial.
+
+    Raises:
+        ConfigError: If the number of devices is below 1.
     """
 
     def __init__(self, devices: int) -> None:
@@ -50,7 +53,7 @@ class TrialProcesses(ThreadedLauncher):
                     words, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_the_search
                 )
             status = self._process.wait()
-        error = None if status == 0 else f"The run ended with status {status}. {job.folder / 'log'} says why."
+        error = None if status == 0 else f"The run ended with status {status}. See the reason in {job.folder / 'log'}."
         return JobResult(job, error, time.monotonic() - begin)
 
     def _stop(self) -> None:
@@ -63,26 +66,29 @@ class TrialProcesses(ThreadedLauncher):
         try:
             process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # its ranks, too
+            os.killpg(process.pid, signal.SIGKILL)  # the whole process group, so that the other ranks end, too
 
 
 def _wait_for_end(job: Job) -> None:
-    """Waits for a run whose search was killed to save its step; from then on the new run has the folder's lock itself.
+    """Wait until no process of an earlier, killed search trains in the job's folder.
+
+    The new run then takes the lock of the folder itself.
 
     Raises:
-        ConfigError: If it takes longer.
+        ConfigError: If the process does not end within ``SECONDS_TO_END`` seconds.
     """
     with locked_folder(job.folder, owner="run", seconds=SECONDS_TO_END):
         pass
 
 
 def _end_with_the_search() -> None:
-    """In the new process: has the kernel send it SIGTERM when the search is killed, so that it saves its step and ends.
+    """Make the kernel send SIGTERM to this process when the search is killed. Call this in the new process.
 
-    The kernel may send it once for each thread of the search that ends. A second SIGTERM changes nothing, where a
-    second SIGINT would stop the run before it has saved its step.
+    The run then saves a checkpoint after its current step and ends. The kernel may send a signal for each thread of the
+    search that ends, so the signal is SIGTERM: a second SIGTERM changes nothing, but a second SIGINT would stop the run
+    before it has saved its step.
 
-    Where the kernel is not Linux's, the run goes on to its end.
+    On systems other than Linux, the run continues to its end.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Launchers on this machine: a thread for each slot waits for the process that trains there."""
+"""Base class of launchers on the local machine: one thread per slot waits for the process that trains a job."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from embedlab.search.launchers.launcher import Job, JobResult, Launcher
 
 SECONDS_TO_END = 120.0
-"""That a run which is asked to stop has to finish its step and save it."""
+"""Time for a run that was asked to stop to finish its step and save a checkpoint, in seconds."""
 
 
 class ThreadedLauncher(Launcher):
-    """Runs each job by a function that blocks until it has ended.
+    """Runs each job in a thread that blocks until the job has ended.
 
     Args:
-        num_slots: jobs that are trained at a time.
+        num_slots: Number of jobs that are trained at a time.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -25,15 +25,15 @@ class ThreadedLauncher(Launcher):
 
     @property
     def num_slots(self) -> int:
-        """Jobs that are trained at a time."""
+        """Number of jobs that are trained at a time."""
         return self._num_slots
 
     def submit(self, job: Job) -> None:
-        """Has a job trained as soon as a slot is free."""
+        """Schedule a job, which is trained as soon as a slot is free."""
         self._running.add(self._pool.submit(self._run, job))
 
     def wait(self) -> JobResult:
-        """The next job that ends."""
+        """Wait for the next job that ends, and return its result."""
         assert self._running, "no job was submitted"
         done, _ = wait(self._running, return_when=FIRST_COMPLETED)
         first = done.pop()
@@ -41,7 +41,7 @@ class ThreadedLauncher(Launcher):
         return first.result()
 
     def close(self) -> None:
-        """Stops what is under way, and forgets what has not begun."""
+        """Stop all running jobs, and cancel the jobs that have not begun."""
         for future in self._running:
             future.cancel()
         self._stop()
@@ -49,8 +49,8 @@ class ThreadedLauncher(Launcher):
 
     @abstractmethod
     def _run(self, job: Job) -> JobResult:
-        """Trains one job."""
+        """Train one job, and return its result when it has ended."""
 
     @abstractmethod
     def _stop(self) -> None:
-        """Has every run that is under way save its step and end."""
+        """Make every running job finish its step, save a checkpoint and end."""

@@ -1,6 +1,6 @@
-"""The policies that come with embedlab, one a file.
+"""The search policies of embedlab, with one policy per file.
 
-Importing this package imports them all, so that a configuration can name one by its class alone.
+Importing this package imports all policies, so that a configuration can name a policy by its class name alone.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Halving by the loss that a candidate is expected to reach, since who learns fast at first need not win."""
+"""Halving by extrapolated losses, because a candidate that learns fast at first may not be the best in the end."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from embedlab.search.space import Candidate, Trial
 
 
 class ExtrapolatedHalving(RoundPolicy):
-    """Short runs of all; then, round by round, the next level for the part with the best extrapolated losses.
+    """Trains all candidates in short runs, then the candidates with the best extrapolated losses at higher levels.
 
-    Part of the budget goes to the levels of all candidates up to the highest that it pays for. Each round extrapolates
-    every remaining candidate's losses to its target, keeps the best part and trains them one level higher. The last one
-    left climbs as high as the budget allows, which confirms it or shows that another is better.
+    The first round trains all candidates at the lowest budget levels, up to the highest level that a share of the
+    budget pays for. Each further round extrapolates the losses of every remaining candidate to its target, keeps the
+    best candidates, and trains them one level higher. The last remaining candidate is trained at ever higher levels as
+    long as the budget allows. Its losses then confirm the choice, or show that another candidate is better.
 
     Args:
-        eta: by which the number of candidates is divided each round.
-        first_share: of the budget, which the first round may cost.
-        fewest_levels: of each candidate in the first round, where there are more; where the budget does not pay for
-            that, candidates are left out at random.
-        noise: by which losses differ from any law, as a share of them.
-        seed: of the candidates that are left out.
+        eta: Factor by which the number of candidates is divided in each round.
+        first_share: Maximum share of the budget that the first round may cost.
+        fewest_levels: Minimum number of budget levels of each candidate in the first round, but not more than there are
+            below the targets. If the budget does not pay for this number of levels, random candidates are left out.
+        noise: Standard deviation of losses around a scaling law, as a share of the loss.
+        seed: Seed of the random choice of the candidates that are left out.
+
+    Raises:
+        ConfigError: If an argument is out of range.
     """
 
     def __init__(
@@ -42,12 +46,12 @@ class ExtrapolatedHalving(RoundPolicy):
             raise ConfigError(f"ExtrapolatedHalving's eta must be above 1, got {eta}.")
         if not 0 < first_share <= 1:
             raise ConfigError(
-                f"ExtrapolatedHalving's first_share is a share of the budget in (0, 1], got {first_share}."
+                f"ExtrapolatedHalving's first_share is a share of the budget and must be in (0, 1], got {first_share}."
             )
         if fewest_levels < 1:
             raise ConfigError(f"ExtrapolatedHalving's fewest_levels must be at least 1, got {fewest_levels}.")
         if not noise > 0:
-            raise ConfigError(f"ExtrapolatedHalving's noise is a share of the loss above 0, got {noise}.")
+            raise ConfigError(f"ExtrapolatedHalving's noise is a share of the loss and must be above 0, got {noise}.")
         self.eta = eta
         self.first_share = first_share
         self.fewest_levels = fewest_levels
@@ -55,7 +59,7 @@ class ExtrapolatedHalving(RoundPolicy):
         self.seed = seed
 
     def rounds(self, history: History, budget: float) -> Generator[list[Trial], History, None]:
-        """The first levels of all candidates, then one level more for the better part of them, again and again."""
+        """Yield a round with the first levels of all candidates, then rounds with the next level of good candidates."""
         space = history.space
         history = yield self._first_round(history, budget)
         alive = [candidate for candidate in space.candidates if history.of(candidate)]
@@ -73,10 +77,15 @@ class ExtrapolatedHalving(RoundPolicy):
             history = yield wanted
 
     def _first_round(self, history: History, budget: float) -> list[Trial]:
-        """As many levels of all as the share pays for, or as many candidates as it pays the fewest levels of."""
+        """Return the trials of the first round.
+
+        All candidates are trained up to the highest level that the share of the budget pays for. If the share does not
+        pay for the minimum number of levels of all candidates, random candidates are trained at these levels.
+        """
         space = history.space
         share = self.first_share * budget
-        lowest = max(0, min(self.fewest_levels - 1, space.num_levels - 2))  # the target's level is no short run
+        # A run at the target's level is not a short run, so the first round does not need to include that level.
+        lowest = max(0, min(self.fewest_levels - 1, space.num_levels - 2))
         for level in reversed(range(lowest, space.num_levels)):
             trials = [trial for candidate in space.candidates for trial in space.up_to(level, candidate)]
             if history.is_affordable(trials, share):
@@ -90,7 +99,10 @@ class ExtrapolatedHalving(RoundPolicy):
         return chosen
 
     def loss_at_target(self, history: History, candidate: Candidate) -> float:
-        """Measured, or else extrapolated; infinite for a candidate that diverged, failed or has not been tried."""
+        """Return the loss of a candidate at its target, measured or else extrapolated.
+
+        The loss is infinite for a candidate that diverged, failed or has not been tried.
+        """
         results = history.of(candidate)
         target = history.space.target(candidate)
         if not results or not all(math.isfinite(result.loss) for result in results):
@@ -101,12 +113,16 @@ class ExtrapolatedHalving(RoundPolicy):
         return extrapolated(tokens, [result.loss for result in results], target.tokens, noise=self.noise).loss
 
     def choose(self, history: History) -> Candidate:
-        """The least loss at the target, measured or extrapolated."""
+        """Return the candidate with the lowest loss at its target, measured or else extrapolated.
+
+        Raises:
+            RecordError: If every candidate diverged, failed or has not been tried.
+        """
         losses = {candidate: self.loss_at_target(history, candidate) for candidate in history.space.candidates}
         best = min(losses, key=lambda candidate: losses[candidate])
         if not math.isfinite(losses[best]):
             raise RecordError(
-                "No candidate has come through its trials, so there is nothing to choose from. Give the search a "
-                "larger budget, or see why its trials fail."
+                "Every candidate diverged, failed or was not tried, so there is nothing to choose from. Give the "
+                "search a larger budget, or fix the errors of its trials."
             )
         return best

@@ -1,4 +1,4 @@
-"""The whole grid, as the paper has it: what every other policy tries to do without."""
+"""The complete grid of candidates and budgets, which every other policy tries to avoid."""
 
 from __future__ import annotations
 
@@ -15,19 +15,27 @@ from embedlab.search.space import Candidate, Trial
 
 
 class IsoFlopGrid(RoundPolicy):
-    """Every candidate at every budget, the smallest budgets first (Ziarko et al. 2024, arXiv:2406.04165).
+    """Trains every candidate at every budget, smallest budgets first (Ziarko et al. 2024, arXiv:2406.04165).
 
-    Where the budget of the search ends before the targets, their losses are predicted by a law of size and data for
-    each method; the paper draws straight lines through logarithms, by eye.
+    If the budget of the search does not pay for all targets, a scaling law of model size and data is fitted for each
+    method, and predicts the losses at the missing targets. The paper instead draws straight lines through logarithms,
+    by eye.
     """
 
     def rounds(self, history: History, budget: float) -> Generator[list[Trial], History, None]:
-        """A round for each level."""
+        """Yield one round per budget level, with all candidates that the budget pays for."""
         for level in range(history.space.num_levels):
             history = yield history.affordable(history.space.at(level), budget - history.spent)
 
     def choose(self, history: History) -> Candidate:
-        """The least loss at the target: measured, or else predicted; on the highest level if there is no law."""
+        """Return the candidate with the lowest loss at its target, measured or else predicted by a law.
+
+        If no target has a loss and no law can be fitted, the candidate with the lowest loss at the highest budget level
+        is returned.
+
+        Raises:
+            RecordError: If no trial has a finite loss.
+        """
         space = history.space
         at_target: dict[Candidate, float] = {}
         by_method: dict[str, list[Candidate]] = {}

@@ -1,7 +1,8 @@
-"""How a search decides what to train next, whether the trials are run or replayed from a table of finished ones.
+"""The interface of policies, which decide what a search trains next.
 
-A policy is a function of what has finished and what is left to spend. It keeps nothing between two calls, so a search
-that was killed goes on from its ledger as if nothing had happened.
+A policy serves real searches and searches that are simulated on a table of finished runs. It is a function of the
+results so far and the remaining budget, and keeps no state between two calls. A killed search therefore continues from
+its ledger as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from typing import final
 from embedlab.errors import RecordError
 from embedlab.search.space import Candidate, Space, Trial
 
-_ROUNDING = 1e-9  # of the whole budget: sums of FLOPs in another order differ by less
+_ROUNDING = 1e-9  # share of the whole budget; sums of FLOPs in different orders differ by less
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """How a trial ended.
+    """The result of a trial.
 
     Attributes:
-        trial: what was run.
-        loss: on held-out data; infinite where it diverged or failed.
-        cost: FLOPs that it took from the budget.
+        trial: Trial that was run.
+        loss: Loss on held-out data; infinite if the trial did not finish, for example because it diverged or failed.
+        cost: FLOPs that the trial took from the budget of the search.
     """
 
     trial: Trial
@@ -34,11 +35,11 @@ class TrialResult:
 
 
 class History:
-    """What a policy knows.
+    """The results of a search so far.
 
     Args:
-        space: all that may be trained.
-        results: of the trials that have ended.
+        space: Space of all trials that may be trained.
+        results: Results of the trials that have ended.
     """
 
     def __init__(self, space: Space, results: Iterable[TrialResult] = ()) -> None:
@@ -59,91 +60,108 @@ class History:
 
     @property
     def spent(self) -> float:
-        """FLOPs."""
+        """Cost of all trials that have ended, in FLOPs."""
         return sum(result.cost for result in self)
 
     def and_also(self, results: Iterable[TrialResult]) -> History:
-        """This and more."""
+        """Return a new history with further results added."""
         return History(self.space, [*self, *results])
 
     def of(self, candidate: Candidate) -> list[TrialResult]:
-        """A candidate's results, with rising budgets."""
+        """Return the results of a candidate, in order of rising budgets."""
         own = (result for result in self if result.trial.candidate == candidate)
         return sorted(own, key=lambda result: result.trial.budget)
 
     def price(self, trials: Iterable[Trial]) -> float:
-        """FLOPs that some trials would add."""
+        """Return the FLOPs that trials would add to the cost of the trials that have ended."""
         return self.space.price(trials, self._results)
 
     def affordable(self, trials: Iterable[Trial], remaining: float) -> list[Trial]:
-        """Those of some trials that what remains pays for, the first ones first."""
+        """Return the trials that the remaining budget pays for.
+
+        Trials are considered in the given order. A trial that costs more than what is left of the budget is skipped.
+
+        Args:
+            trials: Trials to choose from.
+            remaining: Remaining budget in FLOPs.
+        """
         slack = _ROUNDING * (abs(remaining) + self.spent)
         return self.space.affordable(trials, remaining + slack, self._results)
 
     def is_affordable(self, trials: Iterable[Trial], remaining: float) -> bool:
-        """Whether what remains pays for all of some trials."""
+        """Return whether the remaining budget pays for all trials.
+
+        Args:
+            trials: Trials to pay for.
+            remaining: Remaining budget in FLOPs.
+        """
         return self.price(trials) <= remaining + _ROUNDING * (abs(remaining) + self.spent)
 
     def best_at_the_highest_level(self) -> Candidate:
-        """Of the candidates that have come highest the one with the least loss there.
+        """Return the candidate with the lowest loss at the highest budget level that has a finite loss.
 
         Raises:
-            RecordError: if no trial has a loss.
+            RecordError: If no trial has a finite loss.
         """
         finished = [result for result in self if math.isfinite(result.loss)]
         if not finished:
             raise RecordError(
-                "No trial has ended with a loss, so there is nothing to choose from. Give the search a larger budget."
+                "No trial has ended with a finite loss, so there is nothing to choose from. Give the search a larger "
+                "budget, or fix the errors of its trials."
             )
         return min(finished, key=lambda result: (-self.space.level(result.trial), result.loss)).trial.candidate
 
 
 class Policy(ABC):
-    """What to train next, and in the end what to train at the target.
+    """Decides which trials to train next, and finally which candidate is the best at the largest budget.
 
-    A new policy is a class in a file of its own, in ``embedlab/search/policies`` or anywhere else.
+    To add a policy, write a subclass in a file of its own, in ``embedlab/search/policies`` or in any other package.
     """
 
     @abstractmethod
     def propose(self, history: History, remaining: float) -> list[Trial]:
-        """Trials to run now, in order, in any number at once; none if the search is over.
+        """Return the trials to run next, in order of importance; an empty list ends the search.
 
-        None of them may be in the history, and all together may cost no more than remains.
+        No trial may be in the history, and all trials together must cost at most the remaining budget. Any number of
+        the trials may be run at once.
 
         Args:
-            history: what has ended.
-            remaining: FLOPs.
+            history: Results of the trials that have ended.
+            remaining: Remaining budget in FLOPs.
         """
 
     @abstractmethod
     def choose(self, history: History) -> Candidate:
-        """The candidate that is expected to have the least loss at its target.
+        """Return the candidate with the lowest expected loss at its target.
+
+        Args:
+            history: Results of the trials that have ended.
 
         Raises:
-            RecordError: if no trial has a loss.
+            RecordError: If no candidate has a finite loss.
         """
 
 
 class RoundPolicy(Policy):
-    """A policy that is told as a story of rounds, each of which knows all that the rounds before it found.
+    """A policy that consists of rounds. Each round knows the results of all earlier rounds, but not its own results.
 
-    ``propose`` tells the story anew each time, with the budget that there was at first, and returns what its first
-    unfinished round still lacks. So what a round asks for depends neither on how many of its trials run at once nor on
-    whether the search was interrupted within it.
+    Each call of ``propose`` starts again at the first round, with the original budget, and returns the missing trials
+    of the first unfinished round. The trials of a round therefore depend neither on how many trials run at once, nor on
+    whether the search was interrupted during the round.
     """
 
     @abstractmethod
     def rounds(self, history: History, budget: float) -> Generator[list[Trial], History, None]:
-        """Yields the trials of each round and is sent what is known when they have ended.
+        """Yield the trials of each round, and receive the history after each round.
 
         Args:
-            history: without any result.
-            budget: FLOPs of the whole search.
+            history: History without results.
+            budget: Budget of the whole search in FLOPs.
         """
 
     @final
     def propose(self, history: History, remaining: float) -> list[Trial]:
-        """What the first round that has not ended still lacks."""
+        """Return the affordable trials of the first unfinished round that have no result yet."""
         known = History(history.space)
         rounds = self.rounds(known, remaining + history.spent)
         try:

@@ -1,4 +1,4 @@
-"""Successive halving by the loss so far: the usual way to save, and what extrapolation has to be better than."""
+"""Successive halving by measured losses: the usual way to save compute, and the baseline for extrapolated losses."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from embedlab.search.space import Candidate, Trial
 
 
 class SuccessiveHalving(RoundPolicy):
-    """All candidates on a level, the best part of them on the next, and so on (Jamieson & Talwalkar 2016).
+    """Trains all candidates at one budget level, and only the best at each next level (Jamieson & Talwalkar 2016).
 
-    The first level is the highest from which the budget pays for all rounds, were all candidates to cost the mean.
+    The first level is the highest level from which the budget pays for all rounds, if every candidate costs the mean
+    over all candidates. If there is no such level, the first level is the lowest.
 
     Args:
-        eta: by which the number of candidates is divided each round.
-        seed: of the candidates that are left out where the budget does not pay for all of them on the lowest level.
+        eta: Factor by which the number of candidates is divided in each round.
+        seed: Seed of the random order in which candidates are paid for in the first round. Candidates that the budget
+            does not pay for are left out.
+
+    Raises:
+        ConfigError: If ``eta`` is at most 1.
     """
 
     def __init__(self, *, eta: float = 2.0, seed: int = 0) -> None:
@@ -29,7 +34,7 @@ class SuccessiveHalving(RoundPolicy):
         self.seed = seed
 
     def rounds(self, history: History, budget: float) -> Generator[list[Trial], History, None]:
-        """A round for each level."""
+        """Yield one round per budget level, with the best candidates of the previous level."""
         space = history.space
         planned = [level for level in range(space.num_levels) if self._mean_price(history, level) <= budget]
         level = max(planned, default=0)
@@ -44,6 +49,7 @@ class SuccessiveHalving(RoundPolicy):
             wanted = space.at(level, [trial.candidate for trial in promoted]) if level < space.num_levels else []
 
     def _mean_price(self, history: History, first: int) -> float:
+        """Return the expected FLOPs of all rounds that start at a level, if every candidate costs the mean."""
         space = history.space
         share, price = 1.0, 0.0
         before: list[Trial] = []
@@ -55,5 +61,5 @@ class SuccessiveHalving(RoundPolicy):
         return price
 
     def choose(self, history: History) -> Candidate:
-        """The least loss on the highest level."""
+        """Return the candidate with the lowest loss at the highest budget level with results."""
         return history.best_at_the_highest_level()

@@ -260,7 +260,7 @@ def test_the_page_shows_what_came_of_predictions(browser: Browser, tmp_path: Pat
     assert [row[1] for row in rows] == 5 * [MARKUP]
     assert [row[7] for row in rows] == ["2.45", "2.65", "3", "–", "3"]
     assert [row[-1] for row in rows] == [
-        "within the interval of 80 %",
+        "within the 80 % interval",
         "within the interval of 95 %",
         "outside of both intervals",
         "",

@@ -92,9 +92,7 @@ def test_what_was_predicted_is_not_predicted_anew(
 def test_without_smaller_runs_there_is_nothing_to_predict_from(
     tmp_path: Path, observations: list[Observation], launcher: InThisProcess
 ) -> None:
-    with pytest.raises(
-        ConfigError, match=r"No run had fewer than 2e\+07 FLOPs, so there is nothing to predict .* from"
-    ):
+    with pytest.raises(ConfigError, match=r"No run cost less than 2e\+07 FLOPs, so no law can predict the loss"):
         confirm(2e7, observations, tmp_path, JobRunner(launcher))
     with pytest.raises(ConfigError, match="No law can be fitted to the runs of FullFineTuning"):
         confirm(4e7, observations, tmp_path, JobRunner(launcher))
@@ -143,10 +141,10 @@ SAID = Prediction(
     ("loss", "told"),
     [
         (None, "not trained yet."),
-        (math.nan, "it came to no loss."),
-        (2.05, "it came to 2.05, within the interval of 80 % (+2.5%)."),
-        (1.85, "it came to 1.85, within the interval of 95 % (-7.5%)."),
-        (3.0, "it came to 3, outside of both intervals (+50.0%)."),
+        (math.nan, "the run ended without a held-out loss."),
+        (2.05, "measured 2.05, within the 80 % interval (+2.5%)."),
+        (1.85, "measured 1.85, within the 95 % interval (-7.5%)."),
+        (3.0, "measured 3, outside of both intervals (+50.0%)."),
     ],
 )
 def test_a_confirmation_tells_what_was_said_and_what_came_of_it(tmp_path: Path, loss: float | None, told: str) -> None:
@@ -161,8 +159,8 @@ def test_a_run_that_repeats_its_data_as_no_fitted_one_did_says_so(
     tmp_path: Path, epochs: float | None, cautioned: bool
 ) -> None:
     told = str(Confirmation(SAID, 3.0, tmp_path, epochs))
-    assert told.endswith("laws cannot know.") == cautioned
-    assert (f"It saw its pairs {epochs or 0:g} times, and no fitted run did so more than 1 times" in told) == cautioned
+    assert told.endswith("the effect of the repeated data.") == cautioned
+    assert (f"The run saw its pairs {epochs or 0:g} times, but no fitted run more than 1 times" in told) == cautioned
     repeating = replace(SAID, epochs=3.0)
     assert not Confirmation(repeating, 3.0, tmp_path, epochs).caution
 

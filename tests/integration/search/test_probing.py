@@ -80,7 +80,7 @@ def test_a_probe_that_somebody_is_still_on_is_waited_for(
     folder.mkdir(parents=True)
     with (
         FileLock(folder / "run.lock"),
-        pytest.raises(TrainingError, match=r"Another process is training in .*small-FullFineTuning.* Stop it, or wait"),
+        pytest.raises(TrainingError, match=r"Another process is training in .*small-FullFineTuning.* Stop it or wait"),
     ):
         probe([full], BUDGET, tmp_path / "fit.yaml", tmp_path / "probes", runner)
 

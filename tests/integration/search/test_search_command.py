@@ -113,7 +113,7 @@ def test_another_plan_is_refused_and_taken_if_accepted(
     shutil.copytree(finished.folder, tmp_path / "copy")
     other = ("--output", str(tmp_path / "copy"), "--total_flops", "1e9")
     error = refusal(capsys, finished.config, *other)
-    assert "was begun by another plan: total_flops: None became 1000000000.0. Add --accept-changes" in error
+    assert "was started with another plan: total_flops: None became 1000000000.0. Add --accept-changes" in error
     # Four runs of a method give no law, which is an error of the recipe, and not of what was trained.
     error = refusal(capsys, finished.config, *other, "--accept-changes", "--confirm")
     assert "No law can be fitted to the runs of FullFineTuning." in error
@@ -131,7 +131,7 @@ def test_a_dry_run_trains_no_trial_and_a_method_that_does_not_fit_is_left_out(
     config = write_search(tmp_path, methods=methods, budgets=[5e7, 1e8], keep_checkpoints=False)
     assert len(set(search(config, "--dry-run"))) == 5, "four combinations, and first a run that tokenizes the data"
     printed = capsys.readouterr().out
-    assert "Left out, large BiasTuning: ConfigError: BiasTuning trains biases, but LlamaModel has none." in printed
+    assert "Leaving out large BiasTuning: ConfigError: BiasTuning trains biases, but LlamaModel has none." in printed
     rows = {name: row for name, *row in (line.replace("│", " ").split() for line in printed.splitlines() if line)}
     assert rows["5e+07"][:2] == ["3", "1.5e+08"] and rows["1e+08"][:2] == ["3", "3e+08"]
     assert rows["all"][:2] == ["6", "4.5e+08"] and float(rows["all"][2]) > 0
@@ -159,14 +159,14 @@ def test_a_backbone_that_does_not_load_is_refused_before_anything_is_trained(
     config = write_search(tmp_path)
     suite = f"[{tmp_path / 'small'}, {tmp_path / 'none'}]"
     error = refusal(capsys, config, "--suite", suite)
-    assert f"{tmp_path / 'none'} cannot be trained by any of the methods: ConfigError: " in error
+    assert f"{tmp_path / 'none'} cannot be trained with any of the methods: ConfigError: " in error
     assert not (tmp_path / "search" / "trials").exists()
 
 
 @pytest.mark.parametrize(
     ("methods", "says"),
     [
-        ('["FullFineTuning", "LoRa"]', "LoRa trains none of the backbones. "),
+        ('["FullFineTuning", "LoRa"]', "LoRa cannot train any of the backbones. "),
         ('["FullFineTuning", {"method": "LoRA", "options": {"rnk": [8]}}]', "LoRA with {'rnk': 8} trains none of the"),
     ],
 )
@@ -182,7 +182,9 @@ def test_a_configuration_without_held_out_pairs_says_that_there_are_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = refusal(capsys, write_search(tmp_path, fit={"data": {"validation_fraction": 0.0}}))
-    assert "It left no record: there are no held-out pairs to have a loss on. Set data.validation_fraction" in error
+    assert (
+        "The run left no record: there are no held-out pairs to have a loss on. Set data.validation_fraction" in error
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +204,7 @@ def test_an_option_that_cannot_work_is_refused_at_once(
 
 def test_a_suite_of_one_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_search(tmp_path, suite=["small"])
-    assert "suite is ['small']. A search chooses between sizes, so it needs two backbones" in refusal(capsys, config)
+    assert "suite is ['small']. A search compares model sizes, so it needs at least two" in refusal(capsys, config)
     assert not (tmp_path / "search").exists()
 
 
@@ -211,9 +213,11 @@ def test_budgets_that_are_too_small_for_the_largest_model_are_refused(
 ) -> None:
     config = write_search(tmp_path, budgets=[1e7])
     error = refusal(capsys, config, "--min_steps", "1")
-    assert "large cannot be trained by any of the methods: ConfigError: The budget of 1e+07 FLOPs is less than" in error
+    assert (
+        "large cannot be trained with any of the methods: ConfigError: The budget of 1e+07 FLOPs is less than" in error
+    )
     error = refusal(capsys, config, "--budgets", "[3e7]")
-    assert "The largest budget of 3e+07 FLOPs pays large FullFineTuning for 1.3 steps of" in error
+    assert "The largest budget of 3e+07 FLOPs pays for 1.3 steps of large FullFineTuning at" in error
     assert "min_steps is 2. Raise budgets, lower fit's data.batch_size or min_steps, or leave the" in error
     assert not (tmp_path / "search" / "trials").exists()
 
@@ -277,9 +281,9 @@ def test_the_recipe_is_confirmed_beyond_the_runs(tmp_path: Path, capsys: pytest.
     folder = tmp_path / "search"
     assert search(config, "--replicates", "10", "--confirm")[-1] == "confirmation-2.4e+08"
     printed = capsys.readouterr().out
-    assert "Training the recipe for 2.4e+08 FLOPs, from runs of smaller budgets alone." in printed
+    assert "Training the recipe for 2.4e+08 FLOPs, predicted only from runs with smaller budgets." in printed
     told = next(line for line in printed.splitlines() if line.startswith("2.4e+08 FLOPs, "))
     record = read_record(folder / "confirmation" / "2.4e+08" / "run" / FILE)
-    assert f"it came to {record.loss:.4g}, " in told
+    assert f"measured {record.loss:.4g}, " in told
     assert len(ledger(folder)) == 6, "it is none of the trials"
     assert search(config, "--replicates", "10", "--confirm", "2.4e8") == []

@@ -183,7 +183,7 @@ def test_a_job_without_a_record_is_tried_as_often_as_it_may(tmp_path: Path) -> N
     assert sorted(tried) == 3 * ["job-0"] + 3 * ["job-1"]
     errors = {one.job.name: one.error for one in ended}
     assert errors["job-0"] == "it fell over" and all(one.record is None for one in ended)
-    assert str(errors["job-1"]).startswith("It left no record.")
+    assert str(errors["job-1"]).startswith("The run left no record.")
 
 
 def test_a_run_that_diverged_is_over_and_one_that_failed_is_not(tmp_path: Path) -> None:

@@ -183,7 +183,10 @@ class Failing(Launcher):
 
 def test_a_run_that_fails_says_nothing_of_its_rate_and_ends_the_search(tmp_path: Path) -> None:
     plan = SearchPlan(suite=("a", "b"), methods=("LoRA",), budgets=(1e12,), fit={})
-    with Failing() as launcher, pytest.raises(TrainingError, match=r"calibration in .* failed: RuntimeError: no room"):
+    with (
+        Failing() as launcher,
+        pytest.raises(TrainingError, match=r"calibration run in .* failed: RuntimeError: no room"),
+    ):
         calibrate(
             plan, {candidate("a"): probe(1e6)}, tmp_path / "fit.yaml", tmp_path, JobRunner(launcher), lambda *_: None
         )

@@ -50,7 +50,7 @@ def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "search").write_text("")
-    with pytest.raises(ConfigError, match=r"search is a file, and the search needs a folder\. Choose another"):
+    with pytest.raises(ConfigError, match=r"search is a file, but a search needs a folder\. Choose a folder"):
         SearchFolder(tmp_path / "search")
 
 
@@ -65,7 +65,7 @@ def test_the_same_plan_is_taken_again_and_changes_nothing(tmp_path: Path) -> Non
 def test_another_plan_is_refused_with_what_changed(tmp_path: Path) -> None:
     folder = begun(tmp_path)
     other = FIXED | {"budgets": [1e9, 4e9]}
-    with pytest.raises(ConfigError, match=r"begun by another plan: budgets: \[1000000000\.0\] became .*--accept"):
+    with pytest.raises(ConfigError, match=r"started with another plan: budgets: \[1000000000\.0\] became .*--accept"):
         folder.take(other, {}, accept_changes=False)
     assert yaml.safe_load(folder.fit.read_text()) == FIT, "nothing is written of a plan that is refused"
     assert folder.take(FIXED, FIT, accept_changes=False) == []
@@ -94,7 +94,10 @@ def test_a_plan_that_is_refused_after_it_was_accepted_leaves_the_one_before(tmp_
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds something that is no search"), SearchFolder(tmp_path).locked():
+    with (
+        pytest.raises(ConfigError, match=r"contains files that do not belong to a search"),
+        SearchFolder(tmp_path).locked(),
+    ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -139,5 +142,7 @@ def test_checkpoints_that_do_not_fit_on_the_disk_are_refused(tmp_path: Path, mon
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30))
     folder = SearchFolder(tmp_path)
     folder.require_room(2**30)
-    with pytest.raises(ConfigError, match=r"would take 4 GiB, and 1 GiB of the disk of .* are free\. Make room"):
+    with pytest.raises(
+        ConfigError, match=r"would need 4 GiB, but only 1 GiB are free on the disk of .*\. Free disk space"
+    ):
         folder.require_room(2**32)

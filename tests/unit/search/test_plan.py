@@ -27,24 +27,24 @@ def plan(**values: Any) -> SearchPlan:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"suite": []}, "suite is []. A search chooses between sizes, so it needs two backbones or more"),
-        ({"suite": ["a"]}, "suite is ['a']. A search chooses between sizes"),
+        ({"suite": []}, "suite is []. A search compares model sizes, so it needs at least two backbones"),
+        ({"suite": ["a"]}, "suite is ['a']. A search compares model sizes"),
         ({"suite": ["a", "b", "a"]}, "suite is ['a', 'b', 'a']."),
-        ({"methods": []}, "methods is []. Expected at least one, each once, like [FullFineTuning, LoRA]."),
+        ({"methods": []}, "methods is []. Expected at least one, each once, for example [FullFineTuning, LoRA]."),
         ({"methods": ["LoRA", "LoRA"]}, "methods is ['LoRA', 'LoRA']. Expected at least one, each once"),
-        ({"budgets": []}, "budgets is []. Expected at least one, each once, like [1e12, 4e12, 1.6e13]."),
+        ({"budgets": []}, "budgets is []. Expected at least one, each once, for example [1e12, 4e12, 1.6e13]."),
         ({"budgets": [1e9, 1e9]}, "budgets is [1000000000.0, 1000000000.0]. Expected at least one, each once"),
-        ({"budgets": [1e9, 0.0]}, "budgets holds 0.0. Expected finite numbers of FLOPs above 0."),
-        ({"budgets": [-1e9]}, "budgets holds -1000000000.0. Expected finite numbers"),
-        ({"budgets": [math.inf]}, "budgets holds inf. Expected finite numbers"),
-        ({"budgets": [math.nan]}, "budgets holds nan. Expected finite numbers"),
-        ({"total_flops": 0.0}, "total_flops holds 0.0. Expected finite numbers of FLOPs above 0."),
-        ({"seeds": []}, "seeds is []. Expected at least one, each once, like [0, 1]."),
-        ({"seeds": [3, 3]}, "seeds is [3, 3]. Expected at least one, each once, like [0, 1]."),
-        ({"min_steps": 0}, "min_steps must be at least 1, got 0."),
+        ({"budgets": [1e9, 0.0]}, "budgets contains 0.0. Expected finite numbers of FLOPs above 0."),
+        ({"budgets": [-1e9]}, "budgets contains -1000000000.0. Expected finite numbers"),
+        ({"budgets": [math.inf]}, "budgets contains inf. Expected finite numbers"),
+        ({"budgets": [math.nan]}, "budgets contains nan. Expected finite numbers"),
+        ({"total_flops": 0.0}, "total_flops contains 0.0. Expected finite numbers of FLOPs above 0."),
+        ({"seeds": []}, "seeds is []. Expected at least one, each once, for example [0, 1]."),
+        ({"seeds": [3, 3]}, "seeds is [3, 3]. Expected at least one, each once, for example [0, 1]."),
+        ({"min_steps": 0}, "min_steps must be at least 1 step, got 0."),
         (
             {"methods": ["LoRA", MethodGrid(method="LoRA", learning_rates=[1e-3])]},
-            "methods has LoRA with the options {} more than once. Name each once.",
+            "methods contains LoRA with the options {} more than once. Name it once.",
         ),
     ],
 )
@@ -75,7 +75,7 @@ def test_what_the_search_decides_is_refused_inline_and_left_out_of_a_file(
     tmp_path: Path, said: dict[str, Any], name: str
 ) -> None:
     with pytest.raises(
-        ConfigError, match=rf"fit says {re.escape(name)}, which the search decides for each run\. Leave"
+        ConfigError, match=rf"fit sets {re.escape(name)}, but the search sets this for each run\. Leave"
     ):
         plan(fit=said).fit_config()
     file = tmp_path / "fit.yaml"
@@ -94,7 +94,7 @@ def test_learning_rates_that_cannot_be_trained_with_are_refused(rates: list[floa
 
 
 def test_all_that_a_file_says_and_the_search_decides_is_named_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"fit says output, model\.method, which"):
+    with pytest.raises(ConfigError, match=r"fit sets output, model\.method, but"):
         plan(fit={"output": "a", "model": {"method": "LoRA"}}).fit_config()
 
 
@@ -153,8 +153,8 @@ def test_each_change_is_told_by_its_name_before_and_after() -> None:
         "budgets: [1000000000.0, 4000000000.0] became [1000000000.0]",
         "calibration.factor: 3.0 became 2.0",
         "fit.data.batch_size: 4 became 8",
-        "fit.data.max_length: nothing became 32",
-        "fit.trainer.max_epochs: 2 became nothing",
+        "fit.data.max_length: (not set) became 32",
+        "fit.trainer.max_epochs: 2 became (not set)",
         "policy.class_path: IsoFlopGrid became RisingBudgets",
         "seeds: [0] became [0, 1]",
     ]
