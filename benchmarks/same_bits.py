@@ -101,7 +101,7 @@ def results(revision: str, folder: Path, epochs: int) -> dict[str, Any]:
         data = re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
         assert data is not None, "the page holds what it shows as JSON"
         numbers = {
-            key.replace("colour", "color"): value  # as earlier versions spelled it
+            key.replace("colour", "color"): value  # as it was spelled before 0.1.0
             for key, value in leaves(json.loads(data[1]))
             if isinstance(value, int | float) and not key.startswith(OF_THE_MACHINE)
         }

@@ -29,6 +29,7 @@ from embedlab.errors import ConfigError
 from embedlab.files import cache_folder
 from embedlab.gradcache.chunking import Chunk
 from embedlab.model.backbone import BackboneConfig, check_positions, load_tokenizer
+from embedlab.records.renamed import TOKENS
 
 _MANY_WORKERS = 64  # a larger number is probably a typing error, unless the machine has enough cores
 
@@ -96,7 +97,7 @@ class PairDataModule(LightningDataModule):
         self.tokens_per_chunk = tokens_per_chunk
         self.max_padding = max_padding
         self.num_workers = num_workers
-        self.cache = Path(cache) if cache else cache_folder() / "tokenized"
+        self.cache = Path(cache) if cache else cache_folder() / TOKENS
         self.seed = seed
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenized: list[TokenizedPairs] | None = None

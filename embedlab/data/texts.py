@@ -319,3 +319,6 @@ def _encoded(
                 else len(tokenizer(texts[row], verbose=False)["input_ids"]) > max_length
             )
     return ids, is_cut
+
+
+_tokenise = _tokenize  # its name before 0.1.0

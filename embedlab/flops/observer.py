@@ -109,7 +109,7 @@ class _Gradients:
     """FLOPs of the gradients of one product's operands, counted only if the product contributes to the output.
 
     Attributes:
-        output: Result of the product, held until its autograd node is known. None afterwards.
+        output: Result of the product, held until its autograd node is known. None afterward.
         node: Autograd node of the result. None inside a custom autograd function, where no node is recorded.
         weights: FLOPs of gradients in products of activations with weights, by role and pass.
         attention: FLOPs of gradients in products of activations with each other.

@@ -28,7 +28,7 @@ _COLDEST, _HOTTEST = 1e-6, 1e6  # beyond them float32 knows cosines over a tempe
 
 @dataclass
 class PairRows:
-    """Which of this rank's unique texts form its pairs.
+    """Rows of this rank's unique texts that form its pairs.
 
     Attributes:
         queries_P: row of each pair's query, int64.
@@ -71,8 +71,8 @@ class Block(NamedTuple):
     """Scores of this rank's anchors, one a pair, against candidates of all ranks.
 
     Attributes:
-        anchors: which text of a pair is contrasted.
-        candidates: with what; ``documents`` are the positives and the hard negatives.
+        anchors: Side of each pair whose scores the block holds.
+        candidates: Texts that the anchors are scored against. ``documents`` are the positives and the hard negatives.
     """
 
     anchors: Literal["queries", "positives"]
@@ -267,7 +267,7 @@ class ContrastiveLoss(nn.Module, ABC):
     def _false_negatives(
         self, block: Block, pool: _Pool, pairs: range, scores_RM: Tensor, scale: Tensor
     ) -> Tensor | None:
-        """Which candidates are left out, None for none; the pair itself (the diagonal) is not looked at."""
+        """Return a mask of the candidates to leave out, or None for no mask; the diagonal (the pair) is ignored."""
         excluded_RM: Tensor | None = None
         if self.mask_identical and pool.repeats_texts:
             texts_M = pool.text_hashes_X[pool.side(block.candidates)]

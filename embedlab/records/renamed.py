@@ -10,6 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+TOKENS: Final = "tokenised"
+"""Folder of tokenized texts in the cache: it keeps its name, so that texts are not tokenized again."""
+
 _MODULES: Final = {
     "embedlab.backbone": "embedlab.model.backbone",
     "embedlab.callbacks": "embedlab.training.callbacks",

@@ -12,7 +12,7 @@ import numpy as np
 
 _DIGITS = 6  # significant digits of a coordinate, more than a screen can show
 # Colors of medium lightness: visible on white and on black, and different for most color-blind readers.
-_COLOURS = ("#3572b0", "#d2692a", "#2c9c78", "#b0589f", "#a8871f", "#c4475a", "#5c64c9", "#6f8695")
+_COLORS = ("#3572b0", "#d2692a", "#2c9c78", "#b0589f", "#a8871f", "#c4475a", "#5c64c9", "#6f8695")
 
 
 Numbers = Sequence[float] | np.ndarray
@@ -114,7 +114,7 @@ def colors(count: int) -> list[str]:
     Args:
         count: Number of colors, one per method.
     """
-    found = list(_COLOURS[:count])
+    found = list(_COLORS[:count])
     for number in range(len(found), count):
         red, green, blue = colorsys.hls_to_rgb((number * 0.618) % 1, 0.45, 0.55)
         found.append(f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}")

@@ -1,4 +1,4 @@
-"""Where Lightning's loops stand after a training step, so that a run goes on from its step alone.
+"""The state of Lightning's loops after a training step, so that a run can go on from its step number alone.
 
 Lightning keeps some dozens of counters in a checkpoint. They depend on when it was written and on earlier resumes: a
 run that is stopped again after it went on from the end of an epoch would miscount. All of them follow from the number

@@ -30,7 +30,7 @@ class FlopAccount:
         executed: FLOPs that the hardware of all ranks did in training steps, as of ``FlopMeter.settle``.
         tokens: real tokens of all ranks.
         padded_tokens: tokens of all ranks with padding, likewise.
-        pairs: of all ranks.
+        pairs: Number of pairs seen, over all ranks.
         budget: algorithmic FLOPs after which training stops; None if something else stops it.
     """
 
@@ -82,11 +82,11 @@ class FlopMeter:
         """Observes what steps cost, in the mode, on the device and in the precision in which the encoder trains.
 
         Args:
-            encoder: with its backbone as the method has prepared it.
-            backbone_parameters: those of the backbone before it was prepared.
-            frozen_blocks: leading blocks that a replay skips.
+            encoder: Encoder whose backbone the method has prepared.
+            backbone_parameters: Parameters of the backbone before the method prepared it.
+            frozen_blocks: Leading blocks that the second forward pass of a chunk skips.
             max_length: tokens of the longest text.
-            recompute: which chunks may be recomputed.
+            recompute: Policy that says for which chunks the forward pass runs a second time.
 
         Raises:
             PluginError: if there is a budget and a layer computes in a way that cannot be seen.
@@ -124,7 +124,7 @@ class FlopMeter:
         """Adds a step to the account.
 
         Args:
-            batch: of the step.
+            batch: Batch of the step.
             executed: FLOPs of this rank in it, the loss included; ``settle`` has them summed over all ranks.
             trainer: knows the ranks.
         """

@@ -45,14 +45,14 @@ class EmbeddingModule(LightningModule):
     """A text-embedding model in training.
 
     Args:
-        backbone: which pre-trained decoder, and how it is loaded.
+        backbone: Pre-trained decoder to start from, and how to load it.
         method: what of the backbone is trained, and how.
         loss: the contrastive loss.
         pooling: how the hidden states of a text's tokens become one vector.
         optimizer: AdamW and its options.
         schedule: the learning rate over the run.
         recompute: keep the graph of every chunk (``never``), of none (``always``), or while memory lasts (``auto``).
-        seed: of dropout and of the method's fresh weights.
+        seed: Seed of dropout and of the weights that the method adds.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class EmbeddingModule(LightningModule):
         self.prepare_training()
 
     def prepare_training(self) -> None:
-        """Sets training mode, looks for the blocks that a replay can skip and observes what a step costs, once.
+        """Set training mode, find the frozen blocks that a second forward pass skips, and observe a step's cost, once.
 
         Lightning starts callbacks before their module: one that needs the cost of a step there calls this.
 
@@ -380,15 +380,15 @@ class EmbeddingModule(LightningModule):
             self.log_dict(self.evaluation, rank_zero_only=True)
 
     def on_test_epoch_start(self) -> None:
-        """As for validation."""
+        """Prepare an evaluation on the test split."""
         self.on_validation_epoch_start()
 
     def test_step(self, chunk: Chunk, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As for validation."""
+        """Encode the texts of a batch of the test split."""
         self.validation_step(chunk, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        """As for validation."""
+        """Log the metrics of the test split."""
         self.on_validation_epoch_end()
 
     def predict_step(self, chunk: Chunk, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ class OptimizerConfig:
 
     Args:
         learning_rate: peak; by default the method's own for this backbone.
-        weight_decay: on matrices; vectors (norms, biases) have none.
+        weight_decay: Weight decay of matrices. Vectors (norms, biases) have no weight decay.
         betas: decay rates of the moments.
         eps: added to the denominator.
         clip: the largest norm of the whole gradient; None does not clip.

@@ -53,7 +53,8 @@ def test_spelling_is_american() -> None:
     texts += [*ROOT.glob("benchmarks/*.md"), *ROOT.glob("configs/**/*.yaml"), *ROOT.glob("embedlab/report/assets/*")]
     for path in texts:
         if path.name != "CHANGELOG.md":  # tells what things were called
-            found = BRITISH.findall(path.read_text())
+            lines = [line for line in path.read_text().splitlines() if "before 0.1.0" not in line]
+            found = BRITISH.findall("\n".join(lines))
             assert not found, f"{path.relative_to(ROOT)}: {found}"
 
 

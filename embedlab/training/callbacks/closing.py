@@ -15,7 +15,7 @@ class ClosingLines(RunCallback):
     """Prints a line for each evaluation set, unless a table shows them, and the command that exports the model."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After the last checkpoint is written."""
+        """Print the lines, after the last checkpoint is written."""
         module = self.module(trainer)
         if not trainer.is_global_zero:
             return

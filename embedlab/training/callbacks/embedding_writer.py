@@ -97,7 +97,7 @@ class EmbeddingWriter(RunCallback, BasePredictionWriter):
 
     @staticmethod
     def path(trainer: Trainer) -> Path:
-        """Where the array stands."""
+        """Return the path of the array of embeddings."""
         return Path(trainer.default_root_dir) / "embeddings.npy"
 
 

@@ -16,7 +16,7 @@ class FewSteps(RunCallback):
     The run's budget and schedule are those of the whole one, so whatever would refuse that refuses this.
 
     Args:
-        steps: to take.
+        steps: Number of optimizer steps after which the run ends.
     """
 
     def __init__(self, steps: int = 3) -> None:

@@ -85,7 +85,7 @@ class FlopCounter(RunCallback):
 
 
 def _dtype(trainer: Trainer, pl_module: LightningModule) -> torch.dtype:
-    """Of the matrix products."""
+    """Return the type in which the matrix products are computed."""
     with trainer.precision_plugin.forward_context():
         weight = next(parameter for parameter in pl_module.parameters() if parameter.is_floating_point())
         one = torch.ones(1, 1, device=pl_module.device, dtype=weight.dtype)

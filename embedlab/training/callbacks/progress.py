@@ -16,7 +16,7 @@ class ProgressLines(RunCallback, ProgressBar):
     """Prints one line every so often: step, loss, learning rate, throughput, and the time left without evaluation.
 
     Args:
-        every_seconds: between lines.
+        every_seconds: Minimum number of seconds between two lines.
     """
 
     def __init__(self, *, every_seconds: float = 15.0) -> None:

@@ -55,7 +55,7 @@ class RunConfig(RunCallback, SaveConfigCallback):
             self._path = path
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        """From the first step on the folder is this run's."""
+        """Note that a step was taken: from the first step on, the folder belongs to this run."""
         self._took_a_step = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

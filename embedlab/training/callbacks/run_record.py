@@ -69,7 +69,7 @@ class RunRecorder(RunCallback):
         self._is_written = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Which run this is, how long it has trained and the memory it took."""
+        """Return the run's identity, its seconds of training and its peak memory."""
         self._measure_memory()
         return {name: getattr(self, name) for name in _IDENTITY}
 
@@ -323,7 +323,7 @@ def _held_out(module: EmbeddingModule) -> Sequence[HeldOutPairs]:
 
 
 def _options_of_method(module: EmbeddingModule) -> dict[str, Any]:
-    """As in the configuration, defaults too; none where the command line did not make the module."""
+    """Return the method's options as the configuration has them, with defaults; none if Python made the module."""
     options: dict[str, Any] = module.run_config.get("model", {}).get("method", {}).get("init_args", {})
     return options
 

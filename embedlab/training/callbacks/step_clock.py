@@ -37,7 +37,7 @@ class TimeLeft:
         self._clock.start()
 
     def resume(self) -> None:
-        """After what is no training: validation."""
+        """Go on after validation, whose time does not count."""
         self._clock.start()
 
     def step(self) -> None:
