@@ -5,6 +5,7 @@ Every text is printed without control characters and without markup, so that no 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -22,8 +23,8 @@ _LONGEST_LINE = 10_000
 
 
 def console() -> Console:
-    """Return a console as wide as the terminal, or wide enough for every table where there is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    """Return a console as wide as the terminal or as COLUMNS says; without both, wide enough for every table."""
+    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=_WIDTH)
 
 
 def say(text: object) -> None:

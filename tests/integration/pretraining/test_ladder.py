@@ -162,7 +162,7 @@ def test_a_damaged_rung_is_named_and_kept(text: Path, tmp_path: Path) -> None:
 def test_a_damaged_mark_of_a_ladder_is_named(text: Path, tmp_path: Path, mark: str) -> None:
     (tmp_path / "ladder").mkdir()
     (tmp_path / "ladder" / "ladder.json").write_text(mark, encoding="latin-1")
-    with pytest.raises(ConfigError, match=r"ladder\.json .*cannot be read"):
+    with pytest.raises(ConfigError, match=r"ladder\.json.*cannot be read"):
         train(text, tmp_path / "ladder")
 
 

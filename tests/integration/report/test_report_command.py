@@ -261,12 +261,12 @@ def test_the_page_shows_what_came_of_predictions(browser: Browser, tmp_path: Pat
     assert [row[7] for row in rows] == ["2.45", "2.65", "3", "–", "3"]
     assert [row[-1] for row in rows] == [
         "within the 80 % interval",
-        "within the interval of 95 %",
+        "within the 95 % interval",
         "outside of both intervals",
         "",
         f"outside of both intervals.{made[-1].caution}",
     ]
-    assert "It saw its pairs 4 times" in made[-1].caution
+    assert "The run saw its pairs 4 times" in made[-1].caution
     assert browser("return document.getElementById('confirmation').hidden") is False
 
 

@@ -167,7 +167,10 @@ def test_a_backbone_that_does_not_load_is_refused_before_anything_is_trained(
     ("methods", "says"),
     [
         ('["FullFineTuning", "LoRa"]', "LoRa cannot train any of the backbones. "),
-        ('["FullFineTuning", {"method": "LoRA", "options": {"rnk": [8]}}]', "LoRA with {'rnk': 8} trains none of the"),
+        (
+            '["FullFineTuning", {"method": "LoRA", "options": {"rnk": [8]}}]',
+            "LoRA with {'rnk': 8} cannot train any of the",
+        ),
     ],
 )
 def test_a_method_that_fits_no_backbone_is_refused(

@@ -221,7 +221,7 @@ def test_points_that_the_run_cannot_leave_are_refused(tmp_path: Path, capsys: py
     printed = refused([budget / 4], warmup=0.3)
     assert "warms up over 0.3 of its budget" in printed and "Lower model.schedule.warmup to 0.19 or less" in printed
     assert "the first step costs more. Leave it out" in refused([spent[1] / 2], warmup=0)
-    assert "add --ckpt_path auto" in refused([budget / 2], "--branch.origin", "none.ckpt")
+    assert "Add --ckpt_path auto" in refused([budget / 2], "--branch.origin", "none.ckpt")
 
 
 def test_a_point_that_is_passed_is_refused_unless_it_is_there(
