@@ -23,8 +23,11 @@ _LONGEST_LINE = 10_000
 
 
 def console() -> Console:
-    """Return a console as wide as the terminal or as COLUMNS says; without both, wide enough for every table."""
-    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=_WIDTH)
+    """Return a console as wide as the terminal, or without one wide enough for every table (COLUMNS may widen it)."""
+    if sys.stdout.isatty():
+        return Console()
+    columns = os.environ.get("COLUMNS", "")
+    return Console(width=max(_WIDTH, int(columns) if columns.isdecimal() else 0))
 
 
 def say(text: object) -> None:
