@@ -52,8 +52,8 @@ def refuse_rare_evaluation(trainer: Trainer) -> None:
     by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
     if isinstance(interval, int) and interval > steps and by_epoch:
         raise ConfigError(
-            f"trainer.val_check_interval is {interval} steps, but an epoch has only {steps}. Set it to {steps} or less, "
-            "or set trainer.check_val_every_n_epoch to null to count steps over all epochs."
+            f"trainer.val_check_interval is {interval} steps, but an epoch has {steps}. Set it to {steps} or less, or "
+            "set trainer.check_val_every_n_epoch to null to count steps over all epochs."
         )
 
 

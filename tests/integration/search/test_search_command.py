@@ -182,7 +182,7 @@ def test_a_configuration_without_held_out_pairs_says_that_there_are_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = refusal(capsys, write_search(tmp_path, fit={"data": {"validation_fraction": 0.0}}))
-    assert "It left no record: there are no held-out pairs to have a loss on. Set data.validation_fraction" in error
+    assert "It left no record: there are no held-out pairs to compute a loss on. Set data.validation_fraction" in error
 
 
 @pytest.mark.parametrize(
