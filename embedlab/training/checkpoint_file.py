@@ -107,7 +107,7 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             for part in archive.infolist():
-                if part.external_attr:  # torch never sets them, and skips a part that looks like a folder
+                if part.external_attr:  # torch never sets attributes, and skips a part that looks like a folder
                     return f"its part {part.filename} is not marked as a file"
                 with archive.open(part) as stream:
                     while stream.read(_READ_AT_ONCE):

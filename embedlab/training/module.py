@@ -79,13 +79,13 @@ class EmbeddingModule(LightningModule):
         self.recompute: Recompute = recompute
         self.seed = seed
         self.encoder: Encoder | None = None
-        self.backbone_fingerprint: str | None = None  # of the weights before training; None if not known
+        self.backbone_fingerprint: str | None = None  # of the untrained weights; None if not known
         self.is_trained = False  # whether a step was taken or a checkpoint loaded
         self.learning_rate = 0.0
         self.flop_meter = FlopMeter()
         self.run_config: dict[str, Any] = {}  # how to build this module again; the command line fills it in
         self.evaluation: dict[str, float] = {}  # the newest results of validation or test
-        self.evaluated_step: int | None = None  # optimizer steps taken when they were measured
+        self.evaluated_step: int | None = None  # number of optimizer steps taken when they were measured
         self.accepted_changes: list[str] = []  # differences from the first run of the family
         self.is_another_run = False  # whether accepted changes make this run differ from the checkpoint's run
         self.record_is_owed: Callable[[], bool] | None = None  # whether the run's record is missing; set by a callback
@@ -144,7 +144,7 @@ class EmbeddingModule(LightningModule):
             groups.append({"params": loss_parameters, "weight_decay": 0.0})
         kind: type[Optimizer] = torch.optim.AdamW
         if options.states == "8bit":
-            from bitsandbytes.optim.adamw import AdamW8bit  # a slow import that few need
+            from bitsandbytes.optim.adamw import AdamW8bit  # a slow import that few runs need
 
             kind = AdamW8bit
         optimizer = kind(
@@ -454,9 +454,9 @@ class EmbeddingModule(LightningModule):
                 )
             if not value.is_floating_point() or not is_finite(value):
                 raise DataError(
-                    f"The checkpoint's tensor {name} ({value.dtype}) does not hold finite floating-point numbers alone."
+                    f"The checkpoint's {name} ({value.dtype}) holds values that are not finite floating-point numbers."
                 )
-        other = checkpoint.get("backbone_fingerprint")  # older checkpoints have none
+        other = checkpoint.get("backbone_fingerprint")  # older checkpoints have no fingerprint
         if None not in (other, self.backbone_fingerprint) and other != self.backbone_fingerprint:
             raise ConfigError(
                 f"The checkpoint was trained on another backbone than '{self.backbone_config.path}': the weights, the "
@@ -467,11 +467,15 @@ class EmbeddingModule(LightningModule):
         if flops is not None and not (
             isinstance(flops, Mapping) and all(type(n) is int and n >= 0 for n in flops.values())
         ):
-            raise DataError(f"The checkpoint's counts of FLOPs are {flops!r:.100}. Expected names and whole numbers.")
+            raise DataError(
+                f"The checkpoint's counts of FLOPs are {flops!r:.100}. Expected a mapping from names to whole numbers."
+            )
         self.flop_meter.load_state_dict(flops)
         evaluation = checkpoint.get("evaluation") or {}
         if not (isinstance(evaluation, Mapping) and all(isinstance(one, int | float) for one in evaluation.values())):
-            raise DataError(f"The checkpoint's evaluation is {evaluation!r:.100}. Expected names and numbers.")
+            raise DataError(
+                f"The checkpoint's evaluation is {evaluation!r:.100}. Expected a mapping from names to numbers."
+            )
         self.evaluation = dict(evaluation)
         step = checkpoint.get("evaluated_step")
         if step is not None and type(step) is not int:

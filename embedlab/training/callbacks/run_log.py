@@ -74,7 +74,7 @@ class RunLog(RunCallback):
         Raises:
             DataError: If the checkpoint holds anything other than a step, names and numbers.
         """
-        logged = checkpoint.get(_LOGGED)  # older checkpoints have none
+        logged = checkpoint.get(_LOGGED)  # older checkpoints lack the values
         if logged is not None and not _is_sound(logged):
             raise DataError(f"The checkpoint's logged values are {logged!r:.100}. Expected a step, names and numbers.")
         self._resumed = logged

@@ -73,7 +73,7 @@ def test_what_utilization_is_measured_against_is_said(tmp_path: Path, capsys: py
     fit(config, "--output", str(tmp_path / "stated"), *options, "--trainer.max_steps", "1")
     printed = capsys.readouterr().out
     assert "MFU is relative to 1e+12 FLOP/s per device (stated by you)" in printed
-    assert printed.count("MFU is against") == 1
+    assert printed.count("MFU is relative to") == 1
 
 
 def test_a_peak_that_cannot_be_is_refused() -> None:
