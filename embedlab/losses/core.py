@@ -82,7 +82,10 @@ class Block(NamedTuple):
 
     @property
     def holds_positive(self) -> bool:
-        """Whether the block contains each pair's own score. A block within one side has the anchor itself there."""
+        """Whether the block contains each pair's own score.
+
+        In a block within one side, the anchor's score with itself is in this place, and is left out.
+        """
         return (self.anchors == "queries") != (self.candidates == "queries")
 
 
@@ -288,7 +291,7 @@ class ContrastiveLoss(nn.Module, ABC):
     ) -> Tensor | None:
         """Return a mask (R, M) of the candidates to leave out, or None to leave out none.
 
-        The mask is also set for the pair itself (the diagonal), which the caller corrects.
+        The mask may also leave out the pair itself (the diagonal), which the caller corrects.
         """
         excluded_RM: Tensor | None = None
         if self.mask_identical and pool.repeats_texts:

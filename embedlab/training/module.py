@@ -1,4 +1,4 @@
-"""Connects backbone, method, pooling, loss and schedule to a training step, which leaves the logic to these parts.
+"""Connects backbone, method, pooling, loss and schedule to a training step. The logic is in these parts.
 
 Texts enter as a ``PairBatch`` of ``embedlab.data``. Embeddings leave from an ``Encoder``.
 """

@@ -1,4 +1,4 @@
-"""Saves checkpoints before decays of the learning rate, so that runs of many budgets share the steps at its peak."""
+"""Saves checkpoints where a decay of the learning rate would begin, so that runs of many budgets share their steps."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ BEFORE, CONTROL, AFTER, BM25 = "backbone before training", "same training from r
 
 
 class ComparisonTable(RunCallback):
-    """Print retrieval metrics before training, after training and of BM25, and write them to ``results.json``.
+    """Print retrieval metrics of BM25 and of the model before and after training, and write them to ``results.json``.
 
     The file is in the run's folder.
 
@@ -52,12 +52,12 @@ class ComparisonTable(RunCallback):
         before = state_dict.get("before")
         if not isinstance(before, dict) or not all(isinstance(value, int | float) for value in before.values()):
             raise DataError(
-                f"The checkpoint's results before training are {before!r:.100}. Expected names and numbers."
+                f"The checkpoint's results before training are {before!r:.100}. Expected a mapping from names to numbers."
             )
         self.before = before
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a comparison that cannot be made, before the training instead of after it.
+        """Check, before training starts, that the comparison can be made at the end of the run.
 
         Raises:
             ConfigError: If a run of several processes is to train a control.

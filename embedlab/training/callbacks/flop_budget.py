@@ -128,7 +128,7 @@ class FlopBudget(RunCallback):
             print(
                 f"The budget of {self.flops:g} FLOPs buys about {steps * data.batch_size:,.0f} pairs: {steps:,.0f} "
                 f"steps of {data.batch_size}, {epochs:.3g} epochs of {pairs:,} pairs."
-                + (f" {account.algorithmic:.4g} FLOPs of it are spent already." if account.algorithmic else "")
+                + (f" {account.algorithmic:.4g} FLOPs are spent already." if account.algorithmic else "")
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -76,7 +76,7 @@ class RunLog(RunCallback):
         """
         logged = checkpoint.get(_LOGGED)  # older checkpoints lack the values
         if logged is not None and not _is_sound(logged):
-            raise DataError(f"The checkpoint's logged values are {logged!r:.100}. Expected a step, names and numbers.")
+            raise DataError(f"The checkpoint's logged values are {logged!r:.100}. Expected a step and its values.")
         self._resumed = logged
         if logged is not None:
             self._step, self._values = logged["step"] + 1, dict(logged["values"])

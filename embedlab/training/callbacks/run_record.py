@@ -176,14 +176,17 @@ class RunRecorder(RunCallback):
             self._finish(trainer, module)
 
     def _finish(self, trainer: Trainer, module: EmbeddingModule) -> None:
-        """Record the run, and first repeat a last validation in which it was killed, because Lightning does not."""
+        """Record the run.
+
+        If the run was killed in its last validation, the validation is repeated first, because Lightning skips it.
+        """
         is_evaluated = module.evaluated_step == trainer.global_step
         if self._lacks_its_record and self._steps_taken == 0 and not is_evaluated:
             evaluate_last_step(trainer)
         self._write(trainer, module, "finished" if module.is_done() else "stopped")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Record a run that diverged or failed. A run that is interrupted (Ctrl-C, SIGTERM) can resume: no record."""
+        """Record a run that diverged or failed. An interrupted run (Ctrl-C, SIGTERM) can resume and gets no record."""
         module = self.module(trainer)
         if not isinstance(exception, Exception):
             return

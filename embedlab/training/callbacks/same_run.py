@@ -1,4 +1,4 @@
-"""Compares a run with the checkpoint from which it resumes, in this one place for all options."""
+"""Compares a run with the checkpoint from which it resumes, so that all checks of a resumed run are in one place."""
 
 from __future__ import annotations
 
