@@ -52,7 +52,8 @@ class ComparisonTable(RunCallback):
         before = state_dict.get("before")
         if not isinstance(before, dict) or not all(isinstance(value, int | float) for value in before.values()):
             raise DataError(
-                f"The checkpoint's results before training are {before!r:.100}. Expected a mapping from names to numbers."
+                f"The checkpoint's results before training are {before!r:.100}. Expected a mapping from names to "
+                "numbers."
             )
         self.before = before
 
