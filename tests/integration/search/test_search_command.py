@@ -223,7 +223,7 @@ def test_a_budget_that_lasts_longer_than_the_data_is_refused_before_the_start(
 ) -> None:
     config = write_search(tmp_path, fit={"trainer": {"max_epochs": 1}}, budgets=[1e8, 1e9])
     error = refusal(capsys, config)
-    assert re.search(r"1e\+09 FLOPs lasts for [\d.]+ epochs of 4\d pairs, and trainer\.max_epochs is 1", error)
+    assert re.search(r"1e\+09 FLOPs lasts for [\d.]+ epochs of 4\d pairs, but trainer\.max_epochs is 1", error)
     assert not (tmp_path / "search" / "trials").exists()
 
 
