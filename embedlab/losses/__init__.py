@@ -1,4 +1,4 @@
-"""Contrastive losses: a core that all share, and a file for each loss.
+"""Contrastive losses: a core that all losses share, and one file per loss.
 
 A new loss is a subclass of ``ContrastiveLoss`` in a file of its own.
 """

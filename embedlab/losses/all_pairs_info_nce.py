@@ -9,8 +9,8 @@ class AllPairsInfoNCE(ContrastiveLoss):
     """Put the scores of a query and of its positive with all other texts into one softmax.
 
     Source: GTE, Li et al. 2023, arXiv:2308.03281. As in GTE, the pair's own score is in the softmax twice, once from
-    each side, so the loss stays above log 2. Hard negatives take part from queries to documents only: a hard negative
-    was chosen for being near a query, which does not say how far it should be from the query's positive.
+    each side, so the loss stays above log 2. Hard negatives are candidates for queries only: a hard negative was chosen
+    because it is near a query, which does not say how far it should be from the query's positive.
     """
 
     terms = (

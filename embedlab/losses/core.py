@@ -1,9 +1,9 @@
-"""Contrastive losses with their gradient in closed form, so that no graph over similarities bounds the batch.
+"""Computes contrastive losses with closed-form gradients, so that no autograd graph over scores limits the batch size.
 
-A loss declares which blocks of scores share a softmax (see ``SymmetricInfoNCE``). How scores are computed, masked,
-normalized and differentiated, in chunks of rows and over ranks, stands here once for all losses.
+A loss declares which blocks of scores share a softmax (see ``SymmetricInfoNCE``). This module computes, masks,
+normalizes and differentiates the scores of every loss, in chunks of rows and over ranks.
 
-Axes in names: U unique texts of a rank's batch, P pairs of a rank, N hard negatives of a rank, X the pool
+Axes in names: U unique texts of a rank's batch, P pairs of a rank, N hard negatives of a rank, X texts of the pool
 (queries, positives and hard negatives of all ranks), R anchors of a chunk, M candidates, D dimensions.
 """
 
@@ -21,20 +21,21 @@ from torch import Tensor, nn
 from embedlab.errors import ConfigError, DataError, PluginError
 
 MAX_INVERSE_TEMPERATURE = 100.0
-"""A learnable inverse temperature goes no higher, as in CLIP (Radford et al. 2021, arXiv:2103.00020)."""
+"""Maximum of a learnable inverse temperature, as in CLIP (Radford et al. 2021, arXiv:2103.00020)."""
 
-_COLDEST, _HOTTEST = 1e-6, 1e6  # beyond them float32 knows cosines over a temperature no more from infinity or 0
+_COLDEST, _HOTTEST = 1e-6, 1e6  # outside, float32 cannot tell cosines divided by the temperature from infinity or 0
 
 
 @dataclass
 class PairRows:
-    """Rows of this rank's unique texts that form its pairs.
+    """The pairs of this rank, as rows among the rank's unique texts.
 
     Attributes:
-        queries_P: row of each pair's query, int64.
-        positives_P: row of each pair's positive, int64.
-        negatives_N: rows of the hard negatives of all pairs, int64; their number may differ between ranks.
-        text_hashes_U: equal exactly where two texts are identical, also across ranks, int64.
+        queries_P: Row of each pair's query, int64.
+        positives_P: Row of each pair's positive, int64.
+        negatives_N: Rows of the hard negatives of all pairs, int64. Their number may differ between ranks.
+        text_hashes_U: Hash of each unique text, int64. Two texts are identical, also across ranks, exactly if their
+            hashes are equal.
     """
 
     queries_P: Tensor
@@ -43,21 +44,22 @@ class PairRows:
     text_hashes_U: Tensor
 
     def stacked(self) -> Tensor:
-        """Rows of the queries, then of the positives, then of the hard negatives."""
+        """Return the rows of the queries, then of the positives, then of the hard negatives."""
         return torch.cat([self.queries_P, self.positives_P, self.negatives_N])
 
 
 @dataclass(frozen=True)
 class LossGradient:
-    """A loss over the batches of all ranks and its gradient; nothing in it needs another reduction.
+    """A loss over the batches of all ranks and its gradient, both already reduced over the ranks.
 
     Attributes:
-        loss: mean over the pairs of all ranks, zero-dim, the same on every rank.
-        embeddings_UD: gradient with respect to this rank's embeddings, what other ranks' anchors contribute
-            included; float32, or float64 for float64 embeddings.
-        log_scale: derivative with respect to the log inverse temperature, zero-dim, the same on every rank.
-        num_candidates: negatives an anchor was contrasted with once masked, mean over anchors and terms.
-        flops: what this rank computed for it: three products of anchors, candidates and dimensions.
+        loss: Mean loss over the pairs of all ranks and over terms. A zero-dimensional tensor, equal on every rank.
+        embeddings_UD: Gradient with respect to this rank's embeddings, including what the anchors of other ranks
+            contribute. The data type is float32, or float64 for float64 embeddings.
+        log_scale: Derivative with respect to the log inverse temperature. A zero-dimensional tensor, equal on every
+            rank.
+        num_candidates: Number of negatives in a softmax after masking, as a mean over pairs and terms.
+        flops: FLOPs that this rank executed for the loss and its gradient: three matrix products per block of scores.
     """
 
     loss: Tensor
@@ -68,11 +70,11 @@ class LossGradient:
 
 
 class Block(NamedTuple):
-    """Scores of this rank's anchors, one a pair, against candidates of all ranks.
+    """A block of scores between this rank's anchors (one per pair) and candidates of all ranks.
 
     Attributes:
-        anchors: Side of each pair whose scores the block holds.
-        candidates: Texts that the anchors are scored against. ``documents`` are the positives and the hard negatives.
+        anchors: Side of a pair whose text is the anchor.
+        candidates: Texts that an anchor is contrasted with. ``documents`` are the positives and the hard negatives.
     """
 
     anchors: Literal["queries", "positives"]
@@ -80,30 +82,36 @@ class Block(NamedTuple):
 
     @property
     def holds_positive(self) -> bool:
-        """Whether the pair's own score is in the block; in a block of one side the anchor itself is there."""
+        """Whether the block contains each pair's own score.
+
+        In a block within one side, the anchor's score with itself is in this place, and is left out.
+        """
         return (self.anchors == "queries") != (self.candidates == "queries")
 
 
 Term = tuple[Block, ...]
-"""Blocks whose scores, for each pair, share one softmax."""
+"""Blocks whose scores share one softmax per pair."""
 
 
 class ContrastiveLoss(nn.Module, ABC):
     """Cross-entropy of each pair's own score in a softmax over candidates, averaged over terms and pairs.
 
-    A score is the cosine of two texts over the temperature. A new loss is a subclass that states ``terms``.
+    A score is the cosine of two texts divided by the temperature. A new loss is a subclass that states ``terms``.
 
-    Computed in float32 (float64 for float64 embeddings) whatever autocast says; on a GPU the matrix products
-    follow ``torch.set_float32_matmul_precision``.
+    The loss is computed in float32 (float64 for float64 embeddings), whatever autocast says. On a GPU, the matrix
+    products follow ``torch.set_float32_matmul_precision``.
 
     Args:
-        temperature: divides the cosines; 0.025 as in Ziarko et al. 2024, arXiv:2406.04165.
-        learnable_temperature: train its logarithm, from ``temperature`` on; it goes no lower than 0.01.
-        mask_identical: leave out candidates known to be no negatives: identical to the anchor or to its
-            partner in the pair, or partner of a text that is identical to the anchor.
-        false_negative_margin: leave out candidates whose cosine exceeds that of the pair by more than this;
-            0.1 in Zhang et al. 2025, arXiv:2506.05176. May be negative. None leaves out none.
-        rows_per_chunk: anchors whose scores are in memory at a time.
+        temperature: Temperature that divides the cosines. The default is 0.025, as in Ziarko et al. 2024,
+            arXiv:2406.04165.
+        learnable_temperature: Whether to train the logarithm of the inverse temperature, starting from
+            ``temperature``. A learned temperature is never below 0.01.
+        mask_identical: Whether to leave out candidates that are known not to be negatives: texts identical to the
+            anchor or to its partner in the pair, and partners of texts that are identical to the anchor.
+        false_negative_margin: Difference of cosines beyond which a candidate is left out as a probable false negative:
+            its cosine with the anchor exceeds the cosine of the pair by more than this margin. Zhang et al. 2025,
+            arXiv:2506.05176, use 0.1. The margin may be negative. None masks nothing by score.
+        rows_per_chunk: Number of anchors whose scores are in memory at the same time.
     """
 
     log_scale: Tensor
@@ -121,25 +129,27 @@ class ContrastiveLoss(nn.Module, ABC):
         if not _COLDEST <= temperature <= _HOTTEST:
             raise ConfigError(
                 f"temperature must be a number above 0, from {_COLDEST:g} to {_HOTTEST:g}, got {temperature}. "
-                "Usual values lie between 0.01 and 0.1; leave it out for 0.025."
+                "Usual values lie between 0.01 and 0.1; leave the option out for the default of 0.025."
             )
         if learnable_temperature and 1 / temperature > MAX_INVERSE_TEMPERATURE:
             raise ConfigError(
-                f"A learnable temperature goes no lower than {1 / MAX_INVERSE_TEMPERATURE}, got temperature="
-                f"{temperature} to start from. Raise it, or set learnable_temperature to false."
+                f"A learnable temperature must start at {1 / MAX_INVERSE_TEMPERATURE} or above, got temperature="
+                f"{temperature}. Raise temperature, or set learnable_temperature to false."
             )
         if false_negative_margin is not None and not math.isfinite(false_negative_margin):
             raise ConfigError(
-                "false_negative_margin must be a difference of cosines, 0.1 for instance, got "
-                f"{false_negative_margin}. Leave it out to mask nothing by score."
+                "false_negative_margin must be a finite difference of cosines, for example 0.1, got "
+                f"{false_negative_margin}. Leave the option out to mask nothing by score."
             )
         if rows_per_chunk < 1:
-            raise ConfigError(f"rows_per_chunk must be at least 1, got {rows_per_chunk}.")
+            raise ConfigError(
+                f"rows_per_chunk must be at least 1, got {rows_per_chunk}. Leave it out for the default of 1024."
+            )
         for term in self.terms:
             if not any(block.holds_positive for block in term):
                 raise PluginError(
-                    f"{type(self).__name__} has the term {term}, whose softmax does not hold the pair's own "
-                    "score. Each term needs a block across sides, Block('queries', 'documents') for instance."
+                    f"{type(self).__name__} has the term {term}, whose softmax does not contain the pair's own "
+                    "score. Add a block across both sides to the term, for example Block('queries', 'documents')."
                 )
         self.mask_identical = mask_identical
         self.false_negative_margin = false_negative_margin
@@ -147,11 +157,11 @@ class ContrastiveLoss(nn.Module, ABC):
         log_scale = -math.log(temperature)
         if learnable_temperature:
             self.log_scale = nn.Parameter(torch.tensor(log_scale))
-        else:  # no buffer, since casting the module to bfloat16 would round it
+        else:  # not a buffer, because casting the module to bfloat16 would round a buffer
             self.log_scale = torch.tensor(log_scale, dtype=torch.float64)
 
     def extra_repr(self) -> str:
-        """The options, the temperature as it is now."""
+        """Return the options as text, with the current temperature."""
         learnable = isinstance(self.log_scale, nn.Parameter)
         return (
             f"temperature={math.exp(-float(self.log_scale)):.6g}, learnable_temperature={learnable}, "
@@ -161,22 +171,22 @@ class ContrastiveLoss(nn.Module, ABC):
     @property
     @abstractmethod
     def terms(self) -> tuple[Term, ...]:
-        """The softmaxes; a subclass states them as a class attribute."""
+        """The terms of the loss, each with one softmax. A subclass states the terms as a class attribute."""
 
     @torch.no_grad()
     def gradient(
         self, embeddings_UD: Tensor, rows: PairRows, *, group: dist.ProcessGroup | None = None
     ) -> LossGradient:
-        """The loss over the batches of all ranks, and its gradient.
+        """Return the loss over the batches of all ranks, and its gradient.
 
         Args:
-            embeddings_UD: unit-norm embeddings of this rank's unique texts. The gradient is with respect to
-                them as they are, not to what was scaled to unit norm.
-            rows: this rank's pairs, as many as on every other rank.
-            group: the ranks that share the batch; None for this process alone.
+            embeddings_UD: Unit-norm embeddings of this rank's unique texts. The gradient is with respect to these
+                embeddings, not with respect to the vectors before their normalization.
+            rows: Pairs of this rank. Every rank must have an equal number of pairs.
+            group: Process group of the ranks that share the batch. None means that this process has the whole batch.
 
         Raises:
-            DataError: if there is one pair over all ranks and no hard negative.
+            DataError: If there is only one pair over all ranks and no hard negative.
         """
         with torch.autocast(embeddings_UD.device.type, enabled=False):
             return self._gradient(embeddings_UD, rows, group)
@@ -186,7 +196,7 @@ class ContrastiveLoss(nn.Module, ABC):
         pool = _gather(embeddings_UD, rows, group)
         if len(pool.embeddings_XD) == 2:
             raise DataError(
-                "A batch of one pair without hard negatives has nothing to contrast with; got 1 pair over "
+                "A batch of one pair without hard negatives has nothing to contrast with, got 1 pair over "
                 "all ranks. Use a batch of at least 2 pairs, or give the pair hard negatives."
             )
         if self.log_scale.requires_grad:
@@ -213,23 +223,35 @@ class ContrastiveLoss(nn.Module, ABC):
         )
 
     def _num_scores(self, pool: _Pool) -> int:
-        """Scores of one pair over all terms."""
+        """Return the number of scores of one pair over all terms."""
         sides = [pool.side(block.candidates) for term in self.terms for block in term]
         return sum(side.stop - side.start for side in sides)
 
     def _accumulate(self, term: Term, pool: _Pool, pairs: range, scale: Tensor, gradient_XD: Tensor) -> Tensor:
-        """Adds one chunk's share of the gradient; returns its loss, derivative and number of negatives.
+        """Add one chunk's share of the gradient, and return the chunk's loss, derivative and number of negatives.
 
-        With p the softmax of a pair's scores s = scale <a, c>, and y one at the pair's own score and zero
-        elsewhere, the loss changes with s by W = p - y. Its gradient is thus scale W C in the anchors A and
-        scale W^T A in the candidates C; in log scale it is sum(W s) = scale <A, W C>, which needs no scores.
-        The factor ``scale`` and the division by the number of pairs and terms are left to the caller.
+        Let p be the softmax of a pair's scores s = scale <a, c>, and let y be one at the pair's own score and zero
+        elsewhere. The derivative of the loss with respect to s is W = p - y. The gradient is therefore scale W C with
+        respect to the anchors A, and scale W^T A with respect to the candidates C. The derivative with respect to
+        log scale is sum(W s) = scale <A, W C>, which needs no scores.
+
+        Args:
+            term: Blocks that share one softmax.
+            pool: Texts of all ranks.
+            pairs: Numbers of the chunk's pairs among this rank's pairs.
+            scale: Inverse temperature, a zero-dimensional tensor.
+            gradient_XD: Sum of the gradients of the chunks so far, to which this chunk's gradient is added in place.
+                The caller multiplies by ``scale`` and divides by the number of pairs and terms.
+
+        Returns:
+            Sums over the chunk, shape (3,): the loss, the derivative with respect to log scale divided by ``scale``,
+            and the number of negatives.
         """
         anchors = [pool.embeddings_XD[pool.local(block.anchors, pairs)] for block in term]
         candidates = [pool.embeddings_XD[pool.side(block.candidates)] for block in term]
         widths = [len(candidates_MD) for candidates_MD in candidates]
         row_R = torch.arange(len(pairs), device=scale.device)
-        diagonal_R = row_R + (pool.first_pair + pairs.start)  # the column of the pair itself in each block
+        diagonal_R = row_R + (pool.first_pair + pairs.start)  # column of the pair itself in each block
 
         scores_RM = gradient_XD.new_empty(len(pairs), sum(widths))
         num_negatives = gradient_XD.new_zeros(())
@@ -261,20 +283,23 @@ class ContrastiveLoss(nn.Module, ABC):
             derivative += (gradient_RD * anchors_RD).sum()
             gradient_XD[pool.local(block.anchors, pairs)] += gradient_RD
             gradient_MD = gradient_XD[pool.side(block.candidates)]
-            torch.addmm(gradient_MD, weights.T, anchors_RD, out=gradient_MD)  # as addmm_, which no FLOP counter knows
+            torch.addmm(gradient_MD, weights.T, anchors_RD, out=gradient_MD)  # FLOP counters do not know addmm_
         return torch.stack([loss, derivative, num_negatives])
 
     def _false_negatives(
         self, block: Block, pool: _Pool, pairs: range, scores_RM: Tensor, scale: Tensor
     ) -> Tensor | None:
-        """Return a mask of the candidates to leave out, or None for no mask; the diagonal (the pair) is ignored."""
+        """Return a mask (R, M) of the candidates to leave out, or None to leave out none.
+
+        The mask may also leave out the pair itself (the diagonal), which the caller corrects.
+        """
         excluded_RM: Tensor | None = None
         if self.mask_identical and pool.repeats_texts:
             texts_M = pool.text_hashes_X[pool.side(block.candidates)]
             anchor_R1 = pool.text_hashes_X[pool.local(block.anchors, pairs), None]
             partner_R1 = pool.text_hashes_X[pool.local(_partner(block.anchors), pairs), None]
             excluded_RM = (texts_M == anchor_R1).logical_or_(texts_M == partner_R1)
-            # The columns of the pairs come first; the hard negatives after them are nobody's partner.
+            # The columns of the pairs come first. The hard negatives after them have no partner.
             partners_M = pool.text_hashes_X[pool.side(_partner(block.candidates))]
             excluded_RM[:, : pool.num_pairs].logical_or_(partners_M == anchor_R1)
         if self.false_negative_margin is not None:
@@ -288,23 +313,23 @@ class ContrastiveLoss(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class _Pool:
-    """Texts of all ranks: queries, then positives, then hard negatives, each in the order of the ranks."""
+    """The texts of all ranks: queries, then positives, then hard negatives, each in the order of the ranks."""
 
     embeddings_XD: Tensor
     text_hashes_X: Tensor
     repeats_texts: bool
-    num_pairs: int  # of all ranks
-    num_local: int  # of this rank
-    first_pair: int  # this rank's first among those of all ranks
+    num_pairs: int  # number of pairs of all ranks
+    num_local: int  # number of pairs of this rank
+    first_pair: int  # number of this rank's first pair among the pairs of all ranks
     own: Tensor  # rows of this rank's texts
 
     def side(self, name: str) -> slice:
-        """Rows of one side of the pairs of all ranks."""
+        """Return the rows of one side of the pairs of all ranks. The side ``documents`` includes hard negatives."""
         start = 0 if name == "queries" else self.num_pairs
         return slice(start, len(self.embeddings_XD) if name == "documents" else start + self.num_pairs)
 
     def local(self, name: str, pairs: range) -> slice:
-        """Rows of one side of some of this rank's pairs."""
+        """Return the rows of one side for a range of this rank's pairs."""
         start = self.side(name).start + self.first_pair
         return slice(start + pairs.start, start + pairs.stop)
 
@@ -344,7 +369,7 @@ def _gather(embeddings_UD: Tensor, rows: PairRows, group: dist.ProcessGroup | No
 
 
 def _all_gather(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The tensors of all ranks, which have one shape, along a new first axis."""
+    """Return the tensors of all ranks, stacked along a new first axis. They must have equal shapes."""
     if group is None:
         return local[None]
     gathered = local.new_empty(dist.get_world_size(group), *local.shape)
@@ -353,5 +378,5 @@ def _all_gather(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def _partner(side: str) -> str:
-    """The side on which a text's partner in the pair stands."""
+    """Return the side of the pair that is opposite to ``side``."""
     return "positives" if side == "queries" else "queries"

@@ -6,11 +6,11 @@ from embedlab.losses.core import Block, ContrastiveLoss
 
 
 class SymmetricInfoNCE(ContrastiveLoss):
-    """Average InfoNCE and its mirror image, which finds the query of each positive among all queries.
+    """Average two losses: find the positive of each query (InfoNCE), and the query of each positive among all queries.
 
     Source: Radford et al. 2021, arXiv:2103.00020, and Ziarko et al. 2024, arXiv:2406.04165. Neither paper has hard
-    negatives. Here hard negatives take part from queries to documents only: a hard negative is a document, so it is no
-    candidate for a positive, and there is no query that it should find.
+    negatives. Here, hard negatives are candidates for queries only: a hard negative is a document, so a positive is not
+    contrasted with it, and no query belongs to it.
     """
 
     terms = ((Block("queries", "documents"),), (Block("positives", "queries"),))

@@ -1,1 +1,1 @@
-"""The training step, what runs around it, and what it leaves: checkpoints, records and exported models."""
+"""The training step, the callbacks around it, and its results: checkpoints, records and exported models."""

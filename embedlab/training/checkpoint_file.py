@@ -1,4 +1,4 @@
-"""A checkpoint as a file: written whole, checked byte for byte before it is gone on with, and read as data alone."""
+"""Checkpoint files: written whole or not at all, checked byte for byte before a run resumes, and read as data alone."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ _EXPECTED: Mapping[str, type | tuple[type, ...]] = {
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint straight to a file beside its target, and read it without running code.
+    """Write a checkpoint directly to a file beside its target, and read a checkpoint without running code.
 
-    Lightning's own goes through the system's temporary folder and holds the bytes twice in memory.
+    Lightning's own class goes through the system's temporary folder and holds the bytes twice in memory.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write the checkpoint, whole and on the disk, or not at all.
+        """Write the whole checkpoint to the disk, or nothing.
 
         Raises:
-            OSError: If it cannot be written.
+            OSError: If the file cannot be written.
         """
         failure: OSError | None = None
         try:
             with whole_file(Path(path)) as file:
                 try:
                     torch.save(checkpoint, file)
-                except RuntimeError as error:  # what torch makes of a write that fails
+                except RuntimeError as error:  # torch raises it when a write fails
                     failure = _write_error(error)
                     raise failure from error
         except OSError as error:
@@ -58,7 +58,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         map_location: Any = lambda storage, _: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read a checkpoint as plain tensors and values, whatever Lightning asks for."""
+        """Read a checkpoint as plain tensors and values, whatever ``weights_only`` says."""
         saved: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
         return saved
 
@@ -73,10 +73,10 @@ def _write_error(error: BaseException) -> OSError:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint of ``embedlab fit`` holds, as plain tensors and values, mapped from the file.
+    """Return the contents of a checkpoint of ``embedlab fit`` as plain values and memory-mapped tensors.
 
     Raises:
-        DataError: If there is no such file, or it is no checkpoint of ``embedlab fit``.
+        DataError: If the file does not exist, or is not a checkpoint of ``embedlab fit``.
     """
     if not path.is_file():
         raise DataError(f"There is no checkpoint {path}. Expected a file such as runs/fit/checkpoints/last.ckpt.")
@@ -95,34 +95,35 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 f"{'missing' if name not in saved else 'a ' + type(saved[name]).__name__}."
             )
     if not isinstance(saved["run_config"].get("model"), Mapping):
-        raise DataError(f"{path} was not written by `embedlab fit`: it does not say how to build its model.")
+        raise DataError(f"{path} was not written by `embedlab fit`: its run_config does not describe a model.")
     return saved
 
 
 def damage(path: Path) -> str | None:
-    """Say what is wrong with the bytes of a checkpoint's file; None if it holds the values that were written.
+    """Return what is wrong with the bytes of a checkpoint file, or None if the file is intact.
 
-    The file has a checksum of each of its parts, which is compared.
+    The file contains a checksum of each of its parts, against which the part's bytes are checked.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             for part in archive.infolist():
-                if part.external_attr:  # torch writes none, and reads nothing of a part that seems to be a folder
-                    return f"its part {part.filename} is marked as something else than a file"
+                if part.external_attr:  # torch never sets attributes, and skips a part that looks like a folder
+                    return f"its part {part.filename} is not marked as a file"
                 with archive.open(part) as stream:
                     while stream.read(_READ_AT_ONCE):
                         pass
         torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    except Exception as error:  # the two readers report what they cannot read by several unrelated classes
+    except Exception as error:  # the two readers report unreadable files by several unrelated classes
         return (isinstance(error, OSError) and error.strerror) or (str(error).splitlines() or [type(error).__name__])[0]
     return None
 
 
 def require_whole(path: Path) -> None:
-    """Check a checkpoint's bytes before a run goes on with it.
+    """Check the bytes of a checkpoint before a run resumes from it.
 
     Raises:
-        DataError: If there is no such file, or it is damaged; the message names the whole ones beside it.
+        DataError: If the file does not exist or is damaged. The message names the newest intact checkpoint beside the
+            file, if there is one.
     """
     if not path.is_file():
         raise DataError(f"There is no checkpoint {path}. Expected a file such as runs/fit/checkpoints/last.ckpt.")
@@ -131,13 +132,15 @@ def require_whole(path: Path) -> None:
         return
     others = [other for other in newest_first(path.parent) if other != path and damage(other) is None]
     offer = (
-        f"Go on from {others[0]} with --ckpt_path {others[0]}." if others else "Begin the run anew in another --output."
+        f"Resume from the intact checkpoint with --ckpt_path {others[0]}."
+        if others
+        else "Start a new run in another --output."
     )
-    raise DataError(f"The checkpoint {path} is damaged or no checkpoint: {found.rstrip('.')}. {offer}")
+    raise DataError(f"The checkpoint {path} is damaged or is not a checkpoint: {found.rstrip('.')}. {offer}")
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, the one that was written last first."""
+    """Return the checkpoints in a folder, from the newest to the oldest by the time of writing."""
     return sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 

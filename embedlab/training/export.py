@@ -1,6 +1,6 @@
-"""A finished model as a Sentence-Transformers folder, so that it opens wherever embeddings are used today.
+"""Exports a trained model as a Sentence-Transformers folder, so that other programs can use the model.
 
-The folder is written in the layout that every Sentence-Transformers release since 2.0 reads.
+The folder has the layout that every Sentence-Transformers release since 2.0 reads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _POOLING_KEYS: dict[PoolingMode, str] = {
     "last_token": "pooling_mode_lasttoken",
     "weighted_mean": "pooling_mode_weightedmean_tokens",
 }
-_REPLACED = ".replaced"  # ending of the folder that an export takes the place of, while it does
+_REPLACED = ".replaced"  # suffix of the old folder while an export replaces it
 
 
 def export(
@@ -44,33 +44,37 @@ def export(
     backbone: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Writes a trained model as a Sentence-Transformers folder: merged weights, tokenizer, pooling, prompts, card.
+    """Write a trained model as a Sentence-Transformers folder: merged weights, tokenizer, pooling, prompts, model card.
 
-    ``SentenceTransformer(output).encode(text, prompt_name="query")`` gives the embeddings of training. That is
-    checked: the folder is loaded again and encodes some texts before it takes its place.
+    ``SentenceTransformer(output).encode(text, prompt_name="query")`` gives the embeddings of training. The export
+    verifies this: it loads the new folder and encodes some texts before the folder gets its final name.
 
     Args:
-        checkpoint: a checkpoint of ``embedlab fit``, usually ``runs/…/checkpoints/last.ckpt``.
-        output: the folder to write.
-        overwrite: replace the folder if it is there and holds an exported model.
-        backbone: Folder of the backbone, if it is no longer where the checkpoint says. It must be the same model.
-        trust_remote_code: run Python code from the backbone's repository.
+        checkpoint: Checkpoint of ``embedlab fit``, usually ``runs/…/checkpoints/last.ckpt``.
+        output: Folder to write.
+        overwrite: Whether to replace the output folder if it exists and holds an exported model.
+        backbone: Folder or model id of the backbone, if the backbone has moved since training. Its weights must be
+            unchanged. By default, the checkpoint says where the backbone is.
+        trust_remote_code: Whether to run Python code from the backbone's repository.
 
     Raises:
-        DataError: if the checkpoint is not one of ``embedlab fit``, or the folder does not encode as training does.
-        ConfigError: if the folder is there or cannot be written, or the backbone that the checkpoint builds on is
-            not there.
+        DataError: If the checkpoint was not written by ``embedlab fit``, or the exported folder does not encode as
+            training does.
+        ConfigError: If the output folder exists and may not be replaced, if it cannot be written, or if the backbone
+            of the checkpoint cannot be found.
     """
     output = Path(os.path.abspath(output.expanduser()))  # noqa: PTH100  resolve() would follow links
     if not output.name:
-        raise ConfigError(f"The output {output} is no folder that can be made. Choose another.")
+        raise ConfigError(f"The output {output} is not the path of a folder that can be created. Choose another path.")
     replaced = output.with_name(output.name + _REPLACED)
     if replaced.exists() and not output.exists():  # an export was killed between its two renames
         replaced.rename(output)
     if output.exists() and not output.is_dir():
-        raise ConfigError(f"The output {output} is a file. Choose another name for the folder to write.")
+        raise ConfigError(f"The output {output} is a file. Choose another path for the folder to write.")
     if output.exists() and not overwrite:
-        raise ConfigError(f"The output folder {output} exists. Choose another, or replace it with --overwrite.")
+        raise ConfigError(
+            f"The output folder {output} exists already. Choose another folder, or replace it with --overwrite."
+        )
     if output.exists() and not (output / "modules.json").is_file():
         raise ConfigError(f"{output} holds no exported model, so --overwrite does not touch it. Choose another folder.")
     read_checkpoint(checkpoint)
@@ -86,7 +90,7 @@ def export(
         exported.model_max_length = data["max_length"]
         with _writing(output):
             model.save_pretrained(unfinished)
-            for weights in unfinished.glob("*.safetensors"):  # written for nobody else to read
+            for weights in unfinished.glob("*.safetensors"):  # written with permissions for the owner alone
                 weights.chmod((unfinished / "config.json").stat().st_mode)
             exported.save_pretrained(unfinished)
             _write_modules(unfinished, module, data, dimension=dimension)
@@ -94,15 +98,15 @@ def export(
         proof.check(unfinished, trust_remote_code=trust_remote_code)
         with _writing(output):
             _put(unfinished, output, replaced)
-    print(f"Exported to {output}. Open it with SentenceTransformer('{output}').")
+    print(f"Exported the model to {output}. Open it with SentenceTransformer('{output}').")
 
 
 @contextmanager
 def _unfinished(output: Path) -> Iterator[Path]:
-    """Yields an empty folder beside the output that no other export writes to, and removes what is left of it."""
+    """Yield an empty folder beside the output that no other export writes to, and remove its remains afterward."""
     folder = output.with_name(output.name + UNFINISHED)
     with locked_folder(folder, owner="export"):
-        for path in folder.iterdir():  # of one that was killed
+        for path in folder.iterdir():  # left by an export that was killed
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             elif path.name != "export.lock":
@@ -118,17 +122,21 @@ def _unfinished(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def _writing(output: Path) -> Iterator[None]:
-    """Turns what four libraries raise where nothing can be written into one error."""
+    """Turn the different errors that four libraries raise for an output that cannot be written into one error."""
     try:
         yield
     except EmbedLabError:
         raise
-    except Exception as error:  # safetensors and tokenizers have their own classes for a full disk
+    except Exception as error:  # safetensors and tokenizers have exception classes of their own for a full disk
         raise cannot_write(output, error) from error
 
 
 def _put(unfinished: Path, output: Path, replaced: Path) -> None:
-    """Puts the whole folder in its place. A kill leaves the old one, the new one, or the old one as ``replaced``."""
+    """Move a finished folder to its final path.
+
+    If the process is killed meanwhile, either the old folder or the new folder is at ``output``, or the old folder is
+    at ``replaced``.
+    """
     for path in sorted(unfinished.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
@@ -152,23 +160,24 @@ def _put(unfinished: Path, output: Path, replaced: Path) -> None:
 def restore(
     checkpoint: Path, *, backbone: str | None = None, trust_remote_code: bool = False
 ) -> tuple[EmbeddingModule, dict[str, Any]]:
-    """Builds the model that a checkpoint of ``embedlab fit`` holds, with its trained weights.
+    """Build the model of a checkpoint of ``embedlab fit``, with its trained weights.
 
-    Nothing in the checkpoint is executed: it is read as plain tensors and values, each of which is checked, its
-    method comes from the registry, and code of a model repository runs only if the caller says so.
+    Nothing in the checkpoint is executed. The checkpoint is read as plain tensors and values, each of which is checked.
+    Its method comes from the registry, and code of a model repository runs only if the caller allows it.
 
     Args:
-        checkpoint: the file.
-        backbone: Folder or id of the backbone, in place of the one that the checkpoint names. It must be the same
-            model.
-        trust_remote_code: run Python code from the backbone's repository.
+        checkpoint: Path of the checkpoint file.
+        backbone: Folder or model id of the backbone, if the backbone has moved since training. Its weights must be
+            unchanged. By default, the checkpoint says where the backbone is.
+        trust_remote_code: Whether to run Python code from the backbone's repository.
 
     Returns:
-        The module in evaluation mode, and the checkpoint's contents.
+        The module in evaluation mode, and the contents of the checkpoint.
 
     Raises:
-        DataError: if there is no such file or it is no checkpoint of ``embedlab fit``.
-        ConfigError: if its backbone or its method is not there, or the backbone is another model.
+        DataError: If the file does not exist or was not written by ``embedlab fit``.
+        ConfigError: If the backbone or the method cannot be found, or the backbone's weights are not those that the
+            checkpoint was trained on.
     """
     saved = read_checkpoint(checkpoint)
     model = saved["run_config"]["model"]
@@ -184,8 +193,8 @@ def restore(
         config = replace(config, path=backbone)
     elif Path(config.path).is_absolute() and not Path(config.path).is_dir():
         raise ConfigError(
-            f"{checkpoint} was trained on the backbone in {config.path}, and there is no such folder. Say where it is "
-            "now with --backbone PATH."
+            f"{checkpoint} was trained on the backbone in {config.path}, but there is no such folder. Give the "
+            "backbone's new place with --backbone PATH."
         )
     module = EmbeddingModule(
         backbone=replace(config, trust_remote_code=trust_remote_code, attention="auto"),
@@ -194,7 +203,7 @@ def restore(
         seed=seed,
     )
     module.configure_model()
-    # The loss and its temperature, which may have been trained too, are no part of the model.
+    # The loss and its temperature, which may have been trained too, are not part of the model.
     state = saved["state_dict"]
     saved["state_dict"] = {name: value for name, value in state.items() if str(name).startswith("encoder.")}
     module.on_load_checkpoint(saved)
@@ -204,15 +213,15 @@ def restore(
 
 @contextmanager
 def _reading(checkpoint: Path) -> Iterator[None]:
-    """Names the checkpoint in what is wrong with its values, which anyone may have written."""
+    """Add the checkpoint's path to errors about its values, which anyone may have written."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"{checkpoint} is no checkpoint as `embedlab fit` writes it: {error}.") from error
+        raise DataError(f"{checkpoint} is not a checkpoint as `embedlab fit` writes it: {error}.") from error
 
 
 def _options(kind: type, values: object, checkpoint: Path, name: str) -> dict[str, Any]:
-    """Arguments of a class as a checkpoint holds them, when each has the type that the class asks for."""
+    """Return the arguments of a class from a checkpoint, once each has the type that the class expects."""
     if not isinstance(values, dict):
         raise DataError(f"its {name} is {values!r:.100}")
     try:
@@ -222,7 +231,10 @@ def _options(kind: type, values: object, checkpoint: Path, name: str) -> dict[st
 
 
 def _method(config: object, checkpoint: Path) -> FineTuningMethod:
-    """The registered method of this name with options of its own signature; no module is imported for it."""
+    """Return the registered method that a checkpoint names, with the checkpoint's options.
+
+    Only the class name in the checkpoint is looked up in the registry. The module in its class path is not imported.
+    """
     if not isinstance(config, dict) or not isinstance(config.get("class_path"), str):
         raise DataError(f"its method is {config!r:.100}")
     cls = method_class(config["class_path"].rpartition(".")[2])
@@ -231,12 +243,14 @@ def _method(config: object, checkpoint: Path) -> FineTuningMethod:
         return cls(**options)
     except EmbedLabError:
         raise
-    except Exception as error:  # a stranger's method, with a stranger's options
-        raise DataError(f"its method {cls.__name__} takes no {options!r:.100} ({error!s:.200})") from error
+    except Exception as error:  # the method and the options may come from third parties, so anything may be raised
+        raise DataError(
+            f"its method {cls.__name__} does not accept the options {options!r:.100} ({error!s:.200})"
+        ) from error
 
 
 def _checked_data(checkpoint: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's data configuration, when all that is told of the run in an exported folder has its type."""
+    """Return the run's data configuration, once every value that an exported folder shows has the right type."""
     with _reading(checkpoint):
         data = saved["run_config"].get("data")
         if not isinstance(data, dict):
@@ -298,10 +312,10 @@ def _write_modules(folder: Path, module: EmbeddingModule, data: Mapping[str, Any
 
 
 def prompts(data: Mapping[str, Any]) -> dict[str, str]:
-    """The prompts of training by name: ``query`` and ``document``, of the first source if sources differ.
+    """Return the prompts of training by name: ``query`` and ``document`` are the prompts of the first source.
 
-    Each further pair of prompts adds ``query-NAME`` and ``document-NAME``. Of sources with the same name, the later
-    ones are named after their folder too, or numbered.
+    Each further pair of prompts adds ``query-NAME`` and ``document-NAME``, where NAME is the name of its source. If an
+    earlier source has this name already, NAME also contains the source's folder or a number.
     """
     found: dict[str, str] = {"query": "", "document": ""}
     pairs: list[tuple[str, str]] = []
@@ -319,7 +333,7 @@ def prompts(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _labels(source: Mapping[str, Any]) -> Iterator[str]:
-    """Names for a source, the best first, without end."""
+    """Yield possible names of a source without end, the best name first."""
     path = Path(source["path"])
     name = source.get("name") or path.name.split(".")[0] or source["path"]
     yield name
@@ -332,7 +346,7 @@ def _labels(source: Mapping[str, Any]) -> Iterator[str]:
 
 
 def model_card(saved: Mapping[str, Any], name: str) -> str:
-    """The README of an exported folder: what it was trained from, on what, how, and how well it does."""
+    """Return the README of an exported folder: the model's backbone, training, data and evaluation results."""
     model, data = saved["run_config"]["model"], saved["run_config"]["data"]
     front = {
         "library_name": "sentence-transformers",
@@ -351,8 +365,8 @@ def model_card(saved: Mapping[str, Any], name: str) -> str:
         "Fine-tuning method": _class_line(model["method"]),
         "Loss": _class_line(model.get("loss")),
         "Pooling": model["pooling"],
-        "Longest text": f"{data['max_length']} tokens",
-        "Pairs a step": data["batch_size"],
+        "Maximum length of a text": f"{data['max_length']} tokens",
+        "Pairs per step": data["batch_size"],
         "Steps": saved["global_step"],
     }
     lines = [
@@ -388,7 +402,7 @@ def model_card(saved: Mapping[str, Any], name: str) -> str:
 
 
 def _cell(value: object) -> str:
-    """A value in a cell of a table: on one line, without a bar that would end the cell."""
+    """Return a value as the text of a table cell: on one line, with bars escaped, because a bar would end the cell."""
     return " ".join(str(value).split()).replace("|", "\\|")
 
 

@@ -1,4 +1,4 @@
-"""Proves that an exported folder encodes as training does, because what is lost on the way is seen nowhere else."""
+"""Proves that an exported folder encodes as training does, because nothing else would reveal an error of the export."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from embedlab.gradcache.chunking import Chunk
 from embedlab.model.backbone import pads_with_a_word
 from embedlab.model.encoder import Encoder
 
-# Unicode keeps U+FDD0 to U+FDEF out of all text that programs exchange, so no text holds this token by chance.
+# Unicode keeps U+FDD0 to U+FDEF out of all text that programs exchange, so no text contains this token by chance.
 _PADDING = "\ufdd0padding\ufdd0"
-_TOLERANCE = 1e-5  # of each number of a unit vector, in float32
-_TOLERANCE_OF_HALVES = 5e-2  # merging an update into weights of 8 or 11 bits rounds it
+_TOLERANCE = 1e-5  # maximum difference of an element of a unit vector, for float32 and float64 weights
+_TOLERANCE_OF_HALVES = 5e-2  # for other weights: their 8 or 11 bits of precision round an update that is merged
 _TEXTS = (
     "a",
     "two words",
@@ -30,16 +30,17 @@ _TEXTS = (
 
 
 class ExportProof:
-    """Tokens and embeddings of some texts as training computes them, to compare an exported folder with.
+    """Tokens and embeddings of some texts as training computes them, for comparison with an exported folder.
 
-    The texts are plain ones, one that is cut, one with each prompt, and one for each special token that holds its
-    name. They are encoded when this is made, since merging a method's update may change the model in place.
+    The texts are plain texts, a text that is longer than the maximum, a text with each prompt, and a text with the name
+    of each special token. The constructor encodes the texts, because merging a method's update may change the model in
+    place.
 
     Args:
-        encoder: The trained model, in evaluation mode.
-        tokenizer: The tokenizer of training.
-        prompts: The prompts of training by name.
-        max_length: Number of tokens at which texts are cut.
+        encoder: Trained model in evaluation mode.
+        tokenizer: Tokenizer of training.
+        prompts: Prompts of training by name.
+        max_length: Maximum length of a text in tokens. Longer texts are cut.
     """
 
     def __init__(
@@ -61,10 +62,10 @@ class ExportProof:
             self._expected[text] = ids, embedding_BD[0].float().cpu().numpy()
 
     def check(self, folder: Path, *, trust_remote_code: bool) -> None:
-        """Load a folder in Sentence-Transformers and compare its tokens and embeddings.
+        """Load an exported folder in Sentence-Transformers, and compare its tokens and embeddings with training.
 
         Args:
-            folder: The exported folder.
+            folder: Exported folder.
             trust_remote_code: Whether to run Python code from the folder.
 
         Raises:
@@ -72,8 +73,8 @@ class ExportProof:
         """
         from sentence_transformers import SentenceTransformer  # a slow import that nothing else needs
 
-        end = "Nothing of it was kept: report this, with the name of the backbone and the method."
-        wrong = "The exported folder does not encode as training does: of the text"
+        end = "The folder was not kept. Report this error with the names of the backbone and the method."
+        wrong = "The exported folder does not encode as training does: for the text"
         try:
             opened = SentenceTransformer(str(folder), device="cpu", trust_remote_code=trust_remote_code)
             # Older releases strip texts before they encode them.
@@ -82,7 +83,7 @@ class ExportProof:
                 text: opened.tokenizer(text, truncation=True, max_length=opened.max_seq_length)["input_ids"]
                 for text in self._expected
             }
-        except Exception as error:  # whatever the library raises, the folder is of no use
+        except Exception as error:  # whatever the library raises, the folder cannot be used
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise DataError(
                 f"The exported folder does not open in Sentence-Transformers ({reason:.300}). {end}"
@@ -90,22 +91,26 @@ class ExportProof:
         for text, (ids, embedding) in self._expected.items():
             shown = repr(text if len(text) <= 80 else f"{text[:80]}…")
             if tokens[text] != ids:
-                raise DataError(
-                    f"{wrong} {shown} it makes the tokens {tokens[text]!s:.200} and not {ids!s:.200}. {end}"
-                )
+                raise DataError(f"{wrong} {shown}, its tokens are {tokens[text]!s:.200} instead of {ids!s:.200}. {end}")
             if text in embeddings:
                 difference = float(np.abs(embeddings[text] - embedding).max())
                 if not difference <= self._tolerance:
                     raise DataError(
-                        f"{wrong} {shown} the embedding differs by {difference:.1e}, and rounding explains "
-                        f"{self._tolerance:g} at most. {end}"
+                        f"{wrong} {shown}, an element of the embedding differs by {difference:.1e}, but rounding "
+                        f"explains at most {self._tolerance:g}. {end}"
                     )
 
 
 def with_padding_of_its_own(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """Return the tokenizer with a padding token that is no word, because a saved one is cut out of texts as special.
+    """Return the tokenizer with a padding token that cannot occur in a text.
 
-    The token takes a row of the embedding that no other token has, or a new one of zeros.
+    A saved tokenizer treats its padding token as a special token. If the padding token were a word, the saved tokenizer
+    would cut the word out of texts. The new padding token takes a row of the embedding matrix that no other token uses,
+    or else a new row of zeros.
+
+    Args:
+        tokenizer: Tokenizer of training, which is changed in place if its padding token is a word.
+        model: Merged model, whose embedding matrix gets the new row.
     """
     if not pads_with_a_word(tokenizer):
         return tokenizer

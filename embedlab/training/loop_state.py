@@ -1,8 +1,8 @@
-"""The state of Lightning's loops after a training step, so that a run can go on from its step number alone.
+"""Computes the state of Lightning's loops after a training step, so that a run resumes from its number of steps alone.
 
-Lightning keeps some dozens of counters in a checkpoint. They depend on when it was written and on earlier resumes: a
-run that is stopped again after it went on from the end of an epoch would miscount. All of them follow from the number
-of steps, which is all that is taken from a checkpoint here.
+Lightning keeps dozens of counters in a checkpoint. The counters depend on when the checkpoint was written and on
+earlier resumes: a run that is stopped again after it resumed at the end of an epoch would miscount. All counters follow
+from the number of steps, so this module takes only that number from a checkpoint.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from lightning.pytorch import Trainer
 
 
 def loops_after(step: int, trainer: Trainer, steps_per_epoch: int) -> dict[str, Any]:
-    """Return the state of the trainer's loops at the end of a training step, before an evaluation that follows it.
+    """Return the state of the trainer's loops at the end of a training step, before any evaluation after the step.
 
     Args:
         step: Number of optimizer steps taken, at least 1.
-        trainer: A trainer that has not begun.
-        steps_per_epoch: Number of steps of an epoch.
+        trainer: Trainer whose loops have not started.
+        steps_per_epoch: Number of steps per epoch.
     """
     epoch, place = divmod(step - 1, steps_per_epoch)
     fit: dict[str, Any] = trainer.fit_loop.state_dict()
@@ -36,5 +36,5 @@ def loops_after(step: int, trainer: Trainer, steps_per_epoch: int) -> dict[str, 
 
 
 def _under_way(number: int) -> dict[str, int]:
-    """Counts where the n-th of something is done but for its end."""
+    """Return the counters of a loop that has processed, but not completed, its n-th iteration."""
     return {"ready": number, "started": number, "processed": number, "completed": number - 1}

@@ -1,4 +1,4 @@
-"""Counts the FLOPs that a run spends: the prepared model is observed once, and a step is arithmetic from then on."""
+"""Counts the FLOPs of a run: the prepared model is observed once, and then arithmetic gives the cost of each step."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ _COUNTS = ("algorithmic", "executed", "tokens", "padded_tokens", "pairs")
 
 @dataclass
 class FlopAccount:
-    """What a run has spent, and how far that brings it toward its budget.
+    """The FLOPs, tokens and pairs that a run has spent, and its budget.
 
     Attributes:
-        algorithmic: FLOPs of the texts of all ranks, without padding and recomputation: what a budget limits.
-        executed: FLOPs that the hardware of all ranks did in training steps, as of ``FlopMeter.settle``.
-        tokens: real tokens of all ranks.
-        padded_tokens: tokens of all ranks with padding, likewise.
-        pairs: Number of pairs seen, over all ranks.
-        budget: algorithmic FLOPs after which training stops; None if something else stops it.
+        algorithmic: FLOPs for the texts of all ranks, without padding and recomputation. A budget limits this count.
+        executed: FLOPs that the hardware of all ranks executed in training steps. With several ranks, the last step is
+            missing until ``FlopMeter.settle`` is called.
+        tokens: Number of real tokens of all ranks.
+        padded_tokens: Number of tokens of all ranks, including padding. With several ranks, the last step is missing
+            until ``FlopMeter.settle`` is called.
+        pairs: Number of pairs of all ranks.
+        budget: Algorithmic FLOPs after which training stops. None means that something else ends the run.
     """
 
     algorithmic: int = 0
@@ -43,23 +45,24 @@ class FlopAccount:
 
     @property
     def is_spent(self) -> bool:
-        """Whether there is a budget and nothing is left of it."""
+        """Whether the run has a budget and has spent all of it."""
         return self.budget is not None and self.algorithmic >= self.budget
 
     def share_after(self, flops: int) -> float:
-        """The share of the budget that is spent after so many FLOPs more, 1 at most."""
+        """Return the share of the budget that is spent after ``flops`` further FLOPs, at most 1."""
         assert self.budget is not None
         return min(1.0, (self.algorithmic + flops) / self.budget)
 
 
 class FlopMeter:
-    """Counts the steps of a run, once it has observed what the prepared model costs.
+    """A counter of a run's FLOPs, which first observes what the prepared model costs.
 
     Attributes:
-        account: what is spent.
-        profile: what the model costs; None before it is observed, and if it cannot be: then nothing is counted.
-        peak: FLOP/s of all devices together, at most; None before it is known.
-        is_complete: whether the account holds the whole run: not after a resume from a checkpoint without counts.
+        account: Counts of the run so far.
+        profile: Cost of the model. None before the model is observed, or if its cost cannot be observed; nothing is
+            counted then.
+        peak: Maximum FLOP/s of all devices together. None before the maximum is known.
+        is_complete: Whether the account covers the whole run. False after a resume from a checkpoint without counts.
     """
 
     def __init__(self) -> None:
@@ -68,7 +71,7 @@ class FlopMeter:
         self.peak: float | None = None
         self.is_complete = True
         self._execution: ExecutedFlops | None = None
-        self._summed: tuple[distributed.Work, torch.Tensor] | None = None  # executed FLOPs and padded tokens of a step
+        self._summed: tuple[distributed.Work, torch.Tensor] | None = None  # a step's executed FLOPs and padded tokens
 
     def observe(
         self,
@@ -79,23 +82,24 @@ class FlopMeter:
         max_length: int,
         recompute: Recompute,
     ) -> None:
-        """Observes what steps cost, in the mode, on the device and in the precision in which the encoder trains.
+        """Observe what steps cost, in the mode, on the device and in the precision in which the encoder trains.
 
         Args:
-            encoder: Encoder whose backbone the method has prepared.
+            encoder: Encoder with the backbone that the method has prepared.
             backbone_parameters: Parameters of the backbone before the method prepared it.
-            frozen_blocks: Leading blocks that the second forward pass of a chunk skips.
-            max_length: tokens of the longest text.
-            recompute: Policy that says for which chunks the forward pass runs a second time.
+            frozen_blocks: Leading blocks through which no gradient flows. The second forward pass of GradCache skips
+                them.
+            max_length: Number of tokens of the longest text.
+            recompute: Policy that decides which chunks are encoded twice: ``never``, ``always`` or ``auto``.
 
         Raises:
-            PluginError: if there is a budget and a layer computes in a way that cannot be seen.
+            PluginError: If there is a budget and the cost of a layer cannot be observed.
         """
         self.profile = self._execution = None
         try:
             profile = observe(encoder.backbone, backbone_parameters, max_length=max_length)
             execution = ExecutedFlops(encoder, frozen_blocks, max_length=max_length)
-            # Both are measured when they are first asked for, which must not be inside a step.
+            # Both costs are measured on first use, which must not happen inside a step.
             if recompute != "always":
                 _ = execution.kept
             if recompute != "never":
@@ -108,25 +112,29 @@ class FlopMeter:
             self.profile, self._execution = profile, execution
             if not self.is_complete:
                 rank_zero_warn(
-                    "The checkpoint does not say how many FLOPs its run has spent. They are counted from 0 here, and "
-                    "the run's next checkpoints will not say it either. To count a whole run, begin it anew."
+                    "The checkpoint does not say how many FLOPs its run has spent. FLOPs are counted from 0 here, and "
+                    "the run's next checkpoints will not contain the count either. Start a new run to count all FLOPs."
                 )
 
     def algorithmic(self, batch: PairBatch) -> int:
-        """FLOPs of a step, as a budget counts them; 0 if nothing is counted."""
+        """Return the FLOPs of a step as a budget counts them, or 0 if nothing is counted."""
         return 0 if self.profile is None else self.profile.algorithmic(batch.lengths_of_all_ranks)
 
     def executed(self, encoded: EncodedBatch) -> int:
-        """FLOPs that this rank executes to encode and back-propagate a batch; ask before its graphs are used up."""
+        """Return the FLOPs that this rank executes to encode and back-propagate a batch.
+
+        Call this before the batch is back-propagated, because back-propagation uses up the batch's graphs.
+        """
         return 0 if self._execution is None else self._execution.of(encoded)
 
     def count(self, batch: PairBatch, executed: int, trainer: Trainer) -> None:
-        """Adds a step to the account.
+        """Add a step to the account.
 
         Args:
-            batch: Batch of the step.
-            executed: FLOPs of this rank in it, the loss included; ``settle`` has them summed over all ranks.
-            trainer: knows the ranks.
+            batch: This rank's batch in the step.
+            executed: FLOPs that this rank executed in the step, including the loss. With several ranks, ``settle``
+                later adds the sum over all ranks to the account.
+            trainer: Trainer that runs the step.
         """
         if self.profile is None:
             return
@@ -142,11 +150,14 @@ class FlopMeter:
             [executed, batch.num_padded_tokens], dtype=torch.float64, device=trainer.strategy.root_device
         )
         work = distributed.all_reduce(own, async_op=True)
-        assert work is not None, "only a rank outside of the group has none"
+        assert work is not None, "only a rank outside the group gets no handle"
         self._summed = work, own
 
     def settle(self) -> None:
-        """Takes what the ranks executed in the last step into the account: until then no rank waits for another."""
+        """Add the FLOPs and padded tokens of the last step to the account, summed over all ranks.
+
+        No rank waits for another rank before this call.
+        """
         if self._summed is None:
             return
         work, sums = self._summed
@@ -157,14 +168,19 @@ class FlopMeter:
         self.account.padded_tokens += int(padded_tokens)
 
     def state_dict(self) -> dict[str, int] | None:
-        """The counts of the whole run, None if they are not known; the budget is the configuration's."""
+        """Return the counts of the whole run, or None if they are unknown. The budget is in the configuration."""
         if self.profile is None or not self.is_complete:
             return None
         self.settle()
         return {name: getattr(self.account, name) for name in _COUNTS}
 
     def load_state_dict(self, state: Mapping[str, int] | None) -> None:
-        """Takes the counts of a checkpoint; None if it has none, and as good as none if it lacks one."""
+        """Restore the counts of a checkpoint.
+
+        Args:
+            state: Counts by name. None, or a mapping that lacks a count, means that the counts are unknown; counting
+                then starts from 0.
+        """
         state = state if state is not None and state.keys() >= set(_COUNTS) else None
         self.is_complete = state is not None
         self._summed = None

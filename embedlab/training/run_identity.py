@@ -1,4 +1,4 @@
-"""What makes a run this run and no other, so that going on from a checkpoint cannot silently become another run."""
+"""Defines which options identify a run, so that a resumed run cannot silently become another run."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from embedlab.data.datamodule import PairDataModule
 from embedlab.training.module import EmbeddingModule
 
 SCHEDULE = "model.schedule"
-"""The one part of an identity in which a branch may differ from its trunk."""
+"""Name of the only option of an identity in which a branch may differ from its trunk."""
 
 Identity = Mapping[str, str | int | float | None]
-"""Names of options, or of what they lead to, and values."""
+"""Names and values of options, or of results of options (for example a fingerprint of the data)."""
 
 
 def identity_of(trainer: Trainer, module: EmbeddingModule) -> Identity:
-    """Return all that the steps of a run depend on, but for its length.
+    """Return everything that the steps of a run depend on, except the length of the run.
 
-    How a batch is cut into chunks, ranks and data workers is left out: it does not change what is computed. So are the
-    weights of the backbone: the module itself refuses a checkpoint that was trained on others.
+    The division of a batch over chunks, ranks and data workers is left out, because it does not change the result. The
+    weights of the backbone are left out too, because the module refuses a checkpoint that was trained on other weights.
     """
     data: PairDataModule = trainer.datamodule  # type: ignore[attr-defined]
     backbone, optimizer = module.backbone_config, module.optimizer_config
@@ -52,7 +52,7 @@ def identity_of(trainer: Trainer, module: EmbeddingModule) -> Identity:
 
 
 def differences(before: Identity, now: Identity) -> list[str]:
-    """Say in which options two runs differ: of what the checkpoint knows, what it had and what the run has.
+    """Return a line for each option in which two runs differ. Options that ``before`` lacks are skipped.
 
     >>> differences({"data.batch_size": 16, "data.train": "5d41"}, {"data.batch_size": 32, "data.train": "7d79"})
     ['data.batch_size was 16 and is 32', 'data.train has other pairs, prompts or weights of sources']

@@ -1,7 +1,7 @@
-"""Learning rate as a function of a run's progress, so that steps and FLOP budgets share one schedule.
+"""Defines the learning rate as a function of a run's progress, so that steps and FLOP budgets share one schedule.
 
-Progress is the share of the run that is done, in [0, 1]: steps taken over steps planned, or FLOPs spent over
-the budget. A schedule has no state, so there is nothing to lose on resume.
+Progress is the share of the run that is done, in [0, 1]: steps taken divided by steps planned, or FLOPs spent divided
+by the budget. A schedule has no state, so there is nothing to restore when a run resumes.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from embedlab.errors import ConfigError
 
 
 class Schedule(ABC):
-    """A factor on the peak learning rate for every progress in [0, 1]."""
+    """A factor on the peak learning rate as a function of the run's progress."""
 
     @abstractmethod
     def factor(self, progress: float) -> float:
-        """The factor in [0, 1] at ``progress`` in [0, 1]."""
+        """Return the factor on the peak learning rate, in [0, 1].
+
+        Args:
+            progress: Share of the run that is done, in [0, 1].
+        """
 
 
 def _check_share(name: str, value: float) -> float:
@@ -36,11 +40,11 @@ def _check_final(value: float) -> float:
 
 
 class WarmupCosine(Schedule):
-    """Linear warm-up, then a cosine down to the end (Loshchilov & Hutter 2017, arXiv:1608.03983).
+    """Linear warm-up, then a cosine decay until the end of the run (Loshchilov & Hutter 2017, arXiv:1608.03983).
 
     Args:
-        warmup: share of the run spent warming up.
-        final: factor at the end of the run.
+        warmup: Share of the run spent on the warm-up.
+        final: Factor on the peak learning rate at the end of the run.
     """
 
     def __init__(self, *, warmup: float = 0.1, final: float = 0.0) -> None:
@@ -48,7 +52,7 @@ class WarmupCosine(Schedule):
         self.final = _check_final(final)
 
     def factor(self, progress: float) -> float:
-        """The factor at ``progress``."""
+        """Return the factor on the peak learning rate at ``progress``."""
         if progress < self.warmup:
             return progress / self.warmup
         position = (min(progress, 1.0) - self.warmup) / (1 - self.warmup)
@@ -56,29 +60,29 @@ class WarmupCosine(Schedule):
 
 
 class Constant(Schedule):
-    """Linear warm-up, then the peak until the end.
+    """Linear warm-up, then the peak learning rate until the end of the run.
 
     Args:
-        warmup: share of the run spent warming up.
+        warmup: Share of the run spent on the warm-up.
     """
 
     def __init__(self, *, warmup: float = 0.0) -> None:
         self.warmup = _check_share("schedule.warmup", warmup)
 
     def factor(self, progress: float) -> float:
-        """The factor at ``progress``."""
+        """Return the factor on the peak learning rate at ``progress``."""
         return progress / self.warmup if progress < self.warmup else 1.0
 
 
 class WarmupStableDecay(Schedule):
-    """Linear warm-up, the peak, then a decay over the last part (Hu et al. 2024, arXiv:2404.06395).
+    """Linear warm-up, the peak learning rate, then a decay at the end of the run (Hu et al. 2024, arXiv:2404.06395).
 
     The decay follows 1 - sqrt(share of the decay that is done) (Hägele et al. 2024, arXiv:2405.18392).
 
     Args:
-        warmup: share of the run spent warming up.
-        decay: share of the run, at its end, spent decaying.
-        final: factor at the end of the run.
+        warmup: Share of the run spent on the warm-up.
+        decay: Share of the run, at its end, spent on the decay.
+        final: Factor on the peak learning rate at the end of the run.
     """
 
     def __init__(self, *, warmup: float = 0.1, decay: float = 0.2, final: float = 0.0) -> None:
@@ -87,16 +91,17 @@ class WarmupStableDecay(Schedule):
         self.final = _check_final(final)
         if warmup + decay > 1:
             raise ConfigError(
-                f"schedule.warmup and schedule.decay are shares of one run, got {warmup} + {decay} > 1. Lower one."
+                f"schedule.warmup and schedule.decay are shares of one run, got {warmup} + {decay} > 1. "
+                "Lower one of them."
             )
 
     @property
     def decay_start(self) -> float:
-        """The progress up to which the rate is constant."""
+        """The progress at which the decay begins."""
         return 1 - self.decay
 
     def factor(self, progress: float) -> float:
-        """The factor at ``progress``."""
+        """Return the factor on the peak learning rate at ``progress``."""
         if progress < self.warmup:
             return progress / self.warmup
         decayed = (min(progress, 1.0) - self.decay_start) / self.decay if self.decay else 0.0

@@ -242,7 +242,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path: Path) -> None:
     process = start_fit(config, *options, first=partial(limit_files, len(before) // 2))
     printed = process.printed()
     assert process.exitcode == 2
-    assert "could not be written" in printed and "the checkpoint before it, is whole" in printed
+    assert "could not be written" in printed and "last.ckpt, is intact" in printed
     assert checkpoint.read_bytes() == before
     assert {path.name for path in checkpoint.parent.iterdir()} == {"last.ckpt", "previous.ckpt"}
 

@@ -1,1 +1,1 @@
-"""Callbacks of the trainer: each does one thing beside the training step."""
+"""Callbacks of the trainer, each with one task beside the training step."""

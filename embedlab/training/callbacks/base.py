@@ -1,4 +1,4 @@
-"""The base of embedlab's callbacks: it gives the parts of a run by their types, so that no callback checks them."""
+"""Base class of embedlab's callbacks: it returns the parts of a run by type, so that no callback has to check types."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class RunCallback(Callback):
     def module(trainer: Trainer) -> EmbeddingModule:
         """Return the module that the trainer runs."""
         module = trainer.lightning_module
-        assert isinstance(module, EmbeddingModule), f"embedlab's callbacks run with EmbeddingModule, got {type(module)}"
+        assert isinstance(module, EmbeddingModule), f"embedlab's callbacks need EmbeddingModule, got {type(module)}"
         return module
 
     @staticmethod
     def data(trainer: Trainer) -> PairDataModule:
-        """Return the data that the trainer runs on."""
+        """Return the data module that the trainer runs on."""
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning attaches it
-        assert isinstance(data, PairDataModule), f"embedlab's callbacks run with PairDataModule, got {type(data)}"
+        assert isinstance(data, PairDataModule), f"embedlab's callbacks need PairDataModule, got {type(data)}"
         return data
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Checkpoints where decays begin: runs of many budgets share the part at a constant rate, and it is paid for once."""
+"""Saves checkpoints where a decay of the learning rate would begin, so that runs of many budgets share their steps."""
 
 from __future__ import annotations
 
@@ -18,27 +18,30 @@ from embedlab.training.module import EmbeddingModule
 from embedlab.training.schedule import WarmupStableDecay
 
 MARK = "branch_point"
-"""What a checkpoint holds that another run may branch off."""
+"""Key of a checkpoint that marks it as a branch point."""
 
 _SCHEDULE = "--model.schedule WarmupStableDecay"
 
 
 class BranchPoints(RunCallback):
-    """Keeps ``checkpoints/branch-<budget>.ckpt`` for shorter and longer runs to branch off, and checks those that do.
+    """Save ``checkpoints/branch-<budget>.ckpt`` for shorter and longer runs to branch off, and check each branch.
 
-    Under ``WarmupStableDecay`` a run (the trunk) has a constant rate until its decay. Where a run of a budget would
-    begin to decay, before the first step at a lower rate, the trunk leaves a checkpoint. A run that goes on from it in
-    a folder of its own, with ``--budget`` and the same schedule, is a branch: it decays over the full share of its
-    budget. It has the same bits on CPU as a run of that budget from the start that warms up over as many FLOPs as the
-    trunk. Nothing says that the trunk must be the longest run: a branch may go on at the constant rate, past the end of
-    the trunk, and leave branch points of its own.
+    Under ``WarmupStableDecay``, a run (the trunk) has a constant learning rate until its decay. For each budget, the
+    trunk saves a checkpoint (the branch point) where a run with this budget would begin to decay, before the first step
+    at a lower learning rate. A branch is a run that resumes from a branch point in its own folder, with ``--budget``
+    and the trunk's schedule. The branch decays over the full share of its own budget. On CPU, the branch has the same
+    bits as a run with its budget from the start that warms up over as many FLOPs as the trunk. The trunk need not be
+    the longest run: a branch may continue at the constant learning rate past the end of the trunk, and save branch
+    points of its own.
 
     Args:
-        budgets: FLOPs of whole runs, up to the run's own ``--budget``; names have six digits (``{budget:g}``).
-        origin: branch point that a run with ``--ckpt_path auto`` begins from, unless it has a checkpoint of its own.
+        budgets: Budgets of the whole runs that may branch off, in FLOPs, each at most the run's own ``--budget``. The
+            name of a checkpoint has at most six digits of its budget (``{budget:g}``).
+        origin: Branch point from which a run with ``--ckpt_path auto`` starts, unless the run's folder has a
+            checkpoint.
 
     Raises:
-        ConfigError: if a budget is no positive number, or two have the same name.
+        ConfigError: If a budget is not a positive finite number, or two budgets give the same file name.
     """
 
     def __init__(self, *, budgets: Sequence[float] = (), origin: str | None = None) -> None:
@@ -48,29 +51,29 @@ class BranchPoints(RunCallback):
         for name, number in Counter(map(_name, budgets)).items():
             if number > 1:
                 raise ConfigError(
-                    f"branch.budgets has {number} budgets whose checkpoint is {name}. Leave {number - 1} out."
+                    f"branch.budgets has {number} budgets whose checkpoint is {name}. Leave {number - 1} of them out."
                 )
         self.budgets = sorted(budgets)
         self.origin = origin
         self._pending: list[float] = []
-        self._is_branch = False  # the run goes on from a branch point
-        self._step = 0  # of that checkpoint: the trainer does not know it yet when training begins
+        self._is_branch = False  # whether the run resumes from a branch point
+        self._step = 0  # step of the checkpoint, which the trainer does not know yet when training begins
         self._is_marking = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Notes where the checkpoint stands, and whether it is a branch point."""
+        """Note the step of the checkpoint, and whether the checkpoint is a branch point."""
         self._is_branch, self._step = bool(checkpoint.get(MARK)), int(checkpoint["global_step"])
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Marks a branch point as one."""
+        """Mark the checkpoint if it is a branch point."""
         if self._is_marking:
             checkpoint[MARK] = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Checks a branch, and plans the run's own branch points.
+        """Check a branch, and plan the run's own branch points.
 
         Raises:
-            ConfigError: if a branch would not be what a run from the start is, or a point cannot be reached.
+            ConfigError: If a branch would differ from a run from the start, or the run cannot reach a branch point.
         """
         module = self.module(trainer)
         if self._is_branch:
@@ -83,13 +86,13 @@ class BranchPoints(RunCallback):
         first, last = self.budgets[0], self.budgets[-1]
         if last > budget:
             raise ConfigError(
-                f"branch.budgets has {last:g}, and the run's own budget is {budget:g}. Raise --budget, or leave that "
-                "one out: a run may branch off to any larger budget."
+                f"branch.budgets has {last:g}, and the run's own budget is {budget:g}. Raise --budget, or leave the "
+                "larger budget out: a run with a larger budget can branch off any of the other points."
             )
         if schedule.warmup * budget > schedule.decay_start * first:
             raise ConfigError(
-                f"The run warms up over {schedule.warmup:g} of its budget, {schedule.warmup * budget:.4g} FLOPs, and "
-                f"a run of {first:g} would begin to decay at {schedule.decay_start * first:.4g}. Lower "
+                f"The run warms up over {schedule.warmup:g} of its budget, {schedule.warmup * budget:.4g} FLOPs, but "
+                f"a run of {first:g} FLOPs would begin to decay at {schedule.decay_start * first:.4g} FLOPs. Lower "
                 f"model.schedule.warmup to {schedule.decay_start * first / budget:.2g} or less, or leave small "
                 "budgets out of branch.budgets."
             )
@@ -101,20 +104,20 @@ class BranchPoints(RunCallback):
         spent = account.algorithmic
         for one in self._pending:
             if _decays(schedule, one, spent + _cost_of(self._step, trainer, module)):
-                what = f"the checkpoint has spent {spent:.4g}" if resumed else "the first step costs more"
+                what = f"the checkpoint has spent {spent:.4g} FLOPs" if resumed else "the first step costs more"
                 raise ConfigError(
-                    f"A run of {one:g} FLOPs (branch.budgets) would begin to decay at {schedule.decay_start * one:.4g},"
-                    f" and {what}. Leave it out, or begin "
-                    + ("a trunk anew in another --output." if resumed else "with smaller batches.")
+                    f"A run of {one:g} FLOPs (branch.budgets) would begin to decay at {schedule.decay_start * one:.4g} "
+                    f"FLOPs, but {what}. Leave this budget out, or start "
+                    + ("a new trunk in another --output." if resumed else "with smaller batches.")
                 )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves the points that the next step would pass.
+        """Save the branch points that the next step would pass.
 
         Raises:
-            TrainingError: if one cannot be written.
+            TrainingError: If a branch point cannot be written.
         """
         module = self.module(trainer)
         if not self._pending:
@@ -132,20 +135,21 @@ class BranchPoints(RunCallback):
         spent = module.flop_meter.account.algorithmic
         if _decays(schedule, budget, spent):
             raise ConfigError(
-                f"A run of {budget:g} FLOPs begins to decay at {schedule.decay_start * budget:.4g}, and its branch "
-                f"point has spent {spent:.4g}. Take a branch point of at most that budget, or raise --budget."
+                f"A run of {budget:g} FLOPs begins to decay at {schedule.decay_start * budget:.4g} FLOPs, but its "
+                f"branch point has spent {spent:.4g} FLOPs. Use a branch point whose budget is at most {budget:g}, or "
+                "raise --budget."
             )
         first = spent + _cost_of(self._step, trainer, module)
         if first < schedule.warmup * budget:
             raise ConfigError(
-                f"The branch would warm up again: over {schedule.warmup:g} of its budget, "
-                f"{schedule.warmup * budget:.4g} FLOPs, and its branch point has spent {spent:.4g}. Lower "
-                f"model.schedule.warmup to {spent / budget:.2g} or less, or --budget."
+                f"The branch would warm up again: its warm-up takes {schedule.warmup:g} of its budget, "
+                f"{schedule.warmup * budget:.4g} FLOPs, but its branch point has spent {spent:.4g} FLOPs. Lower "
+                f"model.schedule.warmup to {spent / budget:.2g} or less, or lower --budget."
             )
         if trainer.is_global_zero:
             print(
-                f"Branches off at step {self._step}, after {spent:.4g} FLOPs. The learning rate decays from "
-                f"{max(float(spent), schedule.decay_start * budget):.4g} on."
+                f"This run branches off at step {self._step}, after {spent:.4g} FLOPs. Its learning rate decays from "
+                f"{max(float(spent), schedule.decay_start * budget):.4g} FLOPs on."
             )
 
 
@@ -158,15 +162,17 @@ def _folder(trainer: Trainer) -> Path:
 
 
 def _decays(schedule: WarmupStableDecay, budget: float, flops: float) -> bool:
-    """Whether the step that ends after so many FLOPs has a lower rate in a run of a budget."""
-    return min(1.0, flops / budget) > schedule.decay_start  # as FlopAccount and the schedule reckon, to the bit
+    """Return whether the step that ends after ``flops`` has a lowered learning rate in a run with ``budget``."""
+    return (
+        min(1.0, flops / budget) > schedule.decay_start
+    )  # the arithmetic of FlopAccount and the schedule, bit for bit
 
 
 def _cost_of(step: int, trainer: Trainer, module: EmbeddingModule) -> int:
     module.prepare_training()
     data = RunCallback.data(trainer)
     profile = module.flop_meter.profile
-    assert profile is not None, "with a budget, what cannot be observed is an error"
+    assert profile is not None, "with a budget, a cost that cannot be observed is an error"
     return profile.algorithmic(data.batch_lengths(step))
 
 

@@ -1,4 +1,4 @@
-"""What to read when a run has ended: how good it is on held-out texts, where it is, and what to do with it."""
+"""Prints what to know when a run has ended: its quality on held-out texts, its checkpoint and how to export it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _SHOWN = ("loss", "mrr@10", "recall@10", "spearman")
 
 
 class ClosingLines(RunCallback):
-    """Prints a line for each evaluation set, unless a table shows them, and the command that exports the model."""
+    """Print a line per evaluation set, unless a table shows the results, and the command that exports the model."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the lines, after the last checkpoint is written."""
+        """Print the lines, after the last checkpoint has been written."""
         module = self.module(trainer)
         if not trainer.is_global_zero:
             return
@@ -27,4 +27,4 @@ class ClosingLines(RunCallback):
                     print(f"{task.name}: {'  '.join(values)}")
         last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
         if last.exists():
-            print(f"Trained: {last}. Use it with: embedlab export --checkpoint {last} --output MODEL")
+            print(f"Trained checkpoint: {last}. Export it with: embedlab export --checkpoint {last} --output MODEL")

@@ -1,4 +1,4 @@
-"""The run's result beside what it has to beat, so that the reader can judge it."""
+"""Shows the result of a run beside the results that it has to beat, so that the reader can judge it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ BEFORE, CONTROL, AFTER, BM25 = "backbone before training", "same training from r
 
 
 class ComparisonTable(RunCallback):
-    """Prints retrieval before and after training and by BM25, and writes it to ``results.json`` in the run's folder.
+    """Print retrieval metrics of BM25 and of the model before and after training, and write them to ``results.json``.
+
+    The file is in the run's folder.
 
     Args:
-        bm25: add the row of BM25 on the same queries and documents.
-        random_weights: train the same architecture from random weights in the same way afterward, and add its row:
-            what pre-training is worth here. Costs the training a second time.
+        bm25: Whether to add a row for BM25 on the run's queries and documents.
+        random_weights: Whether to add a row for a control: after this run, the backbone's architecture is trained in
+            the same way, but from random weights. The row shows what pre-training is worth, and doubles the cost of
+            training.
     """
 
     def __init__(self, *, bm25: bool = True, random_weights: bool = False) -> None:
@@ -37,37 +40,49 @@ class ComparisonTable(RunCallback):
         self.before: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The evaluation before training, which a resumed run cannot repeat."""
+        """Return the results of the evaluation before training, which a resumed run cannot repeat."""
         return {"before": self.before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the evaluation before training.
+        """Restore the results of the evaluation before training.
 
         Raises:
-            DataError: if a checkpoint holds something else.
+            DataError: If the checkpoint holds anything other than names and numbers.
         """
         before = state_dict.get("before")
         if not isinstance(before, dict) or not all(isinstance(value, int | float) for value in before.values()):
-            raise DataError(f"The checkpoint's results before training are {before!r:.100}. Expected numbers by name.")
+            raise DataError(
+                f"The checkpoint's results before training are {before!r:.100}. Expected a mapping from names to "
+                "numbers."
+            )
         self.before = before
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses what cannot be done, before the training and not after it."""
+        """Check, before training starts, that the comparison can be made at the end of the run.
+
+        Raises:
+            ConfigError: If a run of several processes is to train a control.
+        """
         self.module(trainer).is_shown_in_table = True
         if self.random_weights and trainer.world_size > 1:
             raise ConfigError(
-                f"ComparisonTable random_weights trains its control in one process, and this run has "
-                f"{trainer.world_size}. Train the control by itself with --model.backbone.random_weights true."
+                f"ComparisonTable's random_weights trains its control in one process, but this run has "
+                f"{trainer.world_size}. Train the control as a separate run with --model.backbone.random_weights true."
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the evaluation before training."""
+        """Keep the results of the evaluation before training."""
         module = self.module(trainer)
         if trainer.sanity_checking and not self.before:
             self.before = dict(module.evaluation)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints and writes the table."""
+        """Print the tables, and write the results.
+
+        Raises:
+            ConfigError: If the results cannot be written.
+            TrainingError: If the training of the control fails.
+        """
         module = self.module(trainer)
         if not trainer.is_global_zero:
             return
@@ -100,7 +115,7 @@ class ComparisonTable(RunCallback):
             raise cannot_write(path, error) from error
 
     def _train_control(self, trainer: Trainer) -> dict[str, float]:
-        """Trains from random weights in a process of its own, with this run's configuration."""
+        """Train the control in a separate process with this run's configuration, and return its evaluation."""
         run = Path(trainer.default_root_dir)
         output = run / "random-weights"
         command = [sys.executable, "-m", "embedlab", "fit", "--config", str(run / "config.yaml")]

@@ -1,4 +1,4 @@
-"""The embeddings of ``embedlab predict`` as one array on disk, in the order of the texts."""
+"""Writes the embeddings of ``embedlab predict`` to disk as one array, in the order of the texts."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from embedlab.training.callbacks.base import RunCallback
 
 UNTRAINED = (
     "`embedlab predict` has no checkpoint, so it would encode with the backbone as it was before training. Add "
-    "--ckpt_path last with the run's --output, or --ckpt_path and a checkpoint."
+    "--ckpt_path last with the run's --output, or --ckpt_path with the path of a checkpoint."
 )
 
 
 class EmbeddingWriter(RunCallback, BasePredictionWriter):
-    """Writes ``embeddings.npy`` (texts, dim), float32, unit norm, into the output folder.
+    """Write ``embeddings.npy`` into the output folder: shape (texts, dim), float32, rows of unit norm.
 
-    Every rank writes its rows into the same memory-mapped file, so that memory does not limit the texts. The file gets
-    its name when all rows are there.
+    Every rank writes its rows into one memory-mapped file, so that memory does not limit the number of texts. The file
+    gets its final name when all rows are written.
     """
 
     def __init__(self) -> None:
@@ -35,10 +35,10 @@ class EmbeddingWriter(RunCallback, BasePredictionWriter):
         self._array: np.memmap[Any, np.dtype[np.float32]] | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes the file on rank zero, opens it on all.
+        """Create the file on rank zero, and open it on all ranks.
 
         Raises:
-            ConfigError: if the model is not trained, or the file is there or cannot be written.
+            ConfigError: If the model is not trained, or the file exists already or cannot be written.
         """
         module = self.module(trainer)
         assert module.encoder is not None
@@ -46,7 +46,7 @@ class EmbeddingWriter(RunCallback, BasePredictionWriter):
             raise ConfigError(UNTRAINED)
         path, unfinished = self.path(trainer), self._unfinished(trainer)
         if trainer.strategy.broadcast(path.exists()):
-            raise ConfigError(f"{path} exists. Choose another folder with --output, or move it away.")
+            raise ConfigError(f"{path} exists already. Choose another folder with --output, or move the file away.")
         dimension = module.encoder.dimension()
         failure: ConfigError | None = None
         if trainer.is_global_zero:
@@ -73,13 +73,13 @@ class EmbeddingWriter(RunCallback, BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Writes one chunk's embeddings to their rows."""
+        """Write the embeddings of one chunk to their rows."""
         assert self._array is not None
         rows_B, embeddings_BD = prediction
         self._array[rows_B.cpu().numpy()] = embeddings_BD.float().cpu().numpy()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Brings the file to disk and says where it is."""
+        """Flush the file to the disk, give it its final name, and print its path."""
         assert self._array is not None
         self._array.flush()
         trainer.strategy.barrier()
@@ -97,15 +97,15 @@ class EmbeddingWriter(RunCallback, BasePredictionWriter):
 
     @staticmethod
     def path(trainer: Trainer) -> Path:
-        """Return the path of the array of embeddings."""
+        """Return the path of the array's file."""
         return Path(trainer.default_root_dir) / "embeddings.npy"
 
 
 def _reserve(path: Path) -> None:
-    """Takes the room of a file that is all holes: where it is missing, writing to mapped memory kills the process.
+    """Reserve the disk space of a sparse file, because on a full disk a write to mapped memory kills the process.
 
     Raises:
-        OSError: if the disk is too full.
+        OSError: If the disk is too full.
     """
-    with path.open("r+b") as file, suppress(AttributeError):  # not every system has it
+    with path.open("r+b") as file, suppress(AttributeError):  # not every system has posix_fallocate
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

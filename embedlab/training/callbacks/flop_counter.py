@@ -1,4 +1,4 @@
-"""What a run has cost so far and how much of the hardware it uses, beside its loss."""
+"""Logs what a run has cost so far, and how much of the hardware's peak it uses."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from embedlab.training.callbacks.step_clock import StepClock
 
 
 class FlopCounter(RunCallback):
-    """Logs FLOPs spent (algorithmic and executed), tokens, and the share of the peak that both use.
+    """Log the FLOPs spent (algorithmic and executed), the tokens, and the share of the peak FLOP/s that both use.
 
-    MFU (model FLOPs utilization: Chowdhery et al. 2022, arXiv:2204.02311, appendix B) takes the algorithmic count,
-    attention included; HFU (hardware FLOPs utilization) takes the executed one.
+    MFU (model FLOPs utilization: Chowdhery et al. 2022, arXiv:2204.02311, appendix B) is the share that the algorithmic
+    FLOPs use, attention included. HFU (hardware FLOPs utilization) is the share that the executed FLOPs use.
 
     Args:
-        peak_flops: FLOP/s of one device; by default its data sheet's, or measured where there is none.
+        peak_flops: Peak of one device in FLOP/s. The default is the peak in the device's data sheet, or a measured peak
+            if no data sheet is known.
     """
 
     def __init__(self, *, peak_flops: float | None = None) -> None:
         if peak_flops is not None and not peak_flops > 0:
             raise ConfigError(
-                f"FlopCounter peak_flops must be above 0, got {peak_flops}. Leave it out to have it found."
+                f"FlopCounter's peak_flops must be a number of FLOP/s above 0, got {peak_flops}. Leave it out to use "
+                "the device's data sheet or a measurement."
             )
         self._stated = None if peak_flops is None else Peak(peak_flops, "stated by you")
         self._clock = StepClock()
         self._peak = 0.0
-        self._before = (0, 0)  # what was spent when this was last logged
-        self._seconds = 0.0  # of the steps since then
+        self._before = (0, 0)  # algorithmic and executed FLOPs at the last log
+        self._seconds = 0.0  # duration of the steps since the last log
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says what a token costs, and what the utilization is measured against."""
+        """Print what a token costs, and the peak to which the utilization is relative."""
         module = self.module(trainer)
         profile, account = module.flop_meter.profile, module.flop_meter.account
         if profile is None:
@@ -45,28 +47,28 @@ class FlopCounter(RunCallback):
         self._before = (account.algorithmic, account.executed)
         if trainer.is_global_zero:
             print(
-                f"A token costs {profile.matrices.flops_per_token:.3g} FLOPs and its share of attention. "
-                f"MFU is against {peak.flops_per_second:.3g} FLOP/s a device ({peak.source})."
+                f"A token costs {profile.matrices.flops_per_token:.3g} FLOPs plus its share of attention. "
+                f"MFU is relative to {peak.flops_per_second:.3g} FLOP/s per device ({peak.source})."
             )
             if profile.remark is not None:
                 print(f"The backbone's FLOPs: {profile.remark}")
         self._clock.start()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock again: validation is no training."""
+        """Restart the clock after a validation, whose time does not count as training."""
         self._clock.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs the steps since it last did."""
+        """Log the counts so far, and the utilization since the last log."""
         module = self.module(trainer)
         if module.flop_meter.profile is None:
             return
         self._seconds += self._clock.lap()
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it by name
         if not every or trainer.global_step % every:
-            return  # Lightning would not write it, and to log costs more than to count
+            return  # Lightning would not write the values, and logging costs more than counting
         module.flop_meter.settle()
         account = module.flop_meter.account
         after = (account.algorithmic, account.executed)
@@ -85,7 +87,7 @@ class FlopCounter(RunCallback):
 
 
 def _dtype(trainer: Trainer, pl_module: LightningModule) -> torch.dtype:
-    """Return the type in which the matrix products are computed."""
+    """Return the data type in which the matrix products of training are computed."""
     with trainer.precision_plugin.forward_context():
         weight = next(parameter for parameter in pl_module.parameters() if parameter.is_floating_point())
         one = torch.ones(1, 1, device=pl_module.device, dtype=weight.dtype)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end, remembered until all of its processes have finished the step that is under way."""
+"""Remembers signals that ask a run to end, until all of its processes have finished the current step."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from lightning.pytorch import Trainer
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
-"""Ctrl-C; what schedulers and shutdowns send; a terminal that is closed; SLURM's warning before a job's end."""
+"""Signals of Ctrl-C, of schedulers and shutdowns, of a closed terminal, and of SLURM's warning before a job's end."""
 
 
 class Interrupt:
-    """Remember the first signal that asks for the end of a run.
+    """Remember the first signal that asks a run to end.
 
-    A second Ctrl-C stops at once. Whatever handled the signals before handles them again after ``release``.
+    A further Ctrl-C stops the run at once. After ``release``, the previous handlers handle the signals again.
     """
 
     def __init__(self) -> None:
@@ -26,27 +26,27 @@ class Interrupt:
         self._before: dict[int, Any] = {}
 
     def watch(self) -> None:
-        """Only remember signals from here on, where they can be handled: in a process's main thread."""
+        """Remember signals from here on. In any but the main thread, where Python cannot handle signals, do nothing."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in SIGNALS:
             before = signal.getsignal(number)
             if number == getattr(signal, "SIGHUP", None) and before == signal.SIG_IGN:
-                continue  # nohup asks to outlive the terminal
+                continue  # nohup asks that the process outlives its terminal
             self._before[number] = before
             signal.signal(number, self._remember)
 
     def release(self) -> None:
-        """Handle the signals as before."""
+        """Give the signals back to their previous handlers."""
         while self._before:
             number, before = self._before.popitem()
             if signal.getsignal(number) == self._remember:
                 signal.signal(number, before if before is not None else signal.SIG_DFL)
 
     def agreed(self, trainer: Trainer) -> int:
-        """Return the number of the signal that any of the run's processes has received, or 0.
+        """Return the largest number of a signal that a process of the run has received, or 0 if there was no signal.
 
-        All processes have to ask at the same point, and all get the same answer.
+        All processes have to call this at the same point, and all get the same result.
         """
         if trainer.world_size == 1:
             return self._received
@@ -59,19 +59,19 @@ class Interrupt:
                 raise KeyboardInterrupt
             return
         self._received = number
-        again = " Ctrl-C again stops at once and may lose it." if number == signal.SIGINT else ""
-        # Not by print: the signal may have come in the middle of one, which cannot be entered twice.
+        again = " Another Ctrl-C stops at once and may lose the step." if number == signal.SIGINT else ""
+        # os.write, because the signal may have interrupted a print, and print cannot be entered twice.
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"Stopping after this step.{again}\n".encode())
 
 
 def keep_off(trainer: Trainer) -> None:
-    """Let Lightning install no handler of signals.
+    """Prevent Lightning from installing handlers of signals.
 
-    Its own lets a rank wait inside the handler for the others, which may never come, and on SLURM saves in the middle
-    of a step.
+    Inside Lightning's own handler, a rank waits for the other ranks, which may never come. On SLURM, that handler saves
+    a checkpoint in the middle of a step.
     """
     trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
 
 
 def _nothing() -> None:
-    """Stands for what is not to be done."""
+    """Do nothing, in place of Lightning's function."""

@@ -1,4 +1,4 @@
-"""The evaluation that a run was killed or stopped in, done when the run goes on: Lightning would leave it out."""
+"""Repeats the evaluation in which a run was killed or stopped when the run resumes, because Lightning would skip it."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from lightning.pytorch import LightningModule, Trainer
 
 from embedlab.training.callbacks.base import RunCallback
 
-_IS_DUE = "evaluation_is_due"  # what a checkpoint says of its last step
+_IS_DUE = "evaluation_is_due"  # key in a checkpoint: whether an evaluation follows its last step
 
 
 class OwedEvaluation(RunCallback):
-    """Evaluate a resumed run where its checkpoint's last step was to be evaluated and had not been."""
+    """Evaluate a resumed run at once if an evaluation was due after its checkpoint's last step and is missing."""
 
     def __init__(self) -> None:
-        self._due_step = -1  # the last step after which there is an evaluation
+        self._due_step = -1  # the last step after which an evaluation is due
         self._is_owed = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note whether the checkpoint's last step is to be evaluated yet."""
+        """Note whether an evaluation after the checkpoint's last step is missing."""
         step = checkpoint["global_step"]
         self._is_owed = checkpoint.get(_IS_DUE) is True and checkpoint.get("evaluated_step") != step
         self._due_step = step if self._is_owed else -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate before the next step."""
+        """Run a missing evaluation before the next step."""
         if self._is_owed:
             self._is_owed = False
             evaluate_last_step(trainer)
@@ -40,14 +40,14 @@ class OwedEvaluation(RunCallback):
             self._due_step = trainer.global_step
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Say whether the last step is to be evaluated."""
+        """Store in the checkpoint whether an evaluation is due after its last step."""
         checkpoint[_IS_DUE] = self._due_step == trainer.global_step
 
 
 def evaluate_last_step(trainer: Trainer) -> None:
-    """Evaluate, and log the results beside the values of the last training step, to which they belong."""
+    """Evaluate the model, and log the results at the last training step, to which they belong."""
     epoch_loop = trainer.fit_loop.epoch_loop
-    epoch_loop.val_loop.restarting = False  # all of it, whatever had been done when the checkpoint was written
+    epoch_loop.val_loop.restarting = False  # the whole evaluation, even if a part was done before the checkpoint
     steps, epoch_loop._batches_that_stepped = epoch_loop._batches_that_stepped, trainer.global_step - 1
     trainer.validating = True
     epoch_loop.val_loop.run()

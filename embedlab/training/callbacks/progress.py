@@ -1,4 +1,4 @@
-"""Progress where there is no terminal to draw a bar on: log files, schedulers, continuous integration."""
+"""Prints progress where no terminal can show a bar: in log files, under schedulers, in continuous integration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedlab.training.callbacks.step_clock import TimeLeft
 
 
 class ProgressLines(RunCallback, ProgressBar):
-    """Prints one line every so often: step, loss, learning rate, throughput, and the time left without evaluation.
+    """Print a line at intervals: step, loss, learning rate, throughput, and the remaining time without evaluation.
 
     Args:
         every_seconds: Minimum number of seconds between two lines.
@@ -27,27 +27,27 @@ class ProgressLines(RunCallback, ProgressBar):
         self._time_left = TimeLeft()
 
     def disable(self) -> None:
-        """Prints nothing from here on: Lightning asks for it on every rank but the first."""
+        """Print nothing from here on. Lightning calls this on every rank except the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Prints again."""
+        """Print lines again."""
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         module = self.module(trainer)
         self._printed = time.monotonic()
         self._time_left.start(module.share_done)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lets the clock go on."""
+        """Restart the clock after a validation, whose time does not count as training."""
         self._time_left.resume()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Prints if it is time, and after the last step."""
+        """Print a line if it is due, and after the last step."""
         module = self.module(trainer)
         self._time_left.step()
         now = time.monotonic()

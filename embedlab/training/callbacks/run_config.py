@@ -1,4 +1,4 @@
-"""The configuration of a run beside its results: in its folder, in its checkpoints and in TensorBoard."""
+"""Stores the configuration of a run beside its results: in its folder, in its checkpoints and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from embedlab.training.callbacks.base import RunCallback
 
 
 class RunConfig(RunCallback, SaveConfigCallback):
-    """Writes ``config.yaml`` into the run's folder, and hyperparameters and the whole text to TensorBoard."""
+    """Write ``config.yaml`` into the run's folder, and log hyperparameters and the whole file to TensorBoard."""
 
     _path: Path | None = None
-    _before: str | None = None  # what stood there: the configuration of the run that is gone on with
+    _before: str | None = None  # previous text of the file, if the run resumes
     _took_a_step = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the configuration, when other callbacks have had their chance to refuse it."""
+        """Log the configuration, after other callbacks have had their chance to refuse it."""
         text = self.parser.dump(self.config, skip_none=False)
         for logger in trainer.loggers:
             values = flattened(yaml.safe_load(text), separator="/")
@@ -33,15 +33,19 @@ class RunConfig(RunCallback, SaveConfigCallback):
                 logger.experiment.add_text("config", f"```yaml\n{text}\n```")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the module what its checkpoints say about how to build it again."""
+        """Give the module the configuration for its checkpoints and, for a fit, write ``config.yaml``.
+
+        Raises:
+            ConfigError: If the file cannot be written.
+        """
         module = self.module(trainer)
         self.config = self.config.clone()
         backbone = self.config.model.backbone
-        backbone.path = absolute_path(backbone.path)  # a run can be gone on with from any folder
+        backbone.path = absolute_path(backbone.path)  # so that a run can be resumed from any folder
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         model = config["model"] | {"seed": module.seed}  # linked to seed_everything, so not in the dump
         module.run_config = {"model": model, "data": config["data"]}
-        if stage == "fit":  # measuring a run leaves its configuration as it is
+        if stage == "fit":  # an evaluation leaves the run's configuration as it is
             self.config.ckpt_path = None
             if not trainer.is_global_zero:
                 return
@@ -55,11 +59,11 @@ class RunConfig(RunCallback, SaveConfigCallback):
             self._path = path
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        """Note that a step was taken: from the first step on, the folder belongs to this run."""
+        """Note that a step was taken, after which ``config.yaml`` stays in the folder whatever happens."""
         self._took_a_step = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves the folder as it was if not one step was taken: corrected, the same command can use it."""
+        """Restore the previous ``config.yaml`` if no step was taken, so that a corrected command can use the folder."""
         if self._path is None or self._took_a_step or not trainer.is_global_zero:
             return
         if self._before is None:
@@ -69,5 +73,5 @@ class RunConfig(RunCallback, SaveConfigCallback):
 
 
 def _loggable(value: Any) -> Any:
-    """Return a value that TensorBoard takes: a list as text."""
+    """Return a value in a form that TensorBoard accepts: a list becomes text."""
     return str(value) if isinstance(value, list) else value

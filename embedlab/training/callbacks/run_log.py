@@ -1,4 +1,4 @@
-"""TensorBoard's events of a run that was killed and gone on with: each step's values once, and none missing."""
+"""Keeps the TensorBoard events of a run complete and without duplicates when the run is killed and resumed."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from embedlab.errors import DataError
 from embedlab.training.callbacks.base import RunCallback
 
 _EVENTS = "events.out.tfevents."
-_LOGGED = "logged"  # what a checkpoint holds of its last step's values
+_LOGGED = "logged"  # key in a checkpoint: the logged values of its last step
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard's events in a run's folder, where a value of a step is written once.
+    """A TensorBoard logger that writes its events into a run's folder, and each value of a step once.
 
     Args:
-        folder: The run's folder.
+        folder: Folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, name="", version="", default_hp_metric=False)
         older = [path.name for path in folder.glob(f"{_EVENTS}*")]
         self._has_older_events = bool(older)
-        # TensorBoard reads files in the order of their names, which begin with the second they were begun in.
+        # TensorBoard reads files in the order of their names, in which the second of their creation comes first.
         while any(name.startswith(f"{_EVENTS}{int(time.time())}.") for name in older):
             time.sleep(0.05)
         self._newest: dict[str, int] = {}
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Write values, but those whose name has a value of this or a later step."""
+        """Write the values, except values whose name already has a value at this step or a later step."""
         if step is None:
             super().log_metrics(dict(metrics), step)
             return
@@ -44,65 +44,65 @@ class RunLogger(TensorBoardLogger):
         super().log_metrics(new, step)
 
     def forget_from(self, step: int) -> None:
-        """Hide the events of this and later steps that another process has written into the folder."""
+        """Hide the events from this step on that other processes have written into the folder."""
         if not self._has_older_events:
             return
         event = Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START))
         self.experiment._get_file_writer().add_event(event, step)
 
     def flush(self) -> None:
-        """Bring the events to the file: a process that is killed loses those that wait."""
+        """Write waiting events to the file, because a process that is killed loses them."""
         self.experiment.flush()
 
 
 class RunLog(RunCallback):
-    """Take up a run's log where its checkpoint stands.
+    """Continue the log of a resumed run at the step of its checkpoint.
 
-    A checkpoint holds the values that belong to its last step, since Lightning logs them after it is saved. A run that
-    goes on from it hides what was logged from that step on, and logs those values again.
+    A checkpoint holds the values of its last step, because Lightning logs them only after the checkpoint is saved. A
+    resumed run hides all values that were logged from this step on, and logs the values of the checkpoint again.
     """
 
     def __init__(self) -> None:
-        self._step = -1  # of the values below
+        self._step = -1  # step of the values below
         self._values: dict[str, float] = {}
         self._resumed: Mapping[str, Any] | None = None
         self._is_ready = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the values of the checkpoint's last step.
+        """Take the logged values of the checkpoint's last step.
 
         Raises:
-            DataError: If they are something else.
+            DataError: If the checkpoint holds anything other than a step, names and numbers.
         """
-        logged = checkpoint.get(_LOGGED)  # older checkpoints have none
+        logged = checkpoint.get(_LOGGED)  # older checkpoints lack the values
         if logged is not None and not _is_sound(logged):
-            raise DataError(f"The checkpoint's logged values are {logged!r:.100}. Expected a step and numbers by name.")
+            raise DataError(f"The checkpoint's logged values are {logged!r:.100}. Expected a step and its values.")
         self._resumed = logged
         if logged is not None:
             self._step, self._values = logged["step"] + 1, dict(logged["values"])
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a log."""
+        """Start the log."""
         self._begin(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a log, or take one up."""
+        """Start the log, or continue the log of a resumed run."""
         self._begin(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up a log of a run of which nothing but an evaluation is left."""
+        """Continue the log of a resumed run of which only an evaluation is left."""
         self._begin(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the values of the step that has just ended, which Lightning has not logged yet."""
+        """Keep the values of the step that has just ended, because Lightning has not logged them yet."""
         self._step = trainer.global_step
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it by name
         self._values = _values(trainer) if every and trainer.global_step % every == 0 else {}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Flush the log, and add the values of the step at which it ends."""
+        """Flush the log, and store the values of the last step in the checkpoint."""
         module = self.module(trainer)
         for logger in _run_loggers(trainer):
             logger.flush()
@@ -139,7 +139,7 @@ def _run_loggers(trainer: Trainer) -> list[RunLogger]:
 
 
 def _values(trainer: Trainer) -> dict[str, float]:
-    """What Lightning will log of the training step that has just ended."""
+    """Return the values that Lightning will log for the training step that has just ended."""
     found = {name: float(value) for name, value in trainer.callback_metrics.items()}
     found = {name: value for name, value in found.items() if not name.startswith(("validation/", "test/"))}
     return found | {"epoch": float(trainer.current_epoch)}

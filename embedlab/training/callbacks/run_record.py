@@ -1,4 +1,4 @@
-"""What a run did, in its folder for laws and recipes to read: see ``embedlab.records``."""
+"""Records what a run did in its folder, where laws and recipes read it: see ``embedlab.records``."""
 
 from __future__ import annotations
 
@@ -31,26 +31,27 @@ from embedlab.training.module import EmbeddingModule
 from embedlab.training.schedule import Schedule
 
 CONTINUED = "continued"
-"""Folder in a run's folder for the records of runs that went on from it; each has one of its own there."""
+"""Name of the folder, in a run's folder, with one subfolder per run that resumed from the finished run."""
 
 _PACKAGES = ("embedlab", "torch", "lightning", "transformers", "peft", "numpy")
 _NAMES = ("run_id", "parent_run_id")
 _COUNTS = ("branch_step", "branch_flops", "peak_memory_bytes")
 _IDENTITY = (*_NAMES, *_COUNTS, "seconds")
 _RUN_ID = re.compile(r"[0-9a-zA-Z]{1,64}")
-_DATA = "data."  # how the names of options begin that say what is trained on and what is held out
+_DATA = "data."  # prefix of the options that define the training data and the held-out data
 
 
 class RunRecorder(RunCallback):
-    """Writes a run's record into its folder: at its end, or where it diverged or failed.
+    """Write a run's record into its folder when the run ends, diverges or fails.
 
-    A run that was interrupted or killed has none until it has gone on to its end. A record is final: what goes on from
-    a checkpoint whose run has one (a larger budget, say), or from a checkpoint of another folder, is another run of the
-    same family, with an identifier and a record of its own. No record is written of a run whose FLOPs are not counted,
-    or that was not evaluated where it ended: one line says so.
+    A run that was interrupted or killed has no record until it has been resumed and has ended. A record is final: a run
+    that resumes from a checkpoint of a recorded run (with a larger budget, for example), or from a checkpoint in
+    another folder, is another run of the same family, with its own identifier and its own record. No record is written
+    for a run whose FLOPs are not counted, or that was not evaluated at its end; a printed line gives the reason.
 
     Args:
-        evaluation_set: name of the held-out pairs whose loss is recorded; by default those of the first source.
+        evaluation_set: Name of the held-out pairs whose loss is recorded. The default is the held-out pairs of the
+            first source.
     """
 
     def __init__(self, *, evaluation_set: str | None = None) -> None:
@@ -59,66 +60,66 @@ class RunRecorder(RunCallback):
         self.parent_run_id: str | None = None
         self.branch_step: int | None = None
         self.branch_flops: int | None = None
-        self.seconds = 0.0  # of training, evaluation left out
+        self.seconds = 0.0  # duration of training, without evaluation
         self.peak_memory_bytes: int | None = None
         self._clock = StepClock()
         self._device: torch.device | None = None  # None until training begins
         self._git_revision: str | None = None
-        self._steps_taken = 0  # by this process
+        self._steps_taken = 0  # number of steps taken by this process
         self._lacks_its_record = False
         self._is_written = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the run's identity, its seconds of training and its peak memory."""
+        """Return the identifiers of the run, its training time in seconds and its peak memory in bytes."""
         self._measure_memory()
         return {name: getattr(self, name) for name in _IDENTITY}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what the run has been so far.
+        """Restore the identifiers, training time and peak memory of the run.
 
         Raises:
-            DataError: if it is nothing that this callback has written.
+            DataError: If a value is not a value that this callback writes.
         """
         for name in _IDENTITY:
-            value = state_dict.get(name)  # one may be newer than the checkpoint
+            value = state_dict.get(name)  # an older checkpoint may lack a name
             if not _is_sound(name, value):
                 raise DataError(
                     f"The checkpoint says that its run's {name} is {value!r}, which `embedlab fit` does not write. "
-                    "Go on from another checkpoint, or begin the run anew in another --output."
+                    "Resume from another checkpoint, or start a new run in another --output."
                 )
             setattr(self, name, value)
         self.seconds = self.seconds or 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let the module say whether its run still needs a record, once the checkpoint has been read."""
+        """Give the module a function that tells whether its run lacks a record, once the checkpoint has been read."""
         module = self.module(trainer)
         module.record_is_owed = lambda: self.is_owed(trainer, module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says which loss is recorded where there are several.
+        """Print which loss is recorded if there are several sets of held-out pairs.
 
         Raises:
-            ConfigError: if there are no held-out pairs of that name.
+            ConfigError: If no held-out pairs have the name ``evaluation_set``.
         """
         module = self.module(trainer)
         names = [task.name for task in _held_out(module)]
         if self.evaluation_set is not None and self.evaluation_set not in names:
             raise ConfigError(
-                f"record.evaluation_set is '{self.evaluation_set}', and no held-out pairs have that name. There are: "
+                f"record.evaluation_set is '{self.evaluation_set}', but no held-out pairs have this name. There are: "
                 f"{', '.join(names) or 'none; data.validation_fraction holds some out'}."
                 + suggestion(self.evaluation_set, names)
             )
         if self.evaluation_set is None and len(names) > 1 and trainer.is_global_zero:
             print(
-                f"The run record's loss is that of '{names[0]}'; record.evaluation_set names another of "
-                f"{', '.join(names)}."
+                f"The run record will hold the loss on '{names[0]}'. Set record.evaluation_set to record the loss on "
+                f"another of {', '.join(names)}."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decides which run this is, and starts the clock.
+        """Decide whether this is the checkpoint's run or another run of its family, and start the clock.
 
         Raises:
-            RecordError: if a record in the run's folder cannot be read.
+            RecordError: If a record in the run's folder cannot be read.
         """
         module = self.module(trainer)
         self._device = module.device
@@ -141,33 +142,33 @@ class RunRecorder(RunCallback):
         return self.run_id in {record.run_id for record in Ledger([folder]).records()}
 
     def is_owed(self, trainer: Trainer, module: EmbeddingModule) -> bool:
-        """Whether the run that a checkpoint goes on with has no record, and would have one if it ended here.
+        """Return whether the checkpoint's run has no record yet, although it would have a record if it ended here.
 
         Raises:
-            RecordError: if a record in the run's folder cannot be read.
+            RecordError: If a record in the run's folder cannot be read.
         """
         if self.run_id is None or trainer.ckpt_path is None or self._why_not(module, is_evaluated=True) is not None:
             return False
         return not self._goes_on_from_another(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock again: validation is no training."""
+        """Restart the clock after a validation, whose time does not count as training."""
         self._clock.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts the time of the step."""
+        """Add the duration of the step to the training time."""
         self.seconds += self._clock.lap()
         self._steps_taken += 1
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Records the finished run, after its last validation."""
+        """Record the finished run, after its last validation."""
         module = self.module(trainer)
         self._finish(trainer, module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Records a run of which nothing was left to train, but whose record was missing."""
+        """Record a run that had nothing left to train, but whose record was missing."""
         module = self.module(trainer)
         if self._device is None and self.is_owed(trainer, module):
             self._device, self._lacks_its_record = module.device, True
@@ -175,14 +176,17 @@ class RunRecorder(RunCallback):
             self._finish(trainer, module)
 
     def _finish(self, trainer: Trainer, module: EmbeddingModule) -> None:
-        """Evaluates a run that was killed in its last validation, which Lightning does not repeat, and records it."""
+        """Record the run.
+
+        If the run was killed in its last validation, the validation is repeated first, because Lightning skips it.
+        """
         is_evaluated = module.evaluated_step == trainer.global_step
         if self._lacks_its_record and self._steps_taken == 0 and not is_evaluated:
             evaluate_last_step(trainer)
         self._write(trainer, module, "finished" if module.is_done() else "stopped")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Records a run that diverged or failed; one that is interrupted (Ctrl-C, SIGTERM) is to go on."""
+        """Record a run that diverged or failed. An interrupted run (Ctrl-C, SIGTERM) can resume and gets no record."""
         module = self.module(trainer)
         if not isinstance(exception, Exception):
             return
@@ -209,21 +213,21 @@ class RunRecorder(RunCallback):
 
     def _why_not(self, module: EmbeddingModule, *, is_evaluated: bool) -> str | None:
         if module.is_past_plan():
-            return "the checkpoint is of a longer run than the one that is planned."
+            return "the checkpoint comes from a longer run than the planned run."
         if any(change.startswith(_DATA) for change in module.accepted_changes):
-            return "its data were changed on the way, so that pairs that are held out may have been trained on."
+            return "its data were changed during the run, so pairs that are held out may have been trained on."
         if module.flop_meter.profile is None or not module.flop_meter.is_complete:
             return "the FLOPs of the whole run are not known."
         if not _held_out(module):
-            return "there are no held-out pairs to have a loss on. Set data.validation_fraction to hold some out."
+            return "there are no held-out pairs to compute a loss on. Set data.validation_fraction to hold out pairs."
         if not is_evaluated:
-            return "the run was not evaluated at its end. Let trainer.check_val_every_n_epoch be 1."
+            return "the run was not evaluated at its end. Set trainer.check_val_every_n_epoch to 1."
         return None
 
     def _record(self, trainer: Trainer, module: EmbeddingModule, status: Status) -> RunRecord:
         self._measure_memory()
         data = RunCallback.data(trainer)
-        if status != "failed":  # a rank that has died answers no more
+        if status != "failed":  # a rank that has died can no longer answer
             module.flop_meter.settle()
         account, profile = module.flop_meter.account, module.flop_meter.profile
         assert profile is not None and self.run_id is not None and self._device is not None
@@ -294,7 +298,7 @@ class RunRecorder(RunCallback):
 
 
 def _new_id() -> str:
-    return uuid4().hex[:12]  # of 100,000 runs, two have the same with a probability of 2e-5
+    return uuid4().hex[:12]  # two of 100,000 runs share an identifier with a probability of 2e-5
 
 
 def _is_sound(name: str, value: Any) -> bool:
@@ -307,7 +311,7 @@ def _is_sound(name: str, value: Any) -> bool:
 
 
 def _stop_reason(trainer: Trainer) -> str:
-    """What ended a run before its plan was done, as far as it can be told."""
+    """Return what ended a run before its plan was done, as far as the callbacks tell."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
             return f"EarlyStopping: {callback.stopping_reason_message}"
@@ -323,7 +327,7 @@ def _held_out(module: EmbeddingModule) -> Sequence[HeldOutPairs]:
 
 
 def _options_of_method(module: EmbeddingModule) -> dict[str, Any]:
-    """Return the method's options as the configuration has them, with defaults; none if Python made the module."""
+    """Return the method's options from the configuration, including defaults; none if Python code made the module."""
     options: dict[str, Any] = module.run_config.get("model", {}).get("method", {}).get("init_args", {})
     return options
 
@@ -342,7 +346,7 @@ def _peak_memory(device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "cpu":
         status = Path("/proc/self/status")
-        if status.exists():  # getrusage's peak is that of the process that started this one, if that had more
+        if status.exists():  # getrusage may report a larger peak of the parent process instead
             (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
             return 1024 * int(line.split()[1])
         unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""The seconds of training steps, for every callback that divides by them."""
+"""Measures the duration of training steps, for every callback that computes a rate or a remaining time."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from datetime import timedelta
 
 
 class StepClock:
-    """Times steps from the end of the one before, so that waiting for data counts."""
+    """A clock that times each step from the end of the previous step, so that waiting for data counts."""
 
     def __init__(self) -> None:
         self._since = 0.0
 
     def start(self) -> None:
-        """Starts, or starts again after what is no training: validation."""
+        """Start the clock, or restart it after time that does not count as training (a validation)."""
         self._since = time.perf_counter()
 
     def lap(self) -> float:
-        """Seconds since the start or the last lap."""
+        """Return the seconds since the start or the last lap."""
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         return seconds
 
 
 class TimeLeft:
-    """How long the rest of a run takes at the pace of the steps so far, evaluation not counted."""
+    """The remaining time of a run at the pace of its steps so far, without evaluation."""
 
     def __init__(self) -> None:
         self._clock = StepClock()
@@ -32,19 +32,19 @@ class TimeLeft:
         self._share_before = 0.0
 
     def start(self, share: float) -> None:
-        """Starts where this share of the run is done: after a resume that is not 0."""
+        """Start the clock when ``share`` of the run is done already, which is above 0 after a resume."""
         self._seconds, self._share_before = 0.0, share
         self._clock.start()
 
     def resume(self) -> None:
-        """Go on after validation, whose time does not count."""
+        """Restart the clock after time that does not count as training (a validation)."""
         self._clock.start()
 
     def step(self) -> None:
-        """A step has ended."""
+        """Add the duration of the step that has just ended."""
         self._seconds += self._clock.lap()
 
     def after(self, share: float) -> timedelta:
-        """What is left when this share of the run is done."""
+        """Return the remaining time when ``share`` of the run is done."""
         pace = self._seconds / (share - self._share_before)
         return timedelta(seconds=round(pace * (1 - share)))

@@ -1,4 +1,4 @@
-"""Tokens and pairs a second, so that a slow run is seen while it runs."""
+"""Logs tokens and pairs per second, so that a slow run is noticed while it runs."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from embedlab.training.callbacks.step_clock import StepClock
 
 
 class Throughput(RunCallback):
-    """Logs real tokens and pairs a second over all ranks, and the share of padding.
+    """Log real tokens and pairs per second over all ranks, and the number of padding tokens per real token.
 
-    A step's time runs from the end of the step before, so that waiting for data counts; validation does not.
+    All numbers are computed from this rank's own batch: the rates are multiplied by the number of ranks. The time of a
+    step starts at the end of the previous step, so that waiting for data counts. Validation does not count.
     """
 
     def __init__(self) -> None:
         self._clock = StepClock()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         self._clock.start()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock again: validation is no training time."""
+        """Restart the clock after a validation, whose time does not count as training."""
         self._clock.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PairBatch, batch_idx: int
     ) -> None:
-        """Logs the step that just ended."""
+        """Log the rates and the padding of the step that has just ended."""
         seconds = self._clock.lap()
         ranks = trainer.world_size
         pl_module.log("tokens/s", ranks * batch.num_tokens / seconds, prog_bar=True)

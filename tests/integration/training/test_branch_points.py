@@ -220,7 +220,7 @@ def test_points_that_the_run_cannot_leave_are_refused(tmp_path: Path, capsys: py
     assert f"has {2.0 * budget:g}, and the run's own budget is {budget:g}. Raise" in refused([2 * budget])
     printed = refused([budget / 4], warmup=0.3)
     assert "warms up over 0.3 of its budget" in printed and "Lower model.schedule.warmup to 0.19 or less" in printed
-    assert "the first step costs more. Leave it out" in refused([spent[1] / 2], warmup=0)
+    assert "the first step costs more. Leave this budget out" in refused([spent[1] / 2], warmup=0)
     assert "Add --ckpt_path auto" in refused([budget / 2], "--branch.origin", "none.ckpt")
 
 
@@ -273,5 +273,5 @@ def test_a_branch_that_is_not_what_a_run_from_the_start_is_is_refused(
     assert "needs a schedule with a constant rate" in refused("--model.schedule", "WarmupCosine")
     assert "needs a --budget" in refused(budget=None)
     printed = refused(budget=0.9 * budget)
-    assert "begins to decay at" in printed and "Take a branch point of at most that budget" in printed
+    assert "begins to decay at" in printed and "Use a branch point whose budget is at most" in printed
     assert "would warm up again" in refused(budget=9 * budget, warmup=0.3)

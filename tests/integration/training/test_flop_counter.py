@@ -68,12 +68,12 @@ def test_the_executed_count_is_torchs_where_memory_lasts_for_some_chunks(
 def test_what_utilization_is_measured_against_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path)
     fit(config, "--trainer.max_steps", "1")
-    assert "FLOP/s a device (measured here: " in capsys.readouterr().out
+    assert "FLOP/s per device (measured here: " in capsys.readouterr().out
     options = ["--trainer.callbacks+", "FlopCounter", "--trainer.callbacks.peak_flops", "1e12"]
     fit(config, "--output", str(tmp_path / "stated"), *options, "--trainer.max_steps", "1")
     printed = capsys.readouterr().out
-    assert "MFU is against 1e+12 FLOP/s a device (stated by you)" in printed
-    assert printed.count("MFU is against") == 1
+    assert "MFU is relative to 1e+12 FLOP/s per device (stated by you)" in printed
+    assert printed.count("MFU is relative to") == 1
 
 
 def test_a_peak_that_cannot_be_is_refused() -> None:

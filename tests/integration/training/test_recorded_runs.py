@@ -309,9 +309,9 @@ def test_of_several_held_out_sets_one_is_named(tmp_path: Path, capsys: pytest.Ca
         (record,) = records_of(tmp_path / name)
         assert record.loss == record.metrics[f"validation/{name}/loss"]
         assert record.loss_definition.evaluation_set.startswith(f"{name} ")
-        assert ("loss is that of 'a'" in capsys.readouterr().out) == (name == "a")
+        assert ("will hold the loss on 'a'" in capsys.readouterr().out) == (name == "a")
     command = ["fit", "--config", str(config), "--output", str(tmp_path / "c"), "--record.evaluation_set", "c"]
-    assert "no held-out pairs have that name. There are: a, b." in error_of(capsys, command)
+    assert "no held-out pairs have this name. There are: a, b." in error_of(capsys, command)
 
 
 def test_records_of_runs_are_what_laws_are_fitted_to(tmp_path: Path) -> None:

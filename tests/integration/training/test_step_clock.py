@@ -44,7 +44,7 @@ def test_the_time_to_spend_a_budget_leaves_out_evaluation(tmp_path: Path, capsys
     step = torch.load(tmp_path / "one" / "checkpoints" / "last.ckpt", weights_only=True)["flops"]["algorithmic"]
     capsys.readouterr()
     fit(config, *CLOCK, "--budget", str(11 * step), "--trainer.val_check_interval", "2")
-    left = seconds_left(capsys.readouterr().out, "It is spent in about")
+    left = seconds_left(capsys.readouterr().out, "The budget will be spent in about")
     assert left == [pytest.approx(50, abs=10)], "after six steps of about eleven"
 
 

@@ -91,7 +91,7 @@ def test_where_no_checkpoint_is_whole_the_run_is_to_begin_anew(tmp_path: Path) -
     for name in (LAST, PREVIOUS):
         path = written(tmp_path / name)
         path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(DataError, match=r"damaged.*anew in another --output"):
+    with pytest.raises(DataError, match=r"damaged.*new run in another --output"):
         require_whole(tmp_path / LAST)
 
 

@@ -52,8 +52,8 @@ def test_a_loss_is_not_blamed_for_weights_that_were_broken_before(
     config = write_config(tmp_path)
     broken = ["--trainer.callbacks+=test_module.BreakAWeight", "--trainer.callbacks.after=2"]
     printed = error_of(capsys, ["fit", "--config", str(config), *broken])
-    assert "at step 2, since the step before made the weight encoder.backbone" in printed
-    assert "were not changed" not in printed
+    assert "at step 2, because the step before made the weight encoder.backbone" in printed
+    assert "has not changed the weights" not in printed
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +62,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, capsys: pytes
     before = trained_weights(tmp_path / "run")
     broken = ["--trainer.callbacks+=test_module.BreakAWeight", "--trainer.callbacks.after=-4"]
     command = ["fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_steps", "4", *broken]
-    assert "No checkpoint is written of such weights" in error_of(capsys, command)
+    assert "These weights are not saved" in error_of(capsys, command)
     after = trained_weights(tmp_path / "run")
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -73,7 +73,7 @@ def test_a_first_step_that_breaks_the_weights_is_said_at_once(
     config = write_config(tmp_path)
     without_eps = ["--model.optimizer.eps", "1e-46"]  # 0 in float32: 0/0 for tokens that no text has
     printed = error_of(capsys, ["fit", "--config", str(config), *without_eps])
-    assert "The first step, 0, made the weight" in printed
+    assert "Step 0, the first of this process, made the weight" in printed
 
 
 def test_a_checkpoint_goes_on_only_on_its_own_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
