@@ -186,7 +186,7 @@ def test_the_table_shows_what_a_budget_buys(capsys: pytest.CaptureFixture[str]) 
     ("arguments", "named"),
     [
         (["--budget=-1"], "above 0"),
-        (["--suite", "./nowhere"], "no folder here"),
+        (["--suite", "./nowhere"], "is not a folder"),
         (["--methods", "Lora"], "Did you mean 'LoRA'?"),
         (["--data.max_length", "9999"], "positions for 512"),
         (["--data.max_length", "0"], "data.max_length must be at least 1"),
