@@ -238,7 +238,7 @@ def _claim(output: Path, identity: dict[str, Any]) -> None:
         differing = [name for name in identity if there.get(name) != identity[name]]
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(
-            f"{mark}, which holds the settings of the ladder in its folder, cannot be read: {error}. Set output to "
+            f"{mark} cannot be read: {error}. The file holds the settings of the ladder in its folder. Set output to "
             "another folder."
         ) from error
     if differing:

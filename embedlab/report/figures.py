@@ -122,7 +122,7 @@ def _said(found: Crossover) -> str:
     else:
         better, worse = (found.above, found.below) if found.flops == 0 else (found.below, found.above)
         text = f"{better} is better than {worse} at every budget"
-    return f"{text}. They change places between {first} and {last} FLOPs with a probability of {found.probability:.0%}."
+    return f"{text}. The probability that they change places from {first} to {last} FLOPs is {found.probability:.0%}."
 
 
 def _best(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> list[Figure]:

@@ -225,10 +225,8 @@ def test_a_hub_id_without_a_network_is_one_clear_error(tmp_path: Path) -> None:
     command += ["--model.backbone.path", "EleutherAI/pythia-14m"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert result.returncode == 2
-    assert (
-        "'EleutherAI/pythia-14m' is not a folder and not in the local cache" in result.stderr
-        and "ladder:r0" in result.stderr
-    )
+    said = result.stderr
+    assert "'EleutherAI/pythia-14m' is not a folder and not in the local cache" in said and "ladder:r0" in said
     assert "Traceback" not in result.stderr
 
 
