@@ -177,7 +177,9 @@ class _Words:
                 if self._is_true(option, value if equals else self._next_truth(left)):
                     yield option
             else:
-                yield option + equals + value
+                # The help of a class may name the class: --model.method.help LoRA.
+                named = self._next(left) if option.endswith(".help") and not equals else None
+                yield option + equals + value if named is None else f"{option}={named}"
 
     def _is_single(self, action: argparse.Action) -> bool:
         """Return whether an option takes exactly one value."""

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 import torch
 
 from embedlab.cli.training import train
-from embedlab.errors import EmbedLabError
+from embedlab.errors import ConfigError, EmbedLabError
 
 _SECONDS_TO_END = 300.0  # maximum time in which the run of a killed search finishes its step and saves it
 
@@ -32,8 +32,18 @@ def worker(arguments: Sequence[str]) -> None:
     """Train the runs that the standard input describes, until the input ends.
 
     Args:
-        arguments: Words of the command line, which are ignored.
+        arguments: Name of the command and its options, of which there is only --help.
+
+    Raises:
+        ConfigError: If there is any other word on the command line.
     """
+    if {"-h", "--help"} & set(arguments):
+        print("usage: embedlab worker\n")
+        print("Train runs that another program describes. `embedlab search` starts workers by itself.\n")
+        print(__doc__.partition("\n\n")[2].strip())
+        return
+    if arguments[1:]:
+        raise ConfigError(f"embedlab worker takes no options, got {arguments[1]!r}. Write the runs to its input.")
     # A process that a shell starts in the background ignores SIGINT, and so do its child processes.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")

@@ -21,6 +21,12 @@ from embedlab.testing.backbones import save_tiny_backbone
 from helpers.runs import error_of, fit, start_fit, trained_weights, write_config, write_pairs
 
 
+def test_a_worker_has_help_and_no_options(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["worker", "--help"])
+    assert "`embedlab search` starts workers by itself" in capsys.readouterr().out
+    assert "takes no options, got '--output'" in error_of(capsys, ["worker", "--output", "x"])
+
+
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     printed = capsys.readouterr().out

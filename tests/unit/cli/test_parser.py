@@ -283,6 +283,13 @@ def test_a_text_that_would_be_read_as_something_else_below_an_option_is_refused(
         parsed("--data.train", "p", "--data.train.query_prompt", prompt)
 
 
+@pytest.mark.parametrize("words", [["--data.shape.help", "Round"], ["--data.shape.help=Round"]])
+def test_the_help_of_a_class_is_printed_either_way(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(words)
+    assert ended.value.code == 0 and "--data.shape.radius" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("prompt", ["", "query: ", "it's", '"quoted"', "5", "true", "1e3", "{x"])
 def test_a_text_below_an_option_is_as_it_is_written(prompt: str) -> None:
     made = parsed("--data.train", "p", "--data.train.query_prompt", prompt)
