@@ -184,7 +184,7 @@ def _predict(budget: float, observations: Sequence[Observation], at: Path, num_r
         interval_95=best.interval_95,
         largest_flops=max(law.largest_flops for law in laws),
         num_runs=sum(law.fit.num_runs for law in laws),
-        epochs=max(row.tokens / row.unique_tokens for row in smaller),
+        epochs=max(row.tokens / row.unique_tokens for row in smaller if row.left_out is None),
     )
     write_whole(at / _RECIPE, recipe_config(answer, laws).text)
     write_whole(at / _PREDICTION, json.dumps(asdict(prediction), indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""A run record like many others."""
+"""A run record and a prediction like many others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from embedlab.records import LossDefinition, RunRecord
+from embedlab.scaling.bootstrap import Interval
+from embedlab.search.confirmation import Prediction
 
 DEFINITION = LossDefinition(loss="InfoNCE", temperature=0.05, candidates=256, evaluation_set="arxiv 1a2b")
 
@@ -40,6 +42,25 @@ def record(number: int = 0, **values: Any) -> RunRecord:
             flops_executed=12 * 10**10,
             seconds=12.5,
             device="cpu x 1",
+        ),
+        **values,
+    )
+
+
+def prediction(**values: Any) -> Prediction:
+    return replace(
+        Prediction(
+            budget=4e9,
+            backbone="ladder:r1",
+            method="LoRA",
+            learning_rate=1e-3,
+            tokens=1e6,
+            loss=2.0,
+            interval_80=Interval(1.9, 2.1),
+            interval_95=Interval(1.8, 2.2),
+            largest_flops=1e9,
+            num_runs=6,
+            epochs=1.0,
         ),
         **values,
     )

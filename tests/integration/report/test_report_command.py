@@ -21,9 +21,10 @@ from embedlab.scaling.bootstrap import Interval
 from embedlab.scaling.method_laws import MethodLaw, laws_of
 from embedlab.scaling.observations import Observation, by_method
 from embedlab.scaling.recipe import Constraints, recipe
-from embedlab.search.confirmation import Confirmation, Prediction
+from embedlab.search.confirmation import Confirmation
 from helpers.browser import DESKTOP, PHONE, Browser, chromium, needs_chromium
 from helpers.published import COLUMNS
+from helpers.run_records import prediction
 from helpers.runs import error_of
 from helpers.tables import PUBLISHED, needs_shared
 from helpers.two_methods import runs
@@ -233,18 +234,8 @@ def test_a_report_is_not_written_over_another(page: Path, capsys: pytest.Capture
 
 @needs_chromium
 def test_the_page_shows_what_came_of_predictions(browser: Browser, tmp_path: Path) -> None:
-    said = Prediction(
-        budget=4e18,
-        backbone=MARKUP,
-        method="full",
-        learning_rate=3e-3,
-        tokens=1e9,
-        loss=2.5,
-        interval_80=Interval(2.4, 2.6),
-        interval_95=Interval(2.3, 2.7),
-        largest_flops=1e18,
-        num_runs=12,
-        epochs=1.0,
+    said = prediction(
+        budget=4e18, backbone=MARKUP, loss=2.5, interval_80=Interval(2.4, 2.6), interval_95=Interval(2.3, 2.7)
     )
     made = [Confirmation(said, loss, tmp_path) for loss in (2.45, 2.65, 3.0, None)]
     made.append(Confirmation(said, 3.0, tmp_path, 4.0))

@@ -13,11 +13,10 @@ import yaml
 
 from embedlab.errors import ConfigError, RecordError, TrainingError
 from embedlab.records import FILE, read_record
-from embedlab.scaling.bootstrap import Interval
 from embedlab.scaling.observations import Observation, of_records
-from embedlab.search.confirmation import Confirmation, Prediction, confirm, confirmations, next_budget
+from embedlab.search.confirmation import Confirmation, confirm, confirmations, next_budget
 from embedlab.search.jobs import JobRunner
-from helpers.run_records import record
+from helpers.run_records import prediction, record
 from helpers.searches import InThisProcess, write_search
 
 REPLICATES = 10
@@ -80,6 +79,15 @@ def test_a_recipe_is_predicted_from_smaller_budgets_trained_and_compared(
     assert again == made
 
 
+def test_runs_that_no_law_is_fitted_to_do_not_count_as_repeating_data(
+    tmp_path: Path, observations: list[Observation], launcher: InThisProcess
+) -> None:
+    repeating = replace(observations[0], tokens=100 * observations[0].tokens, left_out="diverged")
+    made = confirm(1.6e8, [repeating, *observations], tmp_path, JobRunner(launcher), num_replicates=REPLICATES)
+    fitted = [row for row in observations if row.flops < 1.5e8]
+    assert made.prediction.epochs == max(row.tokens / row.unique_tokens for row in fitted)
+
+
 def test_what_was_predicted_is_not_predicted_anew(
     tmp_path: Path, observations: list[Observation], launcher: InThisProcess
 ) -> None:
@@ -122,19 +130,7 @@ def test_the_next_budget_is_as_far_beyond_the_largest_as_that_is_beyond_the_one_
     assert next_budget(budgets) == pytest.approx(following)
 
 
-SAID = Prediction(
-    budget=4e9,
-    backbone="ladder:r1",
-    method="LoRA",
-    learning_rate=1e-3,
-    tokens=1e6,
-    loss=2.0,
-    interval_80=Interval(1.9, 2.1),
-    interval_95=Interval(1.8, 2.2),
-    largest_flops=1e9,
-    num_runs=6,
-    epochs=1.0,
-)
+SAID = prediction()
 
 
 @pytest.mark.parametrize(
