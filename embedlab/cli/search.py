@@ -51,36 +51,7 @@ def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
         ConfigError: If an option is invalid, another search is in progress in the folder, or the folder holds a search
             with another plan.
     """
-    parser.add_argument("--config", action="config", help="Path to a configuration file.")
-    parser.add_argument("--output", default="runs/search", help="Folder of the search.")
-    parser.add_class_arguments(SearchPlan)
-    parser.add_subclass_arguments(Policy, "policy", help="Policy that chooses the trials to train next.")
-    parser.add_argument(
-        "--launcher", type=Callable[[], Launcher], help="Launcher that runs the jobs, for example in local processes."
-    )
-    parser.set_defaults({"policy": {"class_path": IsoFlopGrid.__name__}, "launcher": LocalWorkers})
-    parser.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="Print the estimated cost of the search, measured with a few training steps, and exit.",
-    )
-    parser.add_argument(
-        "--accept_changes",
-        action="store_true",
-        help="Continue a search in the folder, although its plan or configuration has changed.",
-    )
-    parser.add_argument(
-        "--confirm",
-        nargs="?",
-        type=float,
-        const=_NEXT,
-        metavar="FLOPS",
-        help="After the search, train the recipe for this budget in FLOPs with laws fitted to smaller budgets only, "
-        "and compare the prediction with the result. Without a value, the next budget after the search.",
-    )
-    parser.add_argument(
-        "--replicates", type=int, default=NUM_REPLICATES, help="Number of bootstrap replicates in the report."
-    )
+    _add_options(parser)
     _require_whole_fit(arguments)
     options = parser.parse_args(list(arguments))
     if options.confirm is not None and options.confirm != _NEXT:
@@ -111,18 +82,65 @@ def search_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
                     forecast = run.forecast()
                     _print_forecast(console(), forecast)
                     run.require_room(forecast.space, forecast.probes)
-                    return
-                run.run()
-                _write_report(folder, num_replicates=options.replicates)
-                if options.confirm is not None:
-                    budget = None if options.confirm == _NEXT else options.confirm
-                    say(run.confirm(budget, num_replicates=options.replicates))
-                    _write_report(folder, num_replicates=options.replicates)
-                if run.num_failed:
-                    sys.exit(1)
+                else:
+                    _run(run, folder, options.confirm, options.replicates)
         except KeyboardInterrupt:
             print("Stopped. The runs in progress are saved. Repeat the command to continue.", file=sys.stderr)
             sys.exit(130)
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action="config", help="Path to a configuration file.")
+    parser.add_argument("--output", default="runs/search", help="Folder of the search.")
+    parser.add_class_arguments(SearchPlan)
+    parser.add_subclass_arguments(Policy, "policy", help="Policy that chooses the trials to train next.")
+    parser.add_argument(
+        "--launcher", type=Callable[[], Launcher], help="Launcher that runs the jobs, for example in local processes."
+    )
+    parser.set_defaults({"policy": {"class_path": IsoFlopGrid.__name__}, "launcher": LocalWorkers})
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="Print the estimated cost of the search, measured with a few training steps, and exit.",
+    )
+    parser.add_argument(
+        "--accept_changes",
+        action="store_true",
+        help="Continue a search in the folder, although its plan or configuration has changed.",
+    )
+    parser.add_argument(
+        "--confirm",
+        nargs="?",
+        type=float,
+        const=_NEXT,
+        metavar="FLOPS",
+        help="After the search, train the recipe for this budget in FLOPs with laws fitted to smaller budgets only, "
+        "and compare the prediction with the result. Without a value, the next budget after the search.",
+    )
+    parser.add_argument(
+        "--replicates", type=int, default=NUM_REPLICATES, help="Number of bootstrap replicates in the report."
+    )
+
+
+def _run(run: SearchRun, folder: SearchFolder, confirm: float | None, replicates: int) -> None:
+    """Train the trials, write the report and, if that is asked for, train the recipe for a further budget.
+
+    Args:
+        run: The search.
+        folder: Folder of the search.
+        confirm: Budget of the recipe in FLOPs, ``_NEXT`` for the next budget of the search, or None for no recipe.
+        replicates: Number of bootstrap replicates.
+
+    Raises:
+        SystemExit: With status 1 if trials failed.
+    """
+    run.run()
+    _write_report(folder, num_replicates=replicates)
+    if confirm is not None:
+        say(run.confirm(None if confirm == _NEXT else confirm, num_replicates=replicates))
+        _write_report(folder, num_replicates=replicates)
+    if run.num_failed:
+        sys.exit(1)
 
 
 @contextmanager
