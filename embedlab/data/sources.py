@@ -55,8 +55,8 @@ class PairSource:
         query_prompt: Text put before each query.
         document_prompt: Text put before each positive and each negative.
         weight: Weight that sets the source's share of the batches, relative to the weights of the other sources. If no
-            source has a weight, every pair is seen once per epoch.
-        name: Name of the source in logs. By default the last part of the path.
+            source has a weight, every pair is seen once per epoch, except the last pairs that do not fill a batch.
+        name: Name of the source in logs. By default the last part of the path, up to its first point.
         hub_config: Configuration of a Hugging Face dataset. By default the dataset's default configuration.
         hub_split: Split of a Hugging Face dataset, or of a saved dataset that has splits.
         on_error: ``raise`` stops at the first row that cannot be used. ``skip`` leaves out and counts all rows that
@@ -84,7 +84,7 @@ class PairSource:
 
     @property
     def label(self) -> str:
-        """Name of the source in logs: ``name``, or the last part of the path."""
+        """Name of the source in logs: ``name``, or the last part of the path up to its first point."""
         if self.name:
             return self.name
         return Path(self.path).name.split(".")[0] or self.path

@@ -113,10 +113,11 @@ def is_unquoted(lines: Iterable[str], delimiter: str) -> bool:
     r"""Return whether a table is written without quotes, so that a quote is an ordinary character.
 
     The decision counts lines that can only be read in one of the two ways. If a name in the header is quoted, the table
-    is quoted. A line is evidence against quoting if it has as many fields as the header and one field begins with a
-    quote that is not closed as CSV demands. A record is evidence for quoting if it needs its quotes, because they
-    enclose a delimiter, a line break or a doubled quote. A field that is quoted without need is no evidence. The table
-    is unquoted if the evidence against quoting is in the majority. Without evidence, the rules of CSV apply.
+    is quoted; if a name begins with a quote that is not closed, the table is unquoted. A line is evidence against
+    quoting if it has as many fields as the header and one field begins with a quote that is not closed as CSV demands.
+    A record is evidence for quoting if it needs its quotes, because they enclose a delimiter, a line break or a doubled
+    quote. A field that is quoted without need is no evidence. The table is unquoted if the evidence against quoting is
+    in the majority. Without evidence, the rules of CSV apply.
 
     >>> is_unquoted(['query\tpositive\n', '"Hello, she said\tb\n', 'c\td\n'], "\t")
     True

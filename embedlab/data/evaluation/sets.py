@@ -54,7 +54,8 @@ class RetrievalFiles:
     Published sets are used without correction. Blank documents can never be found and are left out of the corpus. A
     relevant document that is blank or not in the corpus counts as never found, but is included in the ideal ranking and
     the recall, as in trec_eval. Both kinds are counted in a printed line. If more than half of the documents are blank,
-    or more than half of the relevant documents are blank or missing, it is an error unless ``on_error`` is ``skip``.
+    or more than half of the relevant documents are blank or missing, it is an error unless ``on_error`` is ``skip``. If
+    all documents are blank, or no relevant document is there, it is an error in any case.
 
     Args:
         corpus: File of the documents, with an id and one or several columns of text.

@@ -61,7 +61,8 @@ class Interrupt:
         self._received = number
         again = " Another Ctrl-C stops at once and may lose the step." if number == signal.SIGINT else ""
         # os.write, because the signal may have interrupted a print, and print cannot be entered twice.
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"Stopping after this step.{again}\n".encode())
+        said = f"Stopping after the step, or the part of an evaluation, that is in progress.{again}\n"
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, said.encode())
 
 
 def keep_off(trainer: Trainer) -> None:
