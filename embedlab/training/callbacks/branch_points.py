@@ -81,7 +81,7 @@ class BranchPoints(RunCallback):
         if not self.budgets:
             return
         schedule = _schedule(module, "branch.budgets needs")
-        account = module.flop_meter.account
+        account = self.meter(trainer).account
         budget = _budget(module, "branch.budgets needs")
         first, last = self.budgets[0], self.budgets[-1]
         if last > budget:
@@ -122,7 +122,7 @@ class BranchPoints(RunCallback):
         module = self.module(trainer)
         if not self._pending:
             return
-        after = module.flop_meter.account.algorithmic + _cost_of(trainer.global_step, trainer, module)
+        after = self.meter(trainer).account.algorithmic + _cost_of(trainer.global_step, trainer, module)
         schedule = _schedule(module, "branch.budgets needs")
         while self._pending and _decays(schedule, self._pending[0], after):
             self._is_marking = True
@@ -132,7 +132,7 @@ class BranchPoints(RunCallback):
     def _check_branch(self, trainer: Trainer, module: EmbeddingModule) -> None:
         who = "The checkpoint is a branch point, and a run that branches off it needs"
         schedule, budget = _schedule(module, who), _budget(module, who)
-        spent = module.flop_meter.account.algorithmic
+        spent = self.meter(trainer).account.algorithmic
         if _decays(schedule, budget, spent):
             raise ConfigError(
                 f"A run of {budget:g} FLOPs begins to decay at {schedule.decay_start * budget:.4g} FLOPs, but its "

@@ -145,7 +145,7 @@ class RunCheckpoint(RunCallback, Checkpoint):
             raise DataError(f"The checkpoint's global_step is {step!r:.100}. Expected a number of steps, at least 1.")
         if trainer.state.fn != "fit":
             return
-        steps_per_epoch = RunCallback.data(trainer).steps_per_epoch
+        steps_per_epoch = self.data(trainer).steps_per_epoch
         checkpoint["loops"] = loops_after(step, trainer, steps_per_epoch)
         epoch, planned = (step - 1) // steps_per_epoch, trainer.max_epochs
         if planned not in (None, -1) and epoch > planned:

@@ -52,7 +52,7 @@ class EmbeddingWriter(RunCallback, BasePredictionWriter):
         if trainer.is_global_zero:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                shape = (RunCallback.data(trainer).num_predicted_texts, dimension)
+                shape = (self.data(trainer).num_predicted_texts, dimension)
                 np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape).flush()
                 _reserve(unfinished)
             except OSError as error:

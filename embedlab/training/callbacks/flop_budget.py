@@ -62,7 +62,6 @@ class FlopBudget(RunCallback):
         Raises:
             ConfigError: If a number of steps or epochs would also end the run, or would keep it going.
         """
-        module = self.module(trainer)
         if stage != "fit":
             return
         if trainer.max_steps != -1:
@@ -75,7 +74,7 @@ class FlopBudget(RunCallback):
                 f"trainer.min_epochs {trainer.fit_loop.min_epochs} and min_steps {trainer.min_steps} would keep the "
                 f"run going after its budget of {self.flops:g} FLOPs is spent. Leave them out."
             )
-        module.flop_meter.account.budget = self.flops
+        self.meter(trainer).account.budget = self.flops
         self._epochs = trainer.max_epochs if trainer.max_epochs is not None else 1
         trainer.fit_loop.max_epochs = -1
 
@@ -87,15 +86,16 @@ class FlopBudget(RunCallback):
                 the FLOPs that the checkpoint has spent are not known.
         """
         module = self.module(trainer)
-        if not module.flop_meter.is_complete:
+        meter = self.meter(trainer)
+        if not meter.is_complete:
             raise ConfigError(
                 "The checkpoint does not say how many FLOPs its run has spent, because they were not counted. The rest "
                 f"of the budget of {self.flops:g} FLOPs is therefore unknown. Resume without --budget, or start a new "
                 "run with --budget in another --output."
             )
         module.prepare_training()
-        data = RunCallback.data(trainer)
-        account, profile = module.flop_meter.account, module.flop_meter.profile
+        data = self.data(trainer)
+        account, profile = meter.account, meter.profile
         assert profile is not None, "with a budget, a cost that cannot be observed is an error"
         if account.is_spent and module.record_is_owed is not None and module.record_is_owed():
             trainer.should_stop = True  # the run was killed in its last validation, which is all that is left to do

@@ -39,11 +39,12 @@ class FlopCounter(RunCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print what a token costs, and the peak to which the utilization is relative."""
         module = self.module(trainer)
-        profile, account = module.flop_meter.profile, module.flop_meter.account
+        meter = self.meter(trainer)
+        profile, account = meter.profile, meter.account
         if profile is None:
             return
         peak = self._stated or device_peak(module.device, _dtype(trainer, module))
-        self._peak = module.flop_meter.peak = trainer.world_size * peak.flops_per_second
+        self._peak = meter.peak = trainer.world_size * peak.flops_per_second
         self._before = (account.algorithmic, account.executed)
         if trainer.is_global_zero:
             print(
@@ -62,20 +63,20 @@ class FlopCounter(RunCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the counts so far, and the utilization since the last log."""
-        module = self.module(trainer)
-        if module.flop_meter.profile is None:
+        meter = self.meter(trainer)
+        if meter.profile is None:
             return
         self._seconds += self._clock.lap()
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it by name
         if not every or trainer.global_step % every:
             return  # Lightning would not write the values, and logging costs more than counting
-        module.flop_meter.settle()
-        account = module.flop_meter.account
+        meter.settle()
+        account = meter.account
         after = (account.algorithmic, account.executed)
         algorithmic, executed = (now - before for now, before in zip(after, self._before, strict=True))
         possible = self._peak * self._seconds
         self._before, self._seconds = after, 0.0
-        module.log_dict(
+        pl_module.log_dict(
             {
                 "flops/algorithmic": float(account.algorithmic),
                 "flops/executed": float(account.executed),

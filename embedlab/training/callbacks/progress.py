@@ -58,7 +58,7 @@ class ProgressLines(RunCallback, ProgressBar):
         values = "  ".join(f"{name} {_short(float(value))}" for name, value in trainer.progress_bar_metrics.items())
         total = trainer.estimated_stepping_batches
         step = f"{trainer.global_step}/{total}" if total < float("inf") else f"{trainer.global_step} ({share:.1%})"
-        meter = module.flop_meter
+        meter = self.meter(trainer)
         values += f"  flops {meter.account.algorithmic:.3g}" if meter.profile is not None else ""
         print(f"step {step}  {values}  left {self._time_left.after(share)}", flush=True)
 

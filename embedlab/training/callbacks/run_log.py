@@ -110,7 +110,7 @@ class RunLog(RunCallback):
         values = dict(self._values) if self._step == step else {}
         evaluated = module.evaluated_step
         if evaluated == step or (step == 1 and evaluated == 0):
-            epoch = (step - 1) // RunCallback.data(trainer).steps_per_epoch
+            epoch = (step - 1) // self.data(trainer).steps_per_epoch
             values = {"epoch": float(epoch)} | values | module.evaluation
         checkpoint[_LOGGED] = {"step": step - 1, "values": values}
 

@@ -226,7 +226,7 @@ class RunRecorder(RunCallback):
 
     def _record(self, trainer: Trainer, module: EmbeddingModule, status: Status) -> RunRecord:
         self._measure_memory()
-        data = RunCallback.data(trainer)
+        data = self.data(trainer)
         if status != "failed":  # a rank that has died can no longer answer
             module.flop_meter.settle()
         account, profile = module.flop_meter.account, module.flop_meter.profile
