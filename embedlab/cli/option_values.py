@@ -371,9 +371,9 @@ def subclasses(base: type) -> list[type]:
 
 
 def class_named(name: str, bases: Iterable[type]) -> type | None:
-    """Return the subclass of the base classes that has a name or an import path; None if there is no such class.
+    """Return the subclass of any of the base classes with the given name or import path; None if there is none.
 
-    For an import path of a function, the class that the function returns is returned.
+    For an import path of a function, the class in the function's return annotation is returned.
 
     Args:
         name: Name of a class, or import path of a class or a function.

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace, get_loader
 from yaml import YAMLError
 
 from embedlab.cli.config_file import Items, Node, Scalar, Section, parse_config, parse_value, read_config
+from embedlab.cli.help_format import PlainHelp
 from embedlab.cli.option_values import (
     Values,
     class_named,
@@ -41,7 +42,7 @@ class ErrorParser(ArgumentParser):
     """A parser whose errors are one line that states what was received, what was expected and what to do."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": PlainHelp} | kwargs)
         # The pattern of argparse does not match negative numbers with an exponent, and treats them as options.
         self._negative_number_matcher = re.compile(r"^-\d*\.?\d+([eE][+-]?\d+)?$")
 

@@ -35,7 +35,10 @@ def add_runs(parser: ArgumentParser) -> None:
         "--runs", nargs="+", metavar="FOLDER", help="Folders that contain runs of `embedlab fit`, at any depth."
     )
     parser.add_argument(
-        "--table", metavar="FILE", help="CSV or TSV file of runs that were trained elsewhere, instead of --runs."
+        "--table",
+        metavar="FILE",
+        help="CSV or TSV file of runs that were trained elsewhere, one run a row, instead of --runs. --columns names "
+        "the columns with the model size, the tokens or FLOPs, and the loss.",
     )
     parser.add_class_arguments(Columns, "columns")
 
@@ -46,12 +49,18 @@ def add_fitting(parser: ArgumentParser) -> None:
     Args:
         parser: Parser of the command.
     """
-    parser.add_argument("--replicates", type=int, default=NUM_REPLICATES, help="Number of bootstrap replicates.")
+    parser.add_argument(
+        "--replicates",
+        type=int,
+        default=NUM_REPLICATES,
+        help="Number of bootstrap replicates, which are fits to "
+        "runs drawn with replacement. The intervals of all results come from them.",
+    )
     parser.add_argument(
         "--share_irreducible_loss",
         action="store_true",
-        help="Fit one irreducible loss E for the laws of all methods. Use this option if the losses of all methods end "
-        "at the same value.",
+        help="Fit one irreducible loss E for the laws of all methods. Use this option if the losses of all methods "
+        "would approach the same value with ever larger models and more data.",
     )
 
 

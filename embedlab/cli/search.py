@@ -93,9 +93,14 @@ def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="Path to a configuration file.")
     parser.add_argument("--output", default="runs/search", help="Folder of the search.")
     parser.add_class_arguments(SearchPlan)
-    parser.add_subclass_arguments(Policy, "policy", help="Policy that chooses the trials to train next.")
+    parser.add_subclass_arguments(
+        Policy, "policy", help="Policy that chooses the trials to train next. `--policy.help NAME` describes a policy."
+    )
     parser.add_argument(
-        "--launcher", type=Callable[[], Launcher], help="Launcher that runs the jobs, for example in local processes."
+        "--launcher",
+        type=Callable[[], Launcher],
+        help="How trials are run: LocalWorkers trains several at the same time, one on each GPU or share of the cores; "
+        "TrialProcesses trains one after another, each on several devices.",
     )
     parser.set_defaults({"policy": {"class_path": IsoFlopGrid.__name__}, "launcher": LocalWorkers})
     parser.add_argument(

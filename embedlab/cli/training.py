@@ -54,6 +54,15 @@ from embedlab.training.checkpoint_file import (
 from embedlab.training.module import EmbeddingModule
 from embedlab.training.whole_data import refuse_parts_of_data
 
+_HELP_INSTEAD_OF_LIGHTNINGS = {
+    "seed_everything": "Seed of all random numbers of the run: weights that a method adds, the split and the order of "
+    "the data, and dropout. A whole number.",
+    "ckpt_path": "Checkpoint to continue from: a path; last or best for this checkpoint of the run in --output; or "
+    "auto for the newest whole checkpoint there, and a new run if there is none. By default, a new run begins.",
+    "weights_only": "Whether to read checkpoints without running code that they contain. embedlab always does, so "
+    "there is no need to set it.",
+}
+
 
 class _TrainingParser(MethodParser, LightningArgumentParser):
     """The parser of the commands that run a Lightning trainer."""
@@ -61,6 +70,13 @@ class _TrainingParser(MethodParser, LightningArgumentParser):
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
         """Add the options of a class. No option reads a configuration file, because paths of data look the same."""
         added: list[str] = super().add_class_arguments(*args, **kwargs | {"sub_configs": False})
+        return added
+
+    def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Add the options of a method of the trainer, with help texts for what embedlab makes of them."""
+        added: list[str] = super().add_method_arguments(*args, **kwargs)
+        for action in self._actions:
+            action.help = _HELP_INSTEAD_OF_LIGHTNINGS.get(action.dest, action.help)
         return added
 
     def noticed(self, name: str, node: Node) -> None:
@@ -126,7 +142,12 @@ class EmbedLabCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of embedlab, and link options of the trainer, the model and the data that must be equal."""
-        parser.add_argument("--output", type=str, default="runs/fit", help="Folder of the run.")
+        parser.add_argument(
+            "--output",
+            type=str,
+            default="runs/fit",
+            help="Folder for the checkpoints, logs and record of the run. It must not hold another run.",
+        )
         parser.add_argument(
             "--budget",
             type=number_of_flops,
@@ -139,7 +160,7 @@ class EmbedLabCLI(LightningCLI):
             nargs="?",
             const=True,
             default=False,
-            help="Train until the budget is spent, even if this takes more epochs than trainer.max_epochs.",
+            help="Train until the FLOPs of --budget are spent, even if this takes more epochs than trainer.max_epochs.",
         )
         parser.add_argument(
             "--accept_changes",

@@ -58,10 +58,11 @@ class PairDataModule(LightningDataModule):
         test_fraction: Share of the pairs, split by key, that is held out for ``embedlab test``.
         retrieval: Retrieval sets (corpus, queries and relevance judgments) to evaluate on.
         sts: Files of sentence pairs with human similarity scores to evaluate on.
-        predict: Texts that ``embedlab predict`` encodes.
+        predict: File with the texts that ``embedlab predict`` encodes: its path, or its path and options.
         tokens_per_chunk: Maximum number of tokens per forward pass, padding included. Lower it if memory is too small
             for a single chunk.
-        max_padding: Maximum number of padding tokens per real token, over all chunks of a batch.
+        max_padding: Maximum number of padding tokens per real token, over all chunks of a batch. A chunk is what one
+            forward pass encodes; a batch is cut into more chunks of more equal lengths to stay below the maximum.
         num_workers: Number of processes that prepare batches. With 0 the main process prepares them.
         cache: Folder for the cache of tokenized data. By default it is inside the user's cache folder.
         seed: Random seed for the order of the batches. On the command line the default is ``seed_everything``.

@@ -57,7 +57,9 @@ class RowSource(ABC):
 
     @abstractmethod
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, Row | RejectedRow]]:
-        """Yield the rows, each preceded by its place (for example file and line). Other columns may be left out.
+        """Yield a pair for each row: its place (for example file and line), and its values by column.
+
+        A source does not have to read columns that are neither in ``columns`` nor in ``optional``.
 
         Args:
             columns: Names of the columns to read, or ``column.field`` for a field in a column.

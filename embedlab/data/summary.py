@@ -45,7 +45,7 @@ class Summary:
                 self._warnings.append(f"{self.name}: {count:,} {what}, of {of:,}. {remedy}")
 
     def add_skipped(self, store: TokenizedPairs) -> None:
-        """Add the number of rows of a source that cannot be used."""
+        """Add to the summary how many rows of a source were skipped because they cannot be used."""
         skipped = sum(store.skipped.values())
         self.add(
             skipped,

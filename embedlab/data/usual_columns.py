@@ -98,7 +98,13 @@ def usual_columns(
 
 
 def named_groups(columns: Sequence[str | list[str]] | str, owner: str) -> list[list[str]]:
-    """Return the columns of negatives as groups. A string is a group of one column, an inner list is a group to join.
+    """Return the columns of negatives as groups, whose columns are joined to one text.
+
+    A string is a group of one column; an inner list is a group.
+
+    Args:
+        columns: Columns as the user wrote them.
+        owner: Name of the source, for messages.
 
     Raises:
         ConfigError: If there is no column, or if the name of a column is empty.

@@ -118,7 +118,9 @@ class FlopRow:
 
 
 def flop_rows(backbone: BackboneConfig, methods: Sequence[FineTuningMethod], shape: StepShape) -> Iterator[FlopRow]:
-    """Yield the cost of a backbone under each method, computed from the backbone's configuration alone.
+    """Yield a row for each method with the FLOPs per token and the memory of training a backbone with the method.
+
+    The weights of the backbone are not loaded; its configuration is enough.
 
     Each row is kept in the cache, unless the backbone's or the method's code cannot be identified.
 

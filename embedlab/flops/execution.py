@@ -49,7 +49,8 @@ class ExecutedFlops:
     def of(self, batch: EncodedBatch) -> int:
         """Return the FLOPs of encoding and back-propagating a batch.
 
-        Call this before the batch is back-propagated, because back-propagation uses up the list of chunks.
+        Call this before the batch is back-propagated, because back-propagation empties ``batch.chunks``, the list of
+        the parts that are encoded one after another.
         """
         return sum(
             (self.kept if has_graph else self.recomputed).of_chunk(num_texts, length)

@@ -124,7 +124,8 @@ def pretrain(
         context: Number of tokens per sequence.
         batch_tokens: Number of tokens per optimizer step.
         learning_rate: Peak learning rate; by default inversely proportional to the width, and 6e-3 for r0.
-        output: Folder for the ladder; by default a folder in the user's cache.
+        output: Folder for the ladder, which is the suite of pre-trained models; by default a folder in the user's
+            cache.
         accelerator: Accelerator as in Lightning, for example ``auto``, ``cpu`` or ``gpu``.
         precision: Precision as in Lightning. ``auto`` is ``bf16-mixed`` on a GPU that supports bfloat16, and
             ``32-true`` elsewhere.

@@ -45,7 +45,8 @@ class Runs:
         parameters_P: Number of parameters of the backbone, without embedding tables (N).
         tokens_P: Number of tokens seen in training, repeated tokens included (D).
         loss_P: Loss on held-out data.
-        unique_tokens_P: Number of different tokens seen in training. By default, no token is repeated.
+        unique_tokens_P: Number of tokens seen in training, each repeated token counted once. By default, no token is
+            repeated.
         family_P: Number of the family. Runs of one family share noise (for example a trunk and its branches, or runs
             with one seed), so the bootstrap draws them together. By default, each run is a family of its own.
         flops_P: Training cost in FLOPs; 6 N D by default.
@@ -170,14 +171,15 @@ class Fit:
         Args:
             parameters_P: Number of parameters N.
             tokens_P: Number of tokens seen D.
-            unique_tokens_P: Number of different tokens; None if no token is repeated.
+            unique_tokens_P: Number of tokens, each repeated token counted once; None if no token is repeated.
         """
         parameters_P, tokens_P = np.broadcast_arrays(np.atleast_1d(parameters_P), np.atleast_1d(tokens_P))
         points = _points(parameters_P, tokens_P, unique_tokens_P, self.center_N, self.center_D)
         return np.asarray(np.exp(_log_loss(self.law, self.theta_K, points)[0]))
 
     def residuals(self, runs: Runs) -> np.ndarray:
-        """Return the logarithm of the predicted loss minus that of the measured loss, for each run: (P,)."""
+        """Return the logarithm of the predicted loss minus that of the measured loss, as an array (P,) with
+        one entry per run."""
         predicted_P = self.loss(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P)
         return np.asarray(np.log(predicted_P) - np.log(runs.loss_P))
 
@@ -272,7 +274,7 @@ def fit(
 
 
 class LogResiduals:
-    """Residuals of log loss as a function of the parameters of a law, for a joint fit of several laws.
+    """Residuals of log loss as a function of the parameters of a law that is fitted jointly with other laws.
 
     Args:
         law: Formula of the law.

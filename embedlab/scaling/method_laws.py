@@ -153,7 +153,7 @@ class MethodLaw:
         Args:
             parameters_C: Model sizes, in parameters.
             tokens_C: Amounts of data, in tokens.
-            unique_tokens: Number of different tokens available; None if no token is repeated.
+            unique_tokens: Number of tokens of one epoch; None if no token is repeated.
 
         Returns:
             The estimates (C,), and the values in the bootstrap replicates with errors of the law added (R, C).

@@ -34,7 +34,7 @@ class Observation:
         tokens: Number of tokens seen in training, repeated tokens included (D).
         loss: Loss on held-out data.
         flops: Training cost in FLOPs; 6 N D where the source of the row states no cost.
-        unique_tokens: Number of different tokens among the tokens seen in training.
+        unique_tokens: Number of tokens seen in training, each repeated token counted once.
         family: Name of the family of the run. Runs of one family share noise, for example a trunk and its branches.
         learning_rate: Peak learning rate; None if unknown.
         pairs: Number of text pairs seen in training; None if unknown.

@@ -41,7 +41,7 @@ class Constraints:
         max_memory: Maximum memory per device in GiB.
         unique_pairs: Number of different text pairs available for training.
         serve_tokens: Number of tokens that the trained model will embed in its lifetime. The budget pays for this
-            use, too, with 2 N FLOPs per token.
+            use, too, with 2 N FLOPs per token, where N is the number of parameters without embedding tables.
         hours: Maximum duration of training in hours.
 
     Raises:
@@ -302,7 +302,7 @@ def _ranked(
     Args:
         laws: Laws of the methods.
         possible: Configurations that meet the constraints.
-        unique_tokens: Number of different tokens available; None if no token is repeated.
+        unique_tokens: Number of tokens of one epoch; None if no token is repeated.
     """
     order: list[Configuration] = []
     estimates, replicates = [], []

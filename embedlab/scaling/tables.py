@@ -56,7 +56,8 @@ class Columns:
         flops: Column with the training cost in FLOPs. By default, the cost is 6 N D.
         method: Column with the name of the method; each method gets its own law. By default, all runs have one method.
         backbone: Column with the name of the model. By default, the model is named by its number of parameters.
-        unique_tokens: Column with the number of different tokens seen. By default, no token is repeated.
+        unique_tokens: Column with the number of training tokens without repeats, which is the number of tokens of one
+            epoch. Without the column, every run is taken to have seen each token once.
         family: Column with the family of the run; runs of one family share noise. By default, runs are independent.
     """
 

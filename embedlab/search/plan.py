@@ -48,8 +48,8 @@ class SearchPlan:
         fit: Configuration of `embedlab fit` that all runs share, or the path of a configuration file. Runs are
             evaluated only at their end, unless the trainer section sets how often to evaluate.
         seeds: Random seeds. Each combination of backbone, method and budget is trained once per seed.
-        total_flops: Maximum number of FLOPs spent by all trials together, without calibration runs. The policy decides
-            which trials to spend the FLOPs on. By default, the cost of all trials.
+        total_flops: Maximum number of FLOPs spent by all trials together, not counting the short runs that find
+            learning rates. The policy decides which trials to spend the FLOPs on. By default, there is no limit.
         min_steps: Minimum number of training steps per run. For each combination of backbone and method, budgets that
             pay for fewer steps are left out.
         calibration: How to find the learning rates. Methods that list learning rates in ``methods`` are not calibrated.

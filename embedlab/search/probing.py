@@ -41,7 +41,7 @@ class Probe:
         learning_rate: Default peak learning rate of the method for the backbone.
         flops_per_second: Algorithmic FLOPs of training per second.
         other_seconds: Time of a run outside of training, such as loading and evaluation, in seconds.
-        memory_bytes: Peak memory in bytes; None if unknown.
+        memory_bytes: Peak memory of one device in bytes, or of the process on CPU; None if unknown.
         checkpoint_bytes: Size of the checkpoints that a run leaves on disk, in bytes.
     """
 

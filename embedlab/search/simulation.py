@@ -45,15 +45,15 @@ class RunTable:
 def run_table(observations: Iterable[Observation], *, cooldown: float = 1.0) -> RunTable:
     """Return a table of the runs that a law could be fitted to.
 
-    Runs with equal backbone, method, learning rate and FLOPs become trials of candidates with different seeds.
+    Runs with equal backbone, method, learning rate and FLOPs count as repetitions with different seeds.
 
     Args:
         observations: Rows of the runs. Rows that are marked as left out are skipped.
         cooldown: Share of each run that no other run of the same candidate can reuse; see ``Space``.
 
     Raises:
-        RecordError: If there is no finished run, or if the largest runs of the candidates agree neither in tokens nor
-            in FLOPs.
+        RecordError: If there is no finished run, or if the largest runs of the candidates have neither equal tokens nor
+            equal FLOPs.
     """
     losses: dict[Trial, float] = {}
     for row in observations:

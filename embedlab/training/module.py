@@ -49,7 +49,8 @@ class EmbeddingModule(LightningModule):
         method: Fine-tuning method, which decides what of the backbone is trained, and how.
         loss: Contrastive loss. The default is SymmetricInfoNCE.
         pooling: Pooling of the hidden states of a text's tokens into one vector.
-        optimizer: Options of AdamW.
+        optimizer: Options of AdamW, such as ``learning_rate`` and ``weight_decay``. Options that are left out have
+            default values.
         schedule: Schedule of the learning rate over the run. The default is WarmupCosine.
         recompute: Policy for the autograd graphs of chunks: keep every graph (``never``), keep no graph and encode
             each chunk twice (``always``), or keep graphs while memory lasts (``auto``).

@@ -77,11 +77,12 @@ class Constant(Schedule):
 class WarmupStableDecay(Schedule):
     """Linear warm-up, the peak learning rate, then a decay at the end of the run (Hu et al. 2024, arXiv:2404.06395).
 
-    The decay follows 1 - sqrt(share of the decay that is done) (Hägele et al. 2024, arXiv:2405.18392).
+    In the decay, the factor on the peak learning rate is final + (1 - final) (1 - sqrt(s)), where s is the share of the
+    decay that is done (Hägele et al. 2024, arXiv:2405.18392).
 
     Args:
-        warmup: Share of the run spent on the warm-up.
-        decay: Share of the run, at its end, spent on the decay.
+        warmup: Share of the run spent on the warm-up, from 0 to 1.
+        decay: Share of the run, at its end, spent on the decay, from 0 to 1.
         final: Factor on the peak learning rate at the end of the run.
     """
 

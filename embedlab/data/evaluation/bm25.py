@@ -25,7 +25,8 @@ def bm25_metrics(
     Args:
         queries: Texts of the queries, without prompts.
         documents: Texts of the documents, without prompts.
-        relevance: Row of the query, row of the document, and gain of each judgment, as in ``retrieval_metrics``.
+        relevance: Three tensors of shape (J,), with one entry per judgment: index of the query in ``queries``, index of
+            the document in ``documents``, and gain above 0. See ``retrieval_metrics``.
 
     Returns:
         The metrics that ``retrieval_metrics`` returns. Ties are broken against BM25, as they are for a model.

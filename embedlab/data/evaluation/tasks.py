@@ -198,7 +198,7 @@ class RetrievalTask(EvaluationTask):
         self._retrieval = retrieval
 
     def metrics(self, embeddings_UD: Tensor) -> dict[str, float]:
-        """Return the metrics of ``Retrieval.metrics``."""
+        """Return the retrieval metrics by name, from the embeddings of the U texts of the task; see ``Retrieval``."""
         return self._retrieval.metrics(embeddings_UD)
 
 

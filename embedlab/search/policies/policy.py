@@ -152,7 +152,7 @@ class RoundPolicy(Policy):
 
     @abstractmethod
     def rounds(self, history: History, budget: float) -> Generator[list[Trial], History, None]:
-        """Yield the trials of each round, and receive the history after each round.
+        """Yield the trials to train in each round, and receive the history with their results after the round.
 
         Args:
             history: History without results.

@@ -35,7 +35,7 @@ class RisingBudgets(RoundPolicy):
         self.first_share = first_share
 
     def rounds(self, history: History, budget: float) -> Generator[list[Trial], History, None]:
-        """Yield one round per budget level, from the first level to the highest."""
+        """Yield one round per budget level, from the first level to the highest; see ``RoundPolicy.rounds``."""
         space = history.space
         first = max(
             (

@@ -70,10 +70,13 @@ class BranchPoints(RunCallback):
             checkpoint[MARK] = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check a branch, and plan the run's own branch points.
+        """Check that the run may continue a trunk, and plan the checkpoints from which branches of this run can start.
+
+        A branch is a run that continues another run, the trunk, from a checkpoint that the trunk left for this.
 
         Raises:
-            ConfigError: If a branch would differ from a run from the start, or the run cannot reach a branch point.
+            ConfigError: If the branch would differ from a run that is trained from the backbone, or if this run ends
+                before one of its own branch points.
         """
         module = self.module(trainer)
         if self._is_branch:

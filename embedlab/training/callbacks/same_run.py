@@ -32,7 +32,7 @@ class SameRun(RunCallback):
         self._is_branch = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the changes since the first run of the family."""
+        """Return the options and data that changed since the first run of the family, for the checkpoint."""
         return {"changes": self.changes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
