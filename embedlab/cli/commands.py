@@ -31,7 +31,7 @@ def _function(name: str, home: str) -> Callable[[Sequence[str]], None]:
 
     def run(arguments: Sequence[str]) -> None:
         command = _imported(home)
-        parser = ErrorParser(prog=f"embedlab {name}")
+        parser = ErrorParser(prog=f"embedlab {name}", description=(command.__doc__ or "").partition("\n")[0])
         parser.add_argument("--config", action="config", help="Path to a configuration file.")
         parser.add_function_arguments(command)
         options = parser.parse_args(list(arguments))

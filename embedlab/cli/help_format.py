@@ -27,5 +27,5 @@ class PlainHelp(DefaultHelpFormatter):
         return None if text is None else _CLASS.sub(lambda found: found[1].rpartition(".")[2], text)
 
     def _expand_help(self, action: Action) -> str:
-        text = super()._expand_help(action)
+        text = super()._expand_help(action).replace("``", "`")  # before lines are broken
         return text.replace(", default: null", "").replace(" (default: null)", "")
