@@ -10,6 +10,7 @@ from typing import get_type_hints
 from jsonargparse import DefaultHelpFormatter
 
 _CLASS = re.compile(r"<class '([\w.]+)'>")
+_OF_A_SECTION = "Path to a configuration file."  # jsonargparse's words for the file of every section
 
 
 class PlainHelp(DefaultHelpFormatter):
@@ -28,4 +29,6 @@ class PlainHelp(DefaultHelpFormatter):
 
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action).replace("``", "`")  # before lines are broken
+        if text == _OF_A_SECTION and action.dest != "config":
+            return f"Path to a configuration file with the options of {action.dest}."
         return text.replace(", default: null", "").replace(" (default: null)", "")

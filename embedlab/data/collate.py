@@ -22,7 +22,7 @@ class PairBatch:
 
     Attributes:
         chunks: Chunks of the unique texts, longest texts first.
-        rows: Rows of the unique texts that are queries, positives and hard negatives.
+        rows: Index, among the unique texts, of the query, the positive and each hard negative of every pair.
         step: Global step that the batch belongs to.
         source: Name of the source that all pairs of the batch come from.
         pair_rows: Row of each pair in its source, for error messages.

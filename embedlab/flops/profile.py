@@ -92,7 +92,10 @@ def _extrapolated(traces: Mapping[int, Trace]) -> dict[int, Trace]:
 
 
 def lengths_between(max_length: int) -> list[int]:
-    """Return the lengths at which a cost that is not a polynomial is measured: powers of two, and ``max_length``."""
+    """Return the text lengths at which to measure a cost that is not a polynomial of the length.
+
+    These are the powers of two from 2 to below ``max_length``, and ``max_length`` itself.
+    """
     return [*(2**power for power in range(1, max_length.bit_length()) if 2**power < max_length), max_length]
 
 

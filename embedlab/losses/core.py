@@ -70,11 +70,12 @@ class LossGradient:
 
 
 class Block(NamedTuple):
-    """A block of scores between this rank's anchors (one per pair) and candidates of all ranks.
+    """The kind of a block of scores, which contrasts this rank's anchors (one per pair) with candidates of all ranks.
 
     Attributes:
-        anchors: Side of a pair whose text is the anchor.
-        candidates: Texts that an anchor is contrasted with. ``documents`` are the positives and the hard negatives.
+        anchors: Texts of each pair that are the anchors: its query or its positive.
+        candidates: Texts that the anchors are contrasted with: all queries, all positives, or all ``documents``, which
+            are the positives and the hard negatives.
     """
 
     anchors: Literal["queries", "positives"]

@@ -163,11 +163,12 @@ class MethodLaw:
         return estimate_C, log_RC + self.errors(len(log_RC))[:, None]
 
     def errors(self, num_replicates: int) -> np.ndarray:
-        """Return an error of the law for each bootstrap replicate, as a difference of log loss: (R,).
+        """Draw one random error of the law for each bootstrap replicate, as a difference of log loss: (R,).
 
         A replicate has one error for all sizes and budgets. The errors follow Student's t-distribution, scaled by
         ``error``, because an error that was measured on few runs is uncertain. The number of degrees of freedom is the
-        number of families in the largest hold-out. All errors are 0 if no budget level could be held out.
+        number of families of held-out runs, in the hold-out that has the most. All errors are 0 if no budget
+        level could be held out.
 
         Args:
             num_replicates: Number of bootstrap replicates (R).

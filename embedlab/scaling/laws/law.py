@@ -108,11 +108,11 @@ class Law(ABC):
     def uncentered(
         self, coefficients: Mapping[str, float], shapes: Mapping[str, float], center_N: float, center_D: float
     ) -> dict[str, float]:
-        """Return the parameters of the formula, converted from a fit at centered points.
+        """Return the parameters of the formula, from a fit in which the means of log N and log D were subtracted.
 
         Args:
             coefficients: Coefficients of the fit, by name.
-            shapes: Shapes of the fit, by name; no logarithms.
+            shapes: Parameters in which the law is not linear, such as exponents, by name, as in the formula.
             center_N: Mean of the natural logarithm of N over the fitted runs.
             center_D: Mean of the natural logarithm of D over the fitted runs.
         """

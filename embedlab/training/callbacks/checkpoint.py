@@ -89,7 +89,10 @@ class RunCheckpoint(RunCallback, Checkpoint):
         self.best = best
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Handle the signals that end a run, because the ranks wait for each other from here on."""
+        """Install the handlers of the signals that end a run.
+
+        From here on the ranks wait for each other, so a signal ends all ranks after the same step, never one alone.
+        """
         keep_off(trainer)
         if stage == "fit":
             self._interrupt.watch()

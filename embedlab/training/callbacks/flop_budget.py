@@ -39,11 +39,12 @@ class FlopBudget(RunCallback):
     """Stop training at the step that crosses a budget of algorithmic FLOPs, attention included.
 
     The learning-rate schedule runs over the budget, so that the last step has the schedule's final learning rate.
-    ``trainer.max_epochs`` is the maximum number of epochs that a budget may last. Only the budget ends the run.
+    Only the budget ends the run. A budget that needs more epochs than ``trainer.max_epochs`` is refused before
+    training, unless ``allow_repeat`` is set.
 
     Args:
         flops: Budget of the whole run in algorithmic FLOPs.
-        allow_repeat: Whether the budget may last for more epochs than ``trainer.max_epochs``.
+        allow_repeat: Whether to accept a budget that needs more epochs than ``trainer.max_epochs``.
 
     Raises:
         ConfigError: If the budget is not a positive finite number.
