@@ -390,10 +390,11 @@ def train(arguments: Sequence[str], *, seconds_to_wait: float = 0.0) -> None:
 
     Args:
         arguments: Name of the command, and the words of the command line after the name.
-        seconds_to_wait: Maximum time to wait for another run in the folder to end, in seconds.
+        seconds_to_wait: Maximum time to wait for another run in the same output folder to end, in seconds.
 
     Raises:
-        EmbedLabError: If the user can fix the error, or if any exception is raised before the first step of work.
+        EmbedLabError: For an error that the user can fix, for any exception before the first batch is processed, and
+            if another run is still in progress in the folder after the wait.
     """
     with Preparation() as preparation, ExitStack() as resources:
         registry.discover()  # so that a configuration can name a method by its class name without a module

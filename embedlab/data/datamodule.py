@@ -54,10 +54,12 @@ class PairDataModule(LightningDataModule):
         batch_size: Number of pairs per step, over all ranks. Each query gets the documents of the batch's other pairs
             as in-batch negatives.
         max_length: Maximum number of tokens per text. Longer texts are cut at this length and counted.
-        validation_fraction: Share of the pairs, split by key, that is held out for validation.
-        test_fraction: Share of the pairs, split by key, that is held out for ``embedlab test``.
-        retrieval: Retrieval sets (corpus, queries and relevance judgments) to evaluate on.
-        sts: Files of sentence pairs with human similarity scores to evaluate on.
+        validation_fraction: Share of the pairs that is held out for validation. Pairs with an equal value in the
+            ``split_key`` of their source stay together.
+        test_fraction: Share of the pairs that is held out for ``embedlab test``, chosen as for validation.
+        retrieval: Retrieval sets to evaluate on, each with the paths of its files ``corpus``, ``queries`` and ``qrels``
+            (relevance judgments).
+        sts: Files of sentence pairs with human similarity scores to evaluate on, each with its ``path``.
         predict: File with the texts that ``embedlab predict`` encodes: its path, or its path and options.
         tokens_per_chunk: Maximum number of tokens per forward pass, padding included. Lower it if memory is too small
             for a single chunk.

@@ -79,8 +79,8 @@ class MemoryEstimate:
     def watching(self) -> AbstractContextManager[Any]:
         """Return a context manager for a forward pass of the caller over one text of ``max_length`` tokens.
 
-        The estimate then uses the graph of this forward pass and runs none itself. If it needs another length or
-        autocast, the context manager does nothing.
+        The estimate then uses the autograd graph of this forward pass in place of one of its own. If the estimate is
+        for texts of another length, or for mixed precision, the context manager does nothing.
         """
         if self._length != self._max_length or self._autocast is not None:
             return nullcontext()

@@ -53,12 +53,14 @@ class LossGradient:
     """A loss over the batches of all ranks and its gradient, both already reduced over the ranks.
 
     Attributes:
-        loss: Mean loss over the pairs of all ranks and over terms. A zero-dimensional tensor, equal on every rank.
-        embeddings_UD: Gradient with respect to this rank's embeddings, including what the anchors of other ranks
-            contribute. The data type is float32, or float64 for float64 embeddings.
+        loss: Mean loss over the pairs of all ranks and over the terms of the loss, each of which is one softmax, for
+            example from queries to documents. A zero-dimensional tensor, equal on every rank.
+        embeddings_UD: Gradient with respect to the embeddings of this rank's U unique texts, including what the anchors
+            of other ranks contribute. The data type is float32, or float64 for float64 embeddings.
         log_scale: Derivative with respect to the log inverse temperature. A zero-dimensional tensor, equal on every
             rank.
-        num_candidates: Number of negatives in a softmax after masking, as a mean over pairs and terms.
+        num_candidates: Number of negatives in a softmax after masking, without the positive, as a mean over pairs and
+            terms.
         flops: FLOPs that this rank executed for the loss and its gradient: three matrix products per block of scores.
     """
 

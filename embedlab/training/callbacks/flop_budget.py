@@ -58,10 +58,11 @@ class FlopBudget(RunCallback):
         self._steps_taken = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Set the module's budget, and let nothing but the budget end the run.
+        """Set the module's budget, and lift the trainer's limits, so that only the budget ends the run.
 
         Raises:
-            ConfigError: If a number of steps or epochs would also end the run, or would keep it going.
+            ConfigError: If the trainer has a number of steps at which the run ends, or a minimum number of steps or
+                epochs that would continue the run beyond the budget.
         """
         if stage != "fit":
             return
