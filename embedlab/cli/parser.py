@@ -42,7 +42,8 @@ class ErrorParser(ArgumentParser):
     """A parser whose errors are one line that states what was received, what was expected and what to do."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": PlainHelp} | kwargs)
+        ours: dict[str, Any] = {"allow_abbrev": False, "formatter_class": PlainHelp}
+        super().__init__(*args, **ours | kwargs)
         # The pattern of argparse does not match negative numbers with an exponent, and treats them as options.
         self._negative_number_matcher = re.compile(r"^-\d*\.?\d+([eE][+-]?\d+)?$")
 

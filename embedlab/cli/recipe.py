@@ -233,10 +233,17 @@ def _law_as_dict(law: MethodLaw) -> dict[str, Any]:
         "weakly_identified": law.weakly_identified,
         "largest_flops": law.largest_flops,
         "caution": law.caution,
-        "held_out": [asdict(held) for held in law.choices[0].hold_outs],
+        "held_out": [
+            asdict(held) | {"num_runs": held.num_runs, "root_mean_square": held.root_mean_square, "bias": held.bias}
+            for held in law.hold_outs
+        ],
+        "error_growth": asdict(law.growth),
         "tried": [
             {
-                "law": type(choice.law).__name__,
+                "law": choice.member.law.name,
+                "near_best": choice.member.is_near_best,
+                "backbone_worths": choice.member.has_worths,
+                "weight": choice.weight,
                 "shares_irreducible_loss": choice.shares_irreducible_loss,
                 "held_out_error": choice.error,
             }

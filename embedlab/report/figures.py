@@ -27,6 +27,7 @@ _MOST_POINTS = 1500  # maximum number of points of a method in a figure, because
 _MOST_PROFILES = 8
 _NO_LAW = "No method has a law, so there is nothing to draw. The section “Laws” gives the reasons."
 _SYMBOLS = ("circle", "square", "triangle-up")
+_MOST_HOLD_OUTS = len(_SYMBOLS)
 
 
 def figures(runs: Mapping[str, Sequence[Observation]], laws: Sequence[MethodLaw]) -> list[Figure]:
@@ -257,9 +258,9 @@ def _held_out(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> Figure:
     for law in laws:
         runs = law.runs
         budgets = np.unique(runs.budget_P)
-        if not law.choices[0].hold_outs:
+        if not law.hold_outs:
             without.append(law.method)
-        for held in law.choices[0].hold_outs:
+        for held in law.hold_outs[:_MOST_HOLD_OUTS]:
             is_held_out_P = runs.budget_P <= budgets[held.num_budgets - 1]
             measured = runs.loss_P[is_held_out_P]
             names = [row.name for row, is_of_it in zip(law.observations, is_held_out_P, strict=True) if is_of_it]

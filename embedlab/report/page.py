@@ -11,12 +11,12 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+import numpy as np
 from plotly.offline import get_plotlyjs
 
 from embedlab.errors import plain_text
 from embedlab.report.figure import Figure, as_dict, colors, compact
 from embedlab.report.page_laws import is_product, page_laws
-from embedlab.scaling.laws import Repeated
 from embedlab.scaling.method_laws import MethodLaw
 from embedlab.scaling.observations import Observation
 from embedlab.scaling.recipe import Constraints
@@ -113,7 +113,7 @@ def _law(law: MethodLaw) -> dict[str, Any]:
     bounds = {name: law.replicates.parameter(name) for name in fit.names}
     return {
         "method": law.method,
-        "name": type(fit.law.law).__name__ + ", repeated" if isinstance(fit.law, Repeated) else type(fit.law).__name__,
+        "name": fit.law.name,
         "isProduct": is_product(fit.law),
         "parameters": [
             {"name": name, "value": value, "interval": compact(bounds[name]), "atBound": name in fit.at_bound}
@@ -122,9 +122,9 @@ def _law(law: MethodLaw) -> dict[str, Any]:
         "runs": fit.num_runs,
         "starts": fit.num_starts,
         "startsInBasin": fit.num_in_basin,
-        "heldOut": [[held.num_budgets, held.num_runs, held.root_mean_square] for held in law.choices[0].hold_outs],
+        "heldOut": [[held.num_budgets, held.num_runs, held.root_mean_square] for held in law.hold_outs],
         "caution": law.caution,
-        "tried": [[type(choice.law).__name__, *compact([choice.error])] for choice in law.choices],
+        "tried": [[choice.name, *compact([choice.error, choice.weight])] for choice in law.choices],
     }
 
 
@@ -133,7 +133,7 @@ def _records(observations: Sequence[Observation], laws: Sequence[MethodLaw]) -> 
     predicted: dict[str, float] = {}
     for law in laws:
         runs = law.runs
-        losses = law.fit.loss(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P)
+        losses = np.exp(law.log_loss(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P, runs.backbones))
         predicted |= {row.name: float(loss) for row, loss in zip(law.observations, losses, strict=True)}
     columns: dict[str, Any] = {"name": [row.name for row in observations]}
     for name in ("method", "backbone", "left_out"):

@@ -14,7 +14,7 @@ import numpy as np
 
 from embedlab.scaling.fitting import Fit
 from embedlab.scaling.laws import Law, Multiplicative, Repeated
-from embedlab.scaling.method_laws import FARTHEST, MethodLaw
+from embedlab.scaling.method_laws import FARTHEST, NUM_DRAWS, LawPart, MethodLaw
 from embedlab.scaling.observations import Observation
 from embedlab.scaling.recipe import (
     INDISTINGUISHABLE,
@@ -77,18 +77,38 @@ def _method(
     rows_of_rates = [_rates(law, backbone, parameters) for backbone, parameters in suite]
     return {
         "name": law.method,
-        "isProduct": is_product(law.fit.law),
-        "names": list(law.fit.names),
-        "estimate": _encoded(_numbers(law.fit)),
-        "replicates": _encoded(np.stack([_numbers(one) for one in law.replicates.fits_R])),
-        "spread": law.replicates.spread,
-        "errors": _encoded(law.errors(len(law.replicates.fits_R))),
+        "parts": [_part(part, [backbone for backbone, _ in suite]) for part in law.parts],
+        "knowsRepetition": law.knows_repetition,
+        "noise": law.growth.noise,
+        "perDecade": law.growth.per_decade,
+        "drawsOfLaw": _encoded(law.draws("", NUM_DRAWS)),
+        "drawsOfRuns": [_encoded(law.draws(backbone, NUM_DRAWS)) for backbone, _ in suite],
         "largestFlops": law.largest_flops,
         "ratio": [min(ratios), max(ratios)],
         "price": law.flops_per_token(sizes_C).tolist(),
         "speed": speeds,
         "memory": [memory.get(backbone) for backbone, _ in suite],
         "rates": [rates.setdefault(rows, len(rates)) if rows else None for rows in rows_of_rates],
+    }
+
+
+def _part(part: LawPart, backbones: Sequence[str]) -> dict[str, Any]:
+    """Return what the page needs of one law of a method.
+
+    Args:
+        part: The law, with its share in the predictions.
+        backbones: Names of the backbones of the suite.
+    """
+    at_one_token_C = sum(share * worths.of(backbones, np.zeros(len(backbones))) for share, worths in part.worths)
+    at_e_tokens_C = sum(share * worths.of(backbones, np.ones(len(backbones))) for share, worths in part.worths)
+    fit = part.replicates.fit
+    return {
+        "share": part.share,
+        "isProduct": is_product(fit.law),
+        "names": list(fit.names),
+        "estimate": _encoded(_numbers(fit)),
+        "worths": _encoded(np.asarray(at_one_token_C)),
+        "slopes": _encoded(np.asarray(at_e_tokens_C - at_one_token_C)),
     }
 
 

@@ -49,11 +49,13 @@ class Replicates:
         fit: Fit to all runs.
         fits_R: Fits to families of runs drawn with replacement, one per replicate.
         spread: Factor that multiplies the distance of each replicate from the estimate before quantiles are computed.
+        weights_P: Weight of each run in the fit to all runs; None if all runs weigh the same.
     """
 
     fit: Fit
     fits_R: tuple[Fit, ...]
     spread: float
+    weights_P: np.ndarray | None = None
 
     def quantity(self, of: Callable[[Fit], np.ndarray | float]) -> tuple[np.ndarray, np.ndarray]:
         """Return the estimate of a quantity that a fit implies, and the values (R, ...) in the replicates.
@@ -102,7 +104,14 @@ def quantiles(values_R: np.ndarray, level: float) -> np.ndarray:
     return bounds
 
 
-def bootstrap(estimate: Fit, runs: Runs, *, num_replicates: int = NUM_REPLICATES, seed: int = 0) -> Replicates:
+def bootstrap(
+    estimate: Fit,
+    runs: Runs,
+    *,
+    num_replicates: int = NUM_REPLICATES,
+    seed: int | tuple[int, ...] = 0,
+    weights_P: np.ndarray | None = None,
+) -> Replicates:
     """Fit a law to families of runs drawn with replacement; each fit starts at the estimate.
 
     Args:
@@ -110,28 +119,29 @@ def bootstrap(estimate: Fit, runs: Runs, *, num_replicates: int = NUM_REPLICATES
         runs: Runs that the estimate was fitted to, with their families.
         num_replicates: Number of bootstrap replicates (R).
         seed: Seed of the random draws.
+        weights_P: Weight of each run in the estimate; 1 by default.
 
     Raises:
         ConfigError: If there are fewer than 3 families to draw from.
     """
     found: dict[bytes, Fit] = {}  # with few families, many draws are equal
     draws = list(drawn_weights(runs, num_replicates, seed))
-    for weights_P in draws:
-        if weights_P.tobytes() not in found:
-            found[weights_P.tobytes()] = fit(
+    for drawn_P in draws:
+        if drawn_P.tobytes() not in found:
+            found[drawn_P.tobytes()] = fit(
                 estimate.law,
                 runs,
                 huber_delta=estimate.huber_delta,
                 in_log=estimate.in_log,
-                weights_P=weights_P,
+                weights_P=drawn_P if weights_P is None else drawn_P * weights_P,
                 starts=[estimate.theta_K],
                 tolerance=REPLICATE_TOLERANCE,
             )
-    fits = tuple(found[weights_P.tobytes()] for weights_P in draws)
-    return Replicates(estimate, fits, spread_of(estimate, runs))
+    fits = tuple(found[drawn_P.tobytes()] for drawn_P in draws)
+    return Replicates(estimate, fits, spread_of(estimate, runs, weights_P), weights_P)
 
 
-def drawn_weights(runs: Runs, num_replicates: int, seed: int) -> Iterator[np.ndarray]:
+def drawn_weights(runs: Runs, num_replicates: int, seed: int | tuple[int, ...]) -> Iterator[np.ndarray]:
     """Yield the weights (P,) of the runs in each replicate: how often the family of each run was drawn.
 
     Args:
@@ -156,13 +166,26 @@ def drawn_weights(runs: Runs, num_replicates: int, seed: int) -> Iterator[np.nda
         yield drawn[family_P].astype(float)
 
 
-def spread_of(estimate: Fit, runs: Runs) -> float:
-    """Return the factor sqrt(P / (P - K)) by which an interval from P runs and K fitted parameters is too narrow."""
-    num_free = max(1, len(runs) - len(estimate.theta_K))
-    return float(np.sqrt(len(runs) / num_free))
+def spread_of(estimate: Fit, runs: Runs, weights_P: np.ndarray | None = None) -> float:
+    """Return the factor sqrt(P / (P - K)) by which an interval from P runs and K fitted parameters is too narrow.
+
+    Args:
+        estimate: Fit of the law to all runs.
+        runs: Runs that the law was fitted to.
+        weights_P: Weight of each run in the fit, in which case P is the effective number of runs.
+    """
+    num_runs = _effective(runs, weights_P)
+    return float(np.sqrt(num_runs / max(1.0, num_runs - len(estimate.theta_K))))
 
 
-def profile_interval(estimate: Fit, runs: Runs, name: str, *, level: float = 0.9) -> Interval:
+def _effective(runs: Runs, weights_P: np.ndarray | None) -> float:
+    """Return the effective number of runs (Kish 1965): the number of equally weighted runs that tell as much."""
+    return float(len(runs)) if weights_P is None else float(weights_P.sum() ** 2 / np.sum(weights_P**2))
+
+
+def profile_interval(
+    estimate: Fit, runs: Runs, name: str, *, level: float = 0.9, weights_P: np.ndarray | None = None
+) -> Interval:
     """Return the profile likelihood interval of a parameter, in the units of the formula.
 
     For each value of the parameter, all other parameters are fitted again. The interval contains the values at which
@@ -174,10 +197,13 @@ def profile_interval(estimate: Fit, runs: Runs, name: str, *, level: float = 0.9
         runs: Runs that the estimate was fitted to.
         name: Name of the parameter, as in ``Fit.names``.
         level: Probability that the interval contains the parameter.
+        weights_P: Weight of each run in the estimate; 1 by default.
     """
     number = estimate.names.index(name)
     # Allowed rise of the objective: a chi-squared quantile with 1 degree of freedom, times the residual dispersion.
-    dispersion = 2 * estimate.objective / max(1, len(runs) - len(estimate.theta_K))
+    total = len(runs) if weights_P is None else float(weights_P.sum())
+    share = max(1.0, _effective(runs, weights_P) - len(estimate.theta_K)) / _effective(runs, weights_P)
+    dispersion = 2 * estimate.objective / (total * share)
     allowed = 0.5 * float(chi2.ppf(level, 1)) * dispersion
 
     def excess(value: float) -> float:
@@ -188,6 +214,7 @@ def profile_interval(estimate: Fit, runs: Runs, name: str, *, level: float = 0.9
             runs,
             huber_delta=estimate.huber_delta,
             in_log=estimate.in_log,
+            weights_P=weights_P,
             starts=[start_K],
             fixed={number: value},
         )
@@ -226,5 +253,5 @@ def weakly_identified(replicates: Replicates, runs: Runs) -> dict[str, Interval]
     for name in replicates.fit.names:
         low, high = replicates.parameter(name)
         if name in replicates.fit.at_bound or high > _WEAK * low:
-            found[name] = profile_interval(replicates.fit, runs, name)
+            found[name] = profile_interval(replicates.fit, runs, name, weights_P=replicates.weights_P)
     return {name: profile for name, profile in found.items() if not profile.high < _WEAK * profile.low}

@@ -73,8 +73,10 @@ def crossover(one: MethodLaw, other: MethodLaw, sizes_C: Sequence[float], low: f
     more_G, more_RG, log_flops_G = more_G[is_known_G], more_RG[:, is_known_G], log_flops_G[is_known_G]
     if more_G[-1] < 0:  # the first method is better at the largest budget
         one, other, more_G, more_RG = other, one, -more_G, -more_RG
-    flops = _last_lead(more_G[None], log_flops_G)[0]
-    flops_R = _last_lead(more_RG, log_flops_G)
+    largest = max(one.largest_flops, other.largest_flops)
+    inside = _changes(more_G[log_flops_G <= np.log(largest)], log_flops_G)
+    log_flops = _change(more_G, log_flops_G, inside[-1] if len(inside) else np.inf)
+    flops, flops_R = np.exp(log_flops), np.exp([_change(row_G, log_flops_G, log_flops) for row_G in more_RG])
     # Quantiles must be values of replicates: a mean of two replicates is undefined if both are infinite.
     intervals = [
         Interval(*(float(q) for q in np.quantile(flops_R, [(1 - p) / 2, (1 + p) / 2], method="inverted_cdf")))
@@ -92,25 +94,33 @@ def crossover(one: MethodLaw, other: MethodLaw, sizes_C: Sequence[float], low: f
     )
 
 
-def _last_lead(more_RG: np.ndarray, log_flops_G: np.ndarray) -> np.ndarray:
-    """Return the largest budget at which the first method has the lower loss, in FLOPs: (R,).
+def _changes(more_G: np.ndarray, log_flops_G: np.ndarray) -> np.ndarray:
+    """Return the logarithms of the budgets at which the first method ceases to have the lower loss, in rising order.
 
-    Budgets between grid points come from linear interpolation over log FLOPs. The value is 0 if the first method never
-    has the lower loss, and infinity if it still has the lower loss at the largest budget.
+    Budgets between grid points come from linear interpolation over log FLOPs.
 
     Args:
-        more_RG: Log loss of the first method minus log loss of the second method.
-        log_flops_G: Natural logarithms of the budgets in FLOPs.
+        more_G: Log loss of the first method minus log loss of the second method.
+        log_flops_G: Natural logarithms of the budgets in FLOPs; may go on beyond ``more_G``.
     """
-    found = []
-    for more_G in more_RG:
-        leads = np.flatnonzero(more_G < 0)
-        if len(leads) == 0:
-            found.append(0.0)
-        elif leads[-1] == len(more_G) - 1:
-            found.append(np.inf)
-        else:
-            last = leads[-1]
-            share = more_G[last] / (more_G[last] - more_G[last + 1])
-            found.append(float(np.exp(log_flops_G[last] + share * (log_flops_G[last + 1] - log_flops_G[last]))))
-    return np.array(found)
+    last = np.flatnonzero((more_G[:-1] < 0) & (more_G[1:] >= 0))
+    share = more_G[last] / (more_G[last] - more_G[last + 1])
+    return np.asarray(log_flops_G[last] + share * (log_flops_G[last + 1] - log_flops_G[last]))
+
+
+def _change(more_G: np.ndarray, log_flops_G: np.ndarray, near: float) -> float:
+    """Return the logarithm of the budget at which the first method ceases to have the lower loss.
+
+    Of several such budgets, the one nearest to ``near`` is returned: a change that the runs show is not replaced by
+    one far beyond the runs. The result is minus infinity if the first method does not have the lower loss at the
+    largest budget and there is no change, and infinity if it has the lower loss there and there is no change.
+
+    Args:
+        more_G: Log loss of the first method minus log loss of the second method.
+        log_flops_G: Natural logarithms of the budgets in FLOPs.
+        near: Natural logarithm of the budget near which the change is wanted; infinity for the last change.
+    """
+    found = _changes(more_G, log_flops_G)
+    if len(found) == 0 or (np.isinf(near) and more_G[-1] < 0):
+        return float(np.inf if more_G[-1] < 0 else -np.inf)
+    return float(found[-1] if np.isinf(near) else found[np.abs(found - near).argmin()])

@@ -50,6 +50,7 @@ class Runs:
         family_P: Number of the family. Runs of one family share noise (for example a trunk and its branches, or runs
             with one seed), so the bootstrap draws them together. By default, each run is a family of its own.
         flops_P: Training cost in FLOPs; 6 N D by default.
+        backbones: Name of the backbone of each run. By default, runs are told apart by model size alone.
 
     Raises:
         ConfigError: If a number is not finite or not above 0.
@@ -61,6 +62,7 @@ class Runs:
     unique_tokens_P: np.ndarray | None = None
     family_P: np.ndarray | None = None
     flops_P: np.ndarray | None = None
+    backbones: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("parameters_P", "tokens_P", "loss_P", "unique_tokens_P", "flops_P"):
@@ -87,13 +89,18 @@ class Runs:
             None if self.unique_tokens_P is None else self.unique_tokens_P[mask_P],
             None if self.family_P is None else self.family_P[mask_P],
             None if self.flops_P is None else self.flops_P[mask_P],
+            None if self.backbones is None else tuple(np.asarray(self.backbones, dtype=object)[mask_P].tolist()),
         )
+
+    @property
+    def cost_P(self) -> np.ndarray:
+        """The training cost of each run in FLOPs, which is 6 N D where it is not given."""
+        return 6 * self.parameters_P * self.tokens_P if self.flops_P is None else self.flops_P
 
     @property
     def budget_P(self) -> np.ndarray:
         """The budget level of each run: 0 for the largest budget, and 1 more for each halving, rounded."""
-        flops_P = 6 * self.parameters_P * self.tokens_P if self.flops_P is None else self.flops_P
-        halvings_P: np.ndarray = np.rint(np.log2(flops_P.max() / flops_P)).astype(int)
+        halvings_P: np.ndarray = np.rint(np.log2(self.cost_P.max() / self.cost_P)).astype(int)
         return halvings_P
 
 

@@ -1,14 +1,14 @@
-"""The law of each method, with its uncertainty: chooses a law, fits it, and estimates its errors.
+"""The laws of each method, with their uncertainty: weights and fits ways to predict losses, and measures the errors.
 
 Recipes, crossovers and reports are computed from these laws. Names of arrays end in their axes:
 
-    R  bootstrap replicates      C  configurations      G  budgets
+    R  bootstrap replicates or random draws      C  configurations      G  budgets
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -16,45 +16,118 @@ from scipy.stats import t as student_t
 
 from embedlab.errors import ConfigError
 from embedlab.scaling.bootstrap import NUM_REPLICATES, Interval, Replicates, bootstrap, weakly_identified
-from embedlab.scaling.fitting import HUBER_DELTA, Fit, Runs, fit
+from embedlab.scaling.error_growth import ErrorGrowth, error_growth
+from embedlab.scaling.fitting import HUBER_DELTA, NUM_STARTS, Fit, Runs
 from embedlab.scaling.isoflop import has_interior_optimum
 from embedlab.scaling.laws import Chinchilla, Law, Multiplicative, Rectified, Repeated
+from embedlab.scaling.members import FittedMember, Member, Worths, fitted_members
 from embedlab.scaling.observations import Observation, runs_of
-from embedlab.scaling.validation import Choice, choices, preferred
+from embedlab.scaling.validation import Choice, HoldOut, averaged, choices
 
 FARTHEST = 10.0
 """Factor beyond the runs, in FLOPs and in tokens per parameter, up to which a law is trusted."""
+
+NUM_DRAWS = 1000
+"""Number of random draws of the losses of a run."""
 
 _SEED_OF_ERRORS = 1
 MANY_EPOCHS = 1.5  # epochs of at least one run, above which the effect of repeated data is fitted
 
 
 @dataclass(frozen=True)
+class LawPart:
+    """A law as it was fitted, with its share in the predictions of a method.
+
+    Attributes:
+        share: Share of the law in predictions, from 0 to 1.
+        replicates: Fit of the law with bootstrap replicates.
+        worths: Worths of the backbones, each with its share among the members that use the law.
+    """
+
+    share: float
+    replicates: Replicates
+    worths: tuple[tuple[float, Worths], ...]
+
+    def log_loss(
+        self,
+        one: Fit,
+        parameters_C: np.ndarray,
+        tokens_C: np.ndarray,
+        unique_tokens_C: np.ndarray | None = None,
+        backbones: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """Return the natural logarithm of the loss that a fit or a replicate of the law predicts: (C,).
+
+        Args:
+            one: The fit, or one of its bootstrap replicates.
+            parameters_C: Model sizes, in parameters.
+            tokens_C: Amounts of data, in tokens.
+            unique_tokens_C: Number of tokens of one epoch; None if no token is repeated.
+            backbones: Name of the backbone of each configuration; None for models of these sizes in general.
+        """
+        log_loss_C = np.log(one.loss(parameters_C, tokens_C, unique_tokens_C))
+        if backbones is not None:
+            for share, worths in self.worths:
+                if worths.constants:
+                    log_loss_C = log_loss_C + share * worths.of(backbones, np.log(tokens_C))
+        return np.asarray(log_loss_C)
+
+
+@dataclass(frozen=True)
 class MethodLaw:
-    """The law of one method, with its uncertainty.
+    """The laws of one method, with their uncertainty.
 
     Attributes:
         method: Name of the method.
-        observations: Runs that the law was fitted to.
-        choices: The laws that were tried; the chosen law comes first.
-        replicates: Fit of the chosen law to all runs, with bootstrap replicates.
-        held_out_error: Root mean square error of log loss (about a share of the loss) on the 1, 2 and 3 largest budget
-            levels, when these are held out of the fit. Numbers of levels that the runs do not allow are missing; empty
-            if none can be held out.
-        held_out_families: Number of families of runs behind each entry of ``held_out_error``.
+        observations: Runs that the laws were fitted to.
+        choices: The members that were tried; the one with the largest weight comes first.
+        parts: The laws of the members with a weight; the law of the first choice comes first.
+        hold_outs: Errors of the weighted mean of the members for each number of held-out budget levels.
+        growth: Sizes of the errors of predictions, by the distance from the runs.
     """
 
     method: str
     observations: tuple[Observation, ...]
     choices: tuple[Choice, ...]
-    replicates: Replicates
-    held_out_error: tuple[float, ...]
-    held_out_families: tuple[int, ...] = ()
+    parts: tuple[LawPart, ...]
+    hold_outs: tuple[HoldOut, ...]
+    growth: ErrorGrowth
+
+    @property
+    def replicates(self) -> Replicates:
+        """Fit of the law with the largest weight, with its bootstrap replicates."""
+        return self.parts[0].replicates
 
     @property
     def fit(self) -> Fit:
-        """Fit of the law to all runs."""
+        """Fit of the law with the largest weight."""
         return self.replicates.fit
+
+    @property
+    def held_out_error(self) -> tuple[float, ...]:
+        """Root mean square errors of log loss on the 1, 2 and 3 largest budget levels, as far as they were held out."""
+        return tuple(held.root_mean_square for held in self.hold_outs if held.num_budgets <= 3)
+
+    @property
+    def knows_repetition(self) -> bool:
+        """Whether most of the weight is on laws that correct for repeated data."""
+        return sum(part.share for part in self.parts if "R" in part.replicates.fit.names) > 0.5
+
+    def quantity(self, of: Callable[[LawPart, Fit], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the estimate of a quantity, weighted over the laws, and its values in the replicates of all laws.
+
+        Args:
+            of: Function that returns the quantity of a fit or a replicate, on a scale without bounds.
+        """
+        estimates, replicates = [], []
+        for part in self.parts:
+            estimate, values_R = part.replicates.quantity(lambda one, part=part: of(part, one))  # type: ignore[misc]
+            estimates.append(part.share * estimate)
+            replicates.append(values_R)
+        values_R = np.concatenate(replicates)
+        # In random order, replicates of two methods pair up without regard to their laws.
+        order_R = np.random.default_rng([_SEED_OF_ERRORS, *self.method.encode()]).permutation(len(values_R))
+        return np.asarray(np.sum(estimates, axis=0)), values_R[order_R]
 
     @property
     def caution(self) -> str:
@@ -112,12 +185,15 @@ class MethodLaw:
         ratio = tokens / parameters
         return np.asarray((min(ratios) / FARTHEST <= ratio) & (ratio <= max(ratios) * FARTHEST))
 
-    def frontier(self, sizes_C: np.ndarray, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def frontier(
+        self, sizes_C: np.ndarray, flops_G: np.ndarray, backbones: Sequence[str] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the logarithm of the minimum loss over some model sizes, at each budget.
 
         Args:
             sizes_C: Model sizes, in parameters.
             flops_G: Budgets, in FLOPs.
+            backbones: Name of the backbone of each size; None for models of these sizes in general.
 
         Returns:
             The estimates (G,), and the values in the bootstrap replicates with errors of the law added (R, G). A value
@@ -125,68 +201,94 @@ class MethodLaw:
         """
         tokens_GC = flops_G[:, None] / self.flops_per_token(sizes_C)
         sizes_GC = np.broadcast_to(sizes_C, tokens_GC.shape)
+        names = None if backbones is None else list(backbones) * len(flops_G)
         is_known_GC = self.knows(sizes_GC, tokens_GC)
         none_G = ~is_known_GC.any(axis=1)
 
-        def least(one: Fit) -> np.ndarray:
-            loss_GC = np.log(one.loss(sizes_GC.ravel(), tokens_GC.ravel())).reshape(sizes_GC.shape)
+        def least(part: LawPart, one: Fit) -> np.ndarray:
+            loss_GC = part.log_loss(one, sizes_GC.ravel(), tokens_GC.ravel(), None, names).reshape(sizes_GC.shape)
             least_G = np.where(is_known_GC, loss_GC, np.inf).min(axis=1)
             return np.asarray(np.where(none_G, np.nan, least_G))
 
-        estimate_G, log_RG = self.replicates.quantity(least)
-        return estimate_G, log_RG + self.errors(len(log_RG))[:, None]
+        estimate_G, log_RG = self.quantity(least)
+        growth_G = self.growth.per_decade * self.decades(flops_G)
+        return estimate_G, log_RG + growth_G * self.draws("", len(log_RG))[:, None]
 
-    @property
-    def error(self) -> float:
-        """Typical relative error of a prediction, in addition to the bootstrap: the maximum of ``held_out_error``.
+    def decades(self, flops: np.ndarray) -> np.ndarray:
+        """Return by how many factors of 10 FLOPs exceed those of the largest run; 0 where they do not exceed them."""
+        return np.asarray(np.maximum(np.log10(flops / self.largest_flops), 0.0))
 
-        The maximum is used because the largest budget levels often have only one or two runs, which may lie near the
-        law by chance. The error includes both the error of the law beyond its runs and the noise of a single run.
+    def log_loss(
+        self,
+        parameters_C: np.ndarray,
+        tokens_C: np.ndarray,
+        unique_tokens_C: np.ndarray | None = None,
+        backbones: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """Return the natural logarithms of predicted losses (C,), as weighted means over the laws.
+
+        Args:
+            parameters_C: Model sizes, in parameters.
+            tokens_C: Amounts of data, in tokens.
+            unique_tokens_C: Number of tokens of one epoch; None if no token is repeated.
+            backbones: Name of the backbone of each configuration; None for models of these sizes in general.
         """
-        return max(self.held_out_error, default=0.0)
+        of_parts = [
+            part.share * part.log_loss(part.replicates.fit, parameters_C, tokens_C, unique_tokens_C, backbones)
+            for part in self.parts
+        ]
+        return np.asarray(np.sum(of_parts, axis=0))
 
     def log_losses(
-        self, parameters_C: np.ndarray, tokens_C: np.ndarray, unique_tokens: float | None = None
+        self,
+        parameters_C: np.ndarray,
+        tokens_C: np.ndarray,
+        unique_tokens: float | None = None,
+        backbones: Sequence[str] | None = None,
+        num_draws: int = NUM_DRAWS,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the logarithms of predicted losses.
+        """Return the logarithms of predicted losses of single runs.
 
         Args:
             parameters_C: Model sizes, in parameters.
             tokens_C: Amounts of data, in tokens.
             unique_tokens: Number of tokens of one epoch; None if no token is repeated.
+            backbones: Name of the backbone of each configuration; None for models of these sizes in general.
+            num_draws: Number of random draws (R).
 
         Returns:
-            The estimates (C,), and the values in the bootstrap replicates with errors of the law added (R, C).
+            The estimates (C,), and random draws of the losses that runs might have (R, C). A draw has one error of the
+            law for all configurations, and a noise of its own for each.
         """
         unique_C = None if unique_tokens is None else np.minimum(tokens_C, unique_tokens)
-        estimate_C, log_RC = self.replicates.quantity(lambda one: np.log(one.loss(parameters_C, tokens_C, unique_C)))
-        return estimate_C, log_RC + self.errors(len(log_RC))[:, None]
+        estimate_C = self.log_loss(parameters_C, tokens_C, unique_C, backbones)
+        growth_C = self.growth.per_decade * self.decades(tokens_C * self.flops_per_token(parameters_C))
+        names = [str(number) for number in range(len(tokens_C))] if backbones is None else backbones
+        noise_RC = np.stack([self.draws(name, num_draws) for name in names], axis=1)
+        log_RC = estimate_C + growth_C * self.draws("", num_draws)[:, None] + self.growth.noise * noise_RC
+        return estimate_C, log_RC
 
-    def errors(self, num_replicates: int) -> np.ndarray:
-        """Draw one random error of the law for each bootstrap replicate, as a difference of log loss: (R,).
+    def draws(self, name: str, num_draws: int) -> np.ndarray:
+        """Return random draws of Student's t-distribution with the degrees of freedom of the errors: (R,).
 
-        A replicate has one error for all sizes and budgets. The errors follow Student's t-distribution, scaled by
-        ``error``, because an error that was measured on few runs is uncertain. The number of degrees of freedom is the
-        number of families of held-out runs, in the hold-out that has the most. All errors are 0 if no budget
-        level could be held out.
+        The same name gives the same draws.
 
         Args:
-            num_replicates: Number of bootstrap replicates (R).
+            name: Name of what is drawn: that of a backbone for its noise, or the empty text for the error of the law.
+            num_draws: Number of draws (R).
         """
-        if not self.held_out_error:
-            return np.zeros(num_replicates)
-        families = max(self.held_out_families, default=np.inf)
-        generator = np.random.default_rng([_SEED_OF_ERRORS, *self.method.encode()])
+        generator = np.random.default_rng([_SEED_OF_ERRORS, *self.method.encode(), 0, *name.encode()])
         # Equally spaced probabilities in random order give more exact quantiles than independent draws.
-        probability_R = (generator.permutation(num_replicates) + 0.5) / num_replicates
-        return np.asarray(self.error * student_t.ppf(probability_R, families))
+        probability_R = (generator.permutation(num_draws) + 0.5) / num_draws
+        return np.asarray(student_t.ppf(probability_R, self.growth.degrees))
 
 
-def laws_to_try(runs: Runs) -> list[Law]:
-    """Return the laws that the runs can tell apart; laws that are sums of power terms come first.
+def members_to_try(runs: Runs) -> list[Member]:
+    """Return the members that the runs can tell apart, the preferred ones first.
 
-    A sum can have its best model size inside the range of sizes. A product of powers has its best size at an end of
-    the range, so ``Multiplicative`` is not tried if the runs show a best size in between.
+    A sum of power terms can have its best model size inside the range of sizes. A product of powers has its best size
+    at an end of the range, so ``Multiplicative`` is not tried if the runs show a best size in between. If a run repeats
+    its data, each law is tried with and without the correction for repeated data.
 
     Args:
         runs: Runs of one method.
@@ -197,23 +299,28 @@ def laws_to_try(runs: Runs) -> list[Law]:
         laws.append(Multiplicative())
     unique_P = runs.tokens_P if runs.unique_tokens_P is None else runs.unique_tokens_P
     if (runs.tokens_P > MANY_EPOCHS * unique_P).any():
-        laws = [Repeated(law) for law in laws]
-    return laws
+        laws = [*(Repeated(law) for law in laws), *laws]
+    has_worths = (False,) if runs.backbones is None or len(set(runs.backbones)) < 2 else (False, True)
+    is_near_best = (False,) if one_size else (False, True)
+    return [Member(law, near, worths) for law in laws for near in is_near_best for worths in has_worths]
 
 
 def law_of(
     method: str,
     observations: Sequence[Observation],
     *,
+    members: Sequence[Member] | None = None,
     huber_delta: float | None = HUBER_DELTA,
     num_replicates: int = NUM_REPLICATES,
     seed: int = 0,
 ) -> MethodLaw:
-    """Choose a law by its errors on held-out budget levels, fit the law to all runs, and make bootstrap replicates.
+    """Weight members by their errors on held-out budget levels, fit them to all runs, and make bootstrap replicates.
 
     Args:
         method: Name of the method.
         observations: Runs of the method.
+        members: Ways to predict losses that are tried, the preferred one first; by default those that the runs can tell
+            apart.
         huber_delta: Absolute residual of log loss above which the Huber loss is linear; None for least squares.
         num_replicates: Number of bootstrap replicates.
         seed: Seed of the bootstrap.
@@ -221,32 +328,93 @@ def law_of(
     Raises:
         ConfigError: If there are too few runs, families, sizes or amounts of data for every law.
     """
-    return _law_of(method, tuple(observations), huber_delta, num_replicates, seed)
+    tried = None if members is None else tuple(members)
+    return _law_of(method, tuple(observations), tried, huber_delta, num_replicates, seed)
 
 
 @lru_cache  # a search computes the same law before, during and after a confirmation
 def _law_of(
-    method: str, observations: tuple[Observation, ...], huber_delta: float | None, num_replicates: int, seed: int
+    method: str,
+    observations: tuple[Observation, ...],
+    members: tuple[Member, ...] | None,
+    huber_delta: float | None,
+    num_replicates: int,
+    seed: int,
 ) -> MethodLaw:
     runs = runs_of(observations)
-    laws = laws_to_try(runs)
-    ranked = choices(laws, runs, huber_delta=huber_delta)
-    first = preferred(ranked, laws)
-    tried = (first, *(choice for choice in ranked if choice is not first))
+    ranked = choices(members_to_try(runs) if members is None else members, runs, huber_delta=huber_delta)
     refusal: ConfigError | None = None
-    for choice in tried:
+    while True:
         try:
-            found = fit(choice.law, runs, huber_delta=huber_delta)
+            used = [choice for choice in ranked if choice.weight > 0]
+            fitted = fitted_members(
+                [choice.member for choice in used], runs, huber_delta=huber_delta, num_starts=NUM_STARTS
+            )
+            break
         except ConfigError as error:
             refusal = refusal or error
-            continue
-        errors = tuple(held.root_mean_square for held in choice.hold_outs)
-        replicates = bootstrap(found, runs, num_replicates=num_replicates, seed=seed)
-        in_order = (choice, *(other for other in tried if other is not choice))
-        families = tuple(held.num_families for held in choice.hold_outs)
-        return MethodLaw(method, observations, in_order, replicates, errors, families)
-    assert refusal is not None
-    raise ConfigError(f"No law can be fitted to the runs of {method}. {refusal}") from refusal
+            ranked = _without_first(ranked)
+            if not ranked:
+                raise ConfigError(f"No law can be fitted to the runs of {method}. {refusal}") from refusal
+    parts = law_parts(fitted, [choice.weight for choice in used], runs, num_replicates=num_replicates, seed=seed)
+    return MethodLaw(method, observations, tuple(ranked), parts, *errors_of_mean(fitted, ranked, runs))
+
+
+def _without_first(ranked: Sequence[Choice]) -> list[Choice]:
+    """Return the choices without those of the first law, the first of the rest with all the weight."""
+    rest = [choice for choice in ranked if choice.member.law is not ranked[0].member.law]
+    return [replace(choice, weight=float(number == 0)) for number, choice in enumerate(rest)]
+
+
+def law_parts(
+    fitted: Sequence[FittedMember], weights: Sequence[float], runs: Runs, *, num_replicates: int, seed: int
+) -> tuple[LawPart, ...]:
+    """Return the laws of fitted members with bootstrap replicates, whose number is in proportion to their weights.
+
+    Args:
+        fitted: Members with a weight, the largest weight first.
+        weights: Weight of each member.
+        runs: Runs that the members were fitted to.
+        num_replicates: Number of bootstrap replicates of all laws together; each law has at least one.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ConfigError: If there are too few families of runs to draw from.
+    """
+    of_law: dict[int, list[tuple[FittedMember, float]]] = {}
+    for one, weight in zip(fitted, weights, strict=True):
+        of_law.setdefault(id(one.fit), []).append((one, weight))
+    groups = list(of_law.values())
+    shares = [sum(weight for _, weight in group) for group in groups]
+    counts = [max(1, int(share * num_replicates)) for share in shares]  # a law without replicates would be left out
+    counts[0] += max(0, num_replicates - sum(counts))
+    parts = []
+    for number, (group, share, count) in enumerate(zip(groups, shares, counts, strict=True)):
+        one = group[0][0]
+        weights_P = one.weights_P if one.member.is_near_best else None
+        replicates = bootstrap(one.fit, runs, num_replicates=count, seed=(seed, number), weights_P=weights_P)
+        parts.append(LawPart(share, replicates, tuple((weight / share, member.worths) for member, weight in group)))
+    return tuple(parts)
+
+
+def errors_of_mean(
+    fitted: Sequence[FittedMember], ranked: Sequence[Choice], runs: Runs
+) -> tuple[tuple[HoldOut, ...], ErrorGrowth]:
+    """Return the hold-outs of the weighted mean of members, and how its errors grow with the distance from the runs.
+
+    Args:
+        fitted: Members with a weight, in the order of ``ranked``.
+        ranked: Members with their weights and hold-outs.
+        runs: Runs that the members were fitted to.
+    """
+    weights = [choice.weight for choice in ranked if choice.weight > 0]
+    mean_P = sum(
+        weight * one.log_loss(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P, runs.backbones)
+        for weight, one in zip(weights, fitted, strict=True)
+    )
+    hold_outs = averaged(ranked)
+    measured = [(np.array(held.decades), np.array(held.errors)) for held in hold_outs]
+    return hold_outs, error_growth(np.log(runs.loss_P) - mean_P, measured)
 
 
 def laws_of(

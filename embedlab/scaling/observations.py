@@ -218,4 +218,5 @@ def runs_of(observations: Sequence[Observation]) -> Runs:
         unique_tokens_P=np.array([row.unique_tokens for row in observations]),
         family_P=family_P,
         flops_P=np.array([row.flops for row in observations]),
+        backbones=tuple(row.backbone for row in observations),
     )

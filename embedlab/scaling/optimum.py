@@ -13,7 +13,7 @@ import numpy as np
 
 from embedlab.scaling.bootstrap import Interval, quantiles
 from embedlab.scaling.fitting import Fit
-from embedlab.scaling.method_laws import FARTHEST, MethodLaw
+from embedlab.scaling.method_laws import FARTHEST, LawPart, MethodLaw
 
 _SIZES_TO_TRY = 97  # on the search grid
 
@@ -99,8 +99,10 @@ def best_sizes(law: MethodLaw, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndar
     sizes_GC = np.broadcast_to(np.exp(log_C), tokens_GC.shape)
     rows_G = np.arange(len(flops_G))
 
-    def best(fit: Fit) -> np.ndarray:
-        loss_GC = np.log(fit.loss(sizes_GC.ravel(), tokens_GC.ravel())).reshape(tokens_GC.shape)
+    def log_loss(part: LawPart, fit: Fit) -> np.ndarray:
+        return part.log_loss(fit, sizes_GC.ravel(), tokens_GC.ravel()).reshape(tokens_GC.shape)
+
+    def best(loss_GC: np.ndarray) -> np.ndarray:
         least_G = loss_GC.argmin(axis=1)
         inner_G = np.clip(least_G, 1, len(log_C) - 2)
         before_G, at_G, after_G = (loss_GC[rows_G, inner_G + shift] for shift in (-1, 0, 1))
@@ -109,6 +111,7 @@ def best_sizes(law: MethodLaw, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndar
         found_G = log_C[inner_G] + step * np.clip(shift_G, -1, 1)
         return np.asarray(np.where(least_G == inner_G, found_G, log_C[least_G]))
 
-    estimate_G, log_RG = law.replicates.quantity(best)
+    estimate_G = best(np.sum([part.share * log_loss(part, part.replicates.fit) for part in law.parts], axis=0))
+    _, log_RG = law.quantity(lambda part, fit: best(log_loss(part, fit)))
     is_end_G = np.isclose(estimate_G, log_C[0]) | np.isclose(estimate_G, log_C[-1])
     return np.where(is_end_G, np.nan, estimate_G), np.clip(log_RG, log_C[0], log_C[-1])

@@ -288,8 +288,7 @@ def _ruled_out_by(configuration: Configuration, law: MethodLaw, constraints: Con
             return "hours (no run of the method states its speed)"
         if configuration.hours > constraints.hours:
             return "hours"
-    knows_repetition = "R" in law.fit.names
-    if configuration.epochs is not None and configuration.epochs > MOST_EPOCHS and not knows_repetition:
+    if configuration.epochs is not None and configuration.epochs > MOST_EPOCHS and not law.knows_repetition:
         return f"unique_pairs (more than {MOST_EPOCHS:g} epochs, whose effect no run of the method shows)"
     return None
 
@@ -311,7 +310,8 @@ def _ranked(
         if not of_law:
             continue
         sizes_C, tokens_C = (np.array([getattr(one, name) for one in of_law]) for name in ("parameters", "tokens"))
-        estimate_C, log_RC = law.log_losses(sizes_C, tokens_C, unique_tokens)
+        backbones = [one.backbone for one in of_law]
+        estimate_C, log_RC = law.log_losses(sizes_C, tokens_C, unique_tokens, backbones)
         order += of_law
         estimates.append(estimate_C)
         replicates.append(log_RC)

@@ -18,7 +18,8 @@ from embedlab.errors import ConfigError
 from embedlab.scaling.bootstrap import REPLICATE_TOLERANCE, Replicates, drawn_weights, spread_of
 from embedlab.scaling.descent import least_huber
 from embedlab.scaling.fitting import NO_NOISE, SAME_BASIN, Fit, LogResiduals, Runs, fit
-from embedlab.scaling.method_laws import MethodLaw
+from embedlab.scaling.members import FittedMember, Member, worths_of
+from embedlab.scaling.method_laws import LawPart, MethodLaw, errors_of_mean
 from embedlab.scaling.validation import HELD_OUT, NUM_STARTS, Choice, HoldOut, errors_of, without_largest
 
 _EXACT = 1e-15
@@ -46,19 +47,28 @@ def share_irreducible_loss(laws: Sequence[MethodLaw], *, num_replicates: int) ->
     held_out = [found for number in HELD_OUT if (found := _hold_outs(laws, runs_M, number))]
     shared = []
     for number, (law, one, runs) in enumerate(zip(laws, fits_M, runs_M, strict=True)):
-        of_method = tuple(found[number] for found in held_out)
-        errors = tuple(found.root_mean_square for found in of_method)
-        choice = Choice(one.law, of_method, float(np.mean(errors)) if errors else np.inf, shares_irreducible_loss=True)
+        hold_outs = tuple(found[number] for found in held_out)
+        error = float(np.mean(np.abs(np.concatenate([held.errors for held in hold_outs])))) if hold_outs else np.inf
+        fitted = _with_worths(one, runs)
+        choice = Choice(fitted.member, hold_outs, error, weight=1.0, shares_irreducible_loss=True)
+        replicates = Replicates(one, tuple(fits[number] for fits in replicates_R), spread_of(one, runs))
+        of_mean = errors_of_mean([fitted], [choice], runs)
+        without = (replace(other, weight=0.0) for other in law.choices)
         shared.append(
             replace(
                 law,
-                choices=(choice, *law.choices),
-                replicates=Replicates(one, tuple(fits[number] for fits in replicates_R), spread_of(one, runs)),
-                held_out_error=errors,
-                held_out_families=tuple(found.num_families for found in of_method),
+                choices=(choice, *without),
+                parts=(LawPart(1.0, replicates, ((1.0, fitted.worths),)),),
+                hold_outs=of_mean[0],
+                growth=of_mean[1],
             )
         )
     return shared
+
+
+def _with_worths(found: Fit, runs: Runs) -> FittedMember:
+    """Return a fitted law as a member with worths of the backbones, where the runs show any."""
+    return FittedMember(Member(found.law, False, True), found, np.ones(len(runs)), worths_of(found, runs))
 
 
 def _hold_outs(laws: Sequence[MethodLaw], runs_M: Sequence[Runs], num_budgets: int) -> list[HoldOut] | None:
@@ -84,7 +94,10 @@ def _hold_outs(laws: Sequence[MethodLaw], runs_M: Sequence[Runs], num_budgets: i
     except ConfigError:
         return None
     fits_M = _Joint(alone_M, rest_M).fit()
-    return [errors_of(one, held_out, num_budgets) for one, held_out in zip(fits_M, held_out_M, strict=True)]
+    return [
+        errors_of(_with_worths(one, rest), rest, held_out, num_budgets)
+        for one, rest, held_out in zip(fits_M, rest_M, held_out_M, strict=True)
+    ]
 
 
 class _Joint:

@@ -1,7 +1,8 @@
-"""Validation of laws on held-out runs with the largest budgets, because laws are used to predict larger runs.
+"""Validation on held-out runs with the largest budgets, because laws are used to predict larger runs.
 
-The error on the fitted runs falls with every parameter that a law has. A law is therefore chosen by its errors on runs
-that cost more than all runs of the fit, and the intervals of its predictions are widened by these errors.
+The error on the fitted runs falls with every parameter that a law has. The members of a prediction are therefore
+weighted by their errors on runs that cost more than all runs of the fit, and these errors, at the distances at which
+they were made, give the intervals of predictions.
 """
 
 from __future__ import annotations
@@ -12,65 +13,91 @@ from dataclasses import dataclass
 import numpy as np
 
 from embedlab.errors import ConfigError
-from embedlab.scaling.fitting import HUBER_DELTA, Fit, Runs, fit
-from embedlab.scaling.laws import Law
+from embedlab.scaling.error_growth import RECENCY
+from embedlab.scaling.fitting import HUBER_DELTA, Runs
+from embedlab.scaling.members import FittedMember, Member, fitted_members
 
-HELD_OUT = (1, 2, 3)
+HELD_OUT = (1, 2, 3, 4, 5, 6)
 """Numbers of budget levels that are held out, counted from the largest level down."""
 
-NUM_STARTS = 6
-"""Number of starting points for the fit of a hold-out: the starting points nearest to the measured losses.
+NUM_STARTS = 4
+"""Number of starting points for the fits of a hold-out: the starting points nearest to the measured losses.
 
 A hold-out needs few starting points: on every tested table, 9 or more of 16 led to the best minimum.
 """
 
-_HARDLY = 0.05  # share of the squared errors: a law may differ this little from a law that is a limiting case
+_FEWEST_LEVELS = 2  # of budget, that remain in a fit
+_LARGEST_ERROR = 0.2  # of log loss: larger errors are equally bad, so that no single run decides
+_BEST = 0.3  # log loss over the best run of a budget at which a run's say in the weights has fallen by a factor of e
+_SHARPNESS = 4.0  # power of the inverse error that weights members
+_LEAST_SHARE = 0.02  # weight below which a member is left out
 
 
 @dataclass(frozen=True)
 class HoldOut:
-    """Errors of a law on budget levels that were held out of the fit, as log predicted minus log measured loss.
+    """Errors of predictions for budget levels that were held out of the fit, as log predicted minus log measured loss.
 
     Attributes:
         num_budgets: Number of the largest budget levels that were held out.
-        num_runs: Number of runs at the held-out levels.
         num_families: Number of families of the held-out runs; different families share no noise.
-        root_mean_square: Root mean square of the errors.
-        bias: Mean of the errors; above 0 if predictions are too high on average.
-        largest: Maximum absolute error.
+        decades: For each held-out run, the decimal logarithm of its FLOPs over those of the largest fitted run.
         errors: Error of each held-out run, in the order of the runs.
     """
 
     num_budgets: int
-    num_runs: int
     num_families: int
-    root_mean_square: float
-    bias: float
-    largest: float
+    decades: tuple[float, ...]
     errors: tuple[float, ...]
 
+    @property
+    def num_runs(self) -> int:
+        """Number of runs at the held-out levels."""
+        return len(self.errors)
 
-def hold_out(law: Law, runs: Runs, num_budgets: int, *, huber_delta: float | None = HUBER_DELTA) -> HoldOut | None:
-    """Fit a law without the runs of the largest budget levels, and return its errors on these runs.
+    @property
+    def root_mean_square(self) -> float:
+        """Root mean square of the errors."""
+        return float(np.sqrt(np.mean(np.square(self.errors))))
 
-    Args:
-        law: Formula of the law.
-        runs: Runs of one method.
-        num_budgets: Number of budget levels to hold out.
-        huber_delta: Absolute residual of log loss above which the Huber loss is linear; None for least squares.
+    @property
+    def bias(self) -> float:
+        """Mean of the errors; above 0 if predictions are too high on average."""
+        return float(np.mean(self.errors))
 
-    Returns:
-        The errors, or None if the remaining runs are too few for the law.
+    @property
+    def largest(self) -> float:
+        """Maximum absolute error."""
+        return float(np.abs(self.errors).max())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A member that was tried, with its errors on held-out runs.
+
+    Attributes:
+        member: What was fitted: a law, and how.
+        hold_outs: Errors for each number of held-out budget levels; numbers that the runs do not allow are missing.
+        error: Mean absolute error of log loss on held-out runs, in which runs near the best of their budget and
+            hold-outs of few levels weigh more; infinite without a hold-out.
+        weight: Share of the member in predictions, from 0 to 1.
+        shares_irreducible_loss: Whether the laws of all methods share the E of this law.
     """
-    parts = without_largest(runs, num_budgets)
-    if parts is None:
-        return None
-    rest, held_out = parts
-    try:
-        found = fit(law, rest, huber_delta=huber_delta, num_starts=NUM_STARTS)
-    except ConfigError:
-        return None
-    return errors_of(found, held_out, num_budgets)
+
+    member: Member
+    hold_outs: tuple[HoldOut, ...]
+    error: float
+    weight: float
+    shares_irreducible_loss: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the law, with what else the member does."""
+        extras = [
+            *(["near the best size"] if self.member.is_near_best else []),
+            *(["worths of backbones"] if self.member.has_worths else []),
+            *(["one E for all methods"] if self.shares_irreducible_loss else []),
+        ]
+        return ", ".join([self.member.law.name, *extras])
 
 
 def without_largest(runs: Runs, num_budgets: int) -> tuple[Runs, Runs] | None:
@@ -81,97 +108,140 @@ def without_largest(runs: Runs, num_budgets: int) -> tuple[Runs, Runs] | None:
         num_budgets: Number of the largest budget levels to split off.
 
     Returns:
-        The remaining runs and the split-off runs, or None if no run would remain.
+        The remaining runs and the split-off runs, or None if fewer than two levels would remain.
     """
     budgets = np.unique(runs.budget_P)
-    if num_budgets >= len(budgets):
+    if len(budgets) - num_budgets < _FEWEST_LEVELS:
         return None
     is_held_out_P = runs.budget_P <= budgets[num_budgets - 1]
     return runs.where(~is_held_out_P), runs.where(is_held_out_P)
 
 
-def errors_of(found: Fit, held_out: Runs, num_budgets: int) -> HoldOut:
-    """Return the errors of a fitted law on runs that it was not fitted to.
+def hold_out(
+    members: Sequence[Member], runs: Runs, num_budgets: int, *, huber_delta: float | None = HUBER_DELTA
+) -> list[HoldOut | None]:
+    """Fit members without the runs of the largest budget levels, and return their errors on these runs.
 
     Args:
-        found: Fit of the law to the other runs.
+        members: Members to fit.
+        runs: Runs of one method.
+        num_budgets: Number of budget levels to hold out.
+        huber_delta: Absolute residual of log loss above which the Huber loss is linear; None for least squares.
+
+    Returns:
+        The errors of each member, or None if the remaining runs are too few for its law.
+    """
+    parts = without_largest(runs, num_budgets)
+    if parts is None:
+        return [None] * len(members)
+    rest, held_out = parts
+    found: list[HoldOut | None] = []
+    for members_of_law in _by_law(members):
+        try:
+            fitted = fitted_members(members_of_law, rest, huber_delta=huber_delta, num_starts=NUM_STARTS)
+        except ConfigError:
+            found += [None] * len(members_of_law)
+        else:
+            found += [errors_of(one, rest, held_out, num_budgets) for one in fitted]
+    return found
+
+
+def _by_law(members: Sequence[Member]) -> list[list[Member]]:
+    """Return runs of consecutive members with the same law."""
+    groups: list[list[Member]] = []
+    for member in members:
+        if groups and groups[-1][0].law is member.law:
+            groups[-1].append(member)
+        else:
+            groups.append([member])
+    return groups
+
+
+def errors_of(found: FittedMember, rest: Runs, held_out: Runs, num_budgets: int) -> HoldOut:
+    """Return the errors of a member on runs that it was not fitted to.
+
+    Args:
+        found: Member, fitted to the other runs.
+        rest: Runs that the member was fitted to.
         held_out: Runs to predict.
         num_budgets: Number of budget levels of the held-out runs.
     """
-    errors = found.residuals(held_out)
+    predicted_P = found.log_loss(held_out.parameters_P, held_out.tokens_P, held_out.unique_tokens_P, held_out.backbones)
+    errors_P = predicted_P - np.log(held_out.loss_P)
     return HoldOut(
         num_budgets=num_budgets,
-        num_runs=len(errors),
-        num_families=len(errors) if held_out.family_P is None else len(np.unique(held_out.family_P)),
-        root_mean_square=float(np.sqrt(np.mean(errors**2))),
-        bias=float(errors.mean()),
-        largest=float(np.abs(errors).max()),
-        errors=tuple(errors.tolist()),
+        num_families=len(errors_P) if held_out.family_P is None else len(np.unique(held_out.family_P)),
+        decades=tuple(np.log10(held_out.cost_P / rest.cost_P.max()).tolist()),
+        errors=tuple(errors_P.tolist()),
     )
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A law that was tried, with its errors on held-out runs.
+def choices(members: Sequence[Member], runs: Runs, *, huber_delta: float | None = HUBER_DELTA) -> list[Choice]:
+    """Weight members by their errors on held-out budget levels; the member with the largest weight comes first.
 
-    Attributes:
-        law: Formula of the law.
-        hold_outs: Errors for 1, 2 and 3 held-out budget levels; numbers that the runs do not allow are missing.
-        error: Mean of the root mean square errors of the hold-outs that are compared; infinite without a hold-out.
-        shares_irreducible_loss: Whether the laws of all methods share the E of this law.
-    """
-
-    law: Law
-    hold_outs: tuple[HoldOut, ...]
-    error: float
-    shares_irreducible_loss: bool = False
-
-
-def choices(laws: Sequence[Law], runs: Runs, *, huber_delta: float | None = HUBER_DELTA) -> list[Choice]:
-    """Rank laws by their errors on held-out budget levels; the law with the smallest error comes first.
-
-    Only the numbers of held-out levels that leave enough runs for every comparable law count, so that all laws are
-    compared on the same runs. A law is comparable if it can be fitted without the largest level.
+    Only the numbers of held-out levels that leave enough runs for every comparable member count, so that all members
+    are compared on the same runs. A member is comparable if it can be fitted without the largest level. If no level
+    can be held out, the first member has all the weight.
 
     Args:
-        laws: Formulas of the laws.
+        members: Members in order of preference; members with the same law are neighbors.
         runs: Runs of one method.
         huber_delta: Absolute residual of log loss above which the Huber loss is linear; None for least squares.
     """
-    tried = {law: [hold_out(law, runs, number, huber_delta=huber_delta) for number in HELD_OUT] for law in laws}
-    possible = {law: found for law, found in tried.items() if found[0] is not None}
-    common = [i for i in range(len(HELD_OUT)) if possible and all(found[i] is not None for found in possible.values())]
-    ranked = []
-    for law, found in tried.items():
-        errors = [found[i].root_mean_square for i in common if found[i] is not None]  # type: ignore[union-attr]
-        error = float(np.mean(errors)) if law in possible else np.inf
-        ranked.append(Choice(law, tuple(one for one in found if one is not None), error))
-    return sorted(ranked, key=lambda choice: choice.error)
+    tried = [hold_out(members, runs, number, huber_delta=huber_delta) for number in HELD_OUT]
+    of_member = list(zip(*tried, strict=True))
+    possible = [number for number, found in enumerate(of_member) if found[0] is not None]
+    common = [i for i in range(len(HELD_OUT)) if possible and all(of_member[number][i] for number in possible)]
+    errors = [_error(runs, [of_member[n][i] for i in common]) if n in possible else np.inf for n in range(len(members))]
+    ranked = [
+        Choice(member, tuple(one for one in found if one is not None), error, weight)
+        for member, found, error, weight in zip(members, of_member, errors, _weights(errors), strict=True)
+    ]
+    return sorted(ranked, key=lambda choice: -choice.weight)
 
 
-def preferred(ranked: Sequence[Choice], laws: Sequence[Law]) -> Choice:
-    """Return the first law, in order of preference, that is not clearly worse than the best law on held-out runs.
+def _error(runs: Runs, hold_outs: Sequence[HoldOut | None]) -> float:
+    """Return the mean absolute error of hold-outs, in which runs near the best of their budget weigh more."""
+    total = weights = 0.0
+    levels_P, log_loss_P = runs.budget_P, np.log(runs.loss_P)
+    least = {level: log_loss_P[levels_P == level].min() for level in np.unique(levels_P)}
+    excess_P = np.array([loss - least[level] for loss, level in zip(log_loss_P, levels_P, strict=True)])
+    budgets = np.unique(levels_P)
+    for held in hold_outs:
+        assert held is not None
+        is_held_out_P = levels_P <= budgets[held.num_budgets - 1]
+        weight_P = np.exp(-excess_P[is_held_out_P] / _BEST) * RECENCY ** (held.num_budgets - 1) / held.num_runs**0.5
+        total += float(weight_P @ np.minimum(np.abs(held.errors), _LARGEST_ERROR))
+        weights += float(weight_P.sum())
+    return total / weights
 
-    With few held-out runs, chance decides most of the ranking. A law that is preferred for other reasons is therefore
-    replaced only by a law whose mean squared error is smaller by more than one standard error of the difference
-    (Breiman et al. 1984, section 3.4.3) and by more than 5 %.
+
+def _weights(errors: Sequence[float]) -> list[float]:
+    """Return the shares of members in predictions, which fall with a power of their errors."""
+    if not np.isfinite(errors).any():
+        return [1.0, *[0.0] * (len(errors) - 1)]
+    floor = max(min(errors), 1e-9)
+    shares = np.array([(max(error, 1e-9) / floor) ** -_SHARPNESS for error in errors])
+    shares /= shares.sum()
+    shares[shares < _LEAST_SHARE] = 0.0
+    return [float(share) for share in shares / shares.sum()]
+
+
+def averaged(ranked: Sequence[Choice]) -> tuple[HoldOut, ...]:
+    """Return the errors of the weighted mean of members, for each number of held-out levels that all of them allow.
 
     Args:
-        ranked: The laws as ranked by ``choices``, the best first.
-        laws: The laws in order of preference.
+        ranked: Members with their weights.
     """
-    best = ranked[0]
-    by_law = {choice.law: choice for choice in ranked}
-    for law in laws:
-        choice = by_law[law]
-        if not np.isfinite(choice.error) and np.isfinite(best.error):
-            continue
-        common = min(len(choice.hold_outs), len(best.hold_outs))
-        if common == 0:
-            return choice
-        own, least = (np.square(one.hold_outs[common - 1].errors) for one in (choice, best))
-        more = own - least
-        by_chance = more.std(ddof=1) / np.sqrt(len(more)) if len(more) > 1 else np.inf
-        if more.mean() <= max(by_chance, _HARDLY * least.mean()):
-            return choice
-    return best
+    used = [choice for choice in ranked if choice.weight > 0]
+    by_number = [{held.num_budgets: held for held in choice.hold_outs} for choice in used]
+    found = []
+    for number in HELD_OUT:
+        if all(number in held_outs for held_outs in by_number):
+            errors_P = sum(
+                choice.weight * np.array(held_outs[number].errors)
+                for choice, held_outs in zip(used, by_number, strict=True)
+            )
+            one = by_number[0][number]
+            found.append(HoldOut(number, one.num_families, one.decades, tuple(np.asarray(errors_P).tolist())))
+    return tuple(found)

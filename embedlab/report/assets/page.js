@@ -219,13 +219,15 @@
         : `Errors on the ${law.heldOut.map(([budgets]) => budgets).join(" / ")} largest budget levels, when they are ` +
           `held out: ${off}.`
       : "No budget level could be held out, so the intervals include only the noise of the runs.";
-    const tried = law.tried.filter(([, error]) => error !== null).map(([name, error]) => `${name} ${general(100 * error, 3)} %`);
+    const tried = law.tried
+      .filter(([, error]) => error !== null)
+      .map(([name, error, weight]) => `${name} ${general(100 * error, 3)} % (weight ${general(weight, 2)})`);
     return element(
       "div", "law", element("h3", "", named(law.method, colors[law.method])), formula(law),
       table(heads, noted ? rows : rows.map((row) => row.slice(0, 3))),
       element("p", "note", `${law.name}, fitted to ${law.runs} runs. ` +
         `${law.startsInBasin} of ${law.starts} starting points led to this minimum. ${words}` +
-        (tried.length > 1 ? ` Errors of all tried laws on held-out budget levels: ${tried.join(", ")}.` : "") +
+        (tried.length > 1 ? ` Predictions are weighted means of these laws. Mean errors on held-out budget levels: ${tried.join("; ")}.` : "") +
         (law.caution && ` ${law.caution}`)),
     );
   }

@@ -11,8 +11,12 @@
 
   function prepared(given) {
     for (const method of given.methods) {
-      for (const name of ["estimate", "replicates", "errors"]) method[name] = decoded(method[name]);
-      method.place = Object.fromEntries(method.names.map((name, number) => [name, number]));
+      method.drawsOfLaw = decoded(method.drawsOfLaw);
+      method.drawsOfRuns = method.drawsOfRuns.map(decoded);
+      for (const part of method.parts) {
+        for (const name of ["estimate", "worths", "slopes"]) part[name] = decoded(part[name]);
+        part.place = Object.fromEntries(part.names.map((name, number) => [name, number]));
+      }
     }
     return given;
   }
@@ -22,23 +26,21 @@
     return unique + unique * epochs * (1 - Math.exp(-(tokens / unique - 1) / epochs));
   }
 
-  // Write the log of the predicted loss of each configuration into an array, for the parameters of a law at an offset.
-  function logLosses(method, numbers, offset, sizes, tokens, uniqueTokens, into, start) {
-    const of = (name) => (name in method.place ? numbers[offset + method.place[name]] : undefined);
+  // Return the log of the loss that a part of a method's law predicts for a backbone, given by its place in the suite.
+  function logLoss(part, place, size, tokens, uniqueTokens) {
+    const of = (name) => (name in part.place ? part.estimate[part.place[name]] : undefined);
     const [E, A, B, alpha, D_0, R] = ["E", "A", "B", "alpha", "D_0", "R"].map(of);
     const beta = of("beta") ?? alpha;
-    for (let c = 0; c < sizes.length; c++) {
-      let data = tokens[c];
-      if (R !== undefined && uniqueTokens !== null) data = worth(data, Math.min(data, uniqueTokens), R);
-      let loss = E;
-      if (method.isProduct) {
-        loss += A * Math.exp(-alpha * Math.log(sizes[c]) - beta * Math.log(data));
-      } else {
-        if (A !== undefined) loss += A * Math.exp(-alpha * Math.log(sizes[c]));
-        loss += B / ((D_0 ?? 0) + Math.exp(beta * Math.log(data)));
-      }
-      into[start + c] = Math.log(loss);
+    let data = tokens;
+    if (R !== undefined && uniqueTokens !== null) data = worth(data, Math.min(data, uniqueTokens), R);
+    let loss = E;
+    if (part.isProduct) {
+      loss += A * Math.exp(-alpha * Math.log(size) - beta * Math.log(data));
+    } else {
+      if (A !== undefined) loss += A * Math.exp(-alpha * Math.log(size));
+      loss += B / ((D_0 ?? 0) + Math.exp(beta * Math.log(data)));
     }
+    return Math.log(loss) + part.worths[place] + part.slopes[place] * Math.log(tokens);
   }
 
   function requirePositive(name, value) {
@@ -94,7 +96,7 @@
       if (one.hours === null) return "hours (no run of the method states its speed)";
       if (one.hours > constraints.hours) return "hours";
     }
-    if (one.epochs !== null && one.epochs > given.mostEpochs && !("R" in method.place)) {
+    if (one.epochs !== null && one.epochs > given.mostEpochs && !method.knowsRepetition) {
       const most = report.general(given.mostEpochs, 6);
       return `unique_pairs (more than ${most} epochs, whose effect no run of the method shows)`;
     }
@@ -121,25 +123,26 @@
 
   function ranked(given, possible, uniqueTokens) {
     const count = possible.length;
-    const replicates = given.methods[0].errors.length;
+    const replicates = given.methods[0].drawsOfLaw.length;
     const estimate = new Float64Array(count);
     const drawn = new Float64Array(replicates * count);
+    const placeOf = Object.fromEntries(given.suite.map(([backbone], place) => [backbone, place]));
     let start = 0;
     for (const method of given.methods) {
       const own = possible.filter((one) => one.method === method.name);
       if (!own.length) continue;
-      const sizes = own.map((one) => one.parameters);
-      const tokens = own.map((one) => one.tokens);
-      logLosses(method, method.estimate, 0, sizes, tokens, uniqueTokens, estimate, start);
-      for (let r = 0; r < replicates; r++) {
-        const row = r * count + start;
-        logLosses(method, method.replicates, r * method.names.length, sizes, tokens, uniqueTokens, drawn, row);
-        for (let c = 0; c < own.length; c++) {
-          const center = estimate[start + c];
-          drawn[row + c] = center + method.spread * (drawn[row + c] - center) + method.errors[r];
+      for (const one of own) {
+        const place = placeOf[one.backbone];
+        for (const part of method.parts) {
+          estimate[start] += part.share * logLoss(part, place, one.parameters, one.tokens, uniqueTokens);
         }
+        const decades = Math.max(Math.log10((one.tokens * method.price[place]) / method.largestFlops), 0);
+        for (let r = 0; r < replicates; r++) {
+          const ofLaw = method.perDecade * decades * method.drawsOfLaw[r];
+          drawn[r * count + start] = estimate[start] + ofLaw + method.noise * method.drawsOfRuns[place][r];
+        }
+        start += 1;
       }
-      start += own.length;
     }
     const best = least(estimate, 0, count);
     const wins = new Float64Array(count);

@@ -81,6 +81,11 @@ class Law(ABC):
     """A formula for the loss as a function of model size and data, with parameters that are to be fitted."""
 
     @property
+    def name(self) -> str:
+        """Name of the law in tables and reports."""
+        return type(self).__name__
+
+    @property
     @abstractmethod
     def coefficients(self) -> tuple[str, ...]:
         """Names of the coefficients of the terms; the constant comes first."""

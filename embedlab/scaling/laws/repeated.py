@@ -24,6 +24,10 @@ class Repeated(Law):
         self.law = law
 
     @property
+    def name(self) -> str:
+        return f"{self.law.name}, repeated"
+
+    @property
     def coefficients(self) -> tuple[str, ...]:
         return self.law.coefficients
 

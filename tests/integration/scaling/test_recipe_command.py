@@ -58,7 +58,8 @@ def test_a_recipe_is_printed_and_given_as_json(capsys: pytest.CaptureFixture[str
 def test_somebody_elses_single_sweep_gives_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     report = answered(capsys, *CHINCHILLA, "--budget", "1e22")
     (law,) = report["laws"]
-    assert law["law"] == "Chinchilla" and len(law["held_out"]) == 3
+    assert law["law"] == "Chinchilla" and [held["num_budgets"] for held in law["held_out"]] == [1, 2, 3, 4, 5, 6]
+    assert sum(one["weight"] for one in law["tried"]) == pytest.approx(1) and law["error_growth"]["is_measured"]
     assert 1e9 < report["recipes"][0]["configurations"][0]["parameters"] < 2e10
 
 

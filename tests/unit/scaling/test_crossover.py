@@ -7,9 +7,10 @@ import pytest
 
 from embedlab.scaling.bootstrap import bootstrap
 from embedlab.scaling.crossover import crossover
+from embedlab.scaling.error_growth import ErrorGrowth
 from embedlab.scaling.fitting import fit
 from embedlab.scaling.laws import Chinchilla
-from embedlab.scaling.method_laws import MethodLaw
+from embedlab.scaling.method_laws import LawPart, MethodLaw
 from embedlab.scaling.observations import Observation, runs_of
 
 SIZES = [1e6, 4e6, 1.6e7, 6.4e7, 2.56e8]
@@ -34,8 +35,16 @@ def true_crossover(one: dict[str, float], other: dict[str, float]) -> float:
 
 
 def law(
-    method: str, truth: dict[str, float], *, noise: float = 0.0, seed: int = 0, error: float = 0.0, num: int = 100
+    method: str,
+    truth: dict[str, float],
+    *,
+    noise: float = 0.0,
+    seed: int = 0,
+    error: float = 0.0,
+    num: int = 100,
+    highest: float = 1e18,
 ) -> MethodLaw:
+    """``error``: of the law, per decade beyond the highest budget."""
     generator = np.random.default_rng(seed)
     rows = [
         Observation(
@@ -50,12 +59,13 @@ def law(
             family=f"{size}-{flops}",
         )
         for size in SIZES
-        for flops in np.geomspace(1e13, 1e18, 8)
+        for flops in np.geomspace(1e13, highest, 8)
     ]
     runs = runs_of(rows)
     found = fit(Chinchilla(), runs, huber_delta=None)
     replicates = bootstrap(found, runs, num_replicates=num, seed=seed)
-    return MethodLaw(method, tuple(rows), (), replicates, (error,) if error else ())
+    growth = ErrorGrowth(noise, error, degrees=5.0, is_measured=True)
+    return MethodLaw(method, tuple(rows), (), (LawPart(1.0, replicates, ()),), (), growth)
 
 
 def test_the_crossover_is_where_the_truth_has_it() -> None:
@@ -74,9 +84,16 @@ def test_noise_and_hold_out_errors_make_it_an_interval() -> None:
     found = crossover(*laws, SIZES, LOW, HIGH)
     assert found.interval_95.low <= found.interval_80.low < found.interval_80.high <= found.interval_95.high
     assert expected in found.interval_95
-    off = [law("quick", QUICK, noise=0.002, seed=1, error=0.01), law("patient", PATIENT, noise=0.002, seed=2)]
-    doubted = crossover(*off, SIZES, LOW, HIGH)
-    assert doubted.interval_80.high / doubted.interval_80.low > found.interval_80.high / found.interval_80.low
+
+    def width(error: float, highest: float) -> float:
+        quick = law("quick", QUICK, noise=0.002, seed=1, error=error, highest=highest)
+        patient = law("patient", PATIENT, noise=0.002, seed=2, highest=highest)
+        low, high = crossover(quick, patient, SIZES, LOW, HIGH).interval_80
+        return high / low
+
+    assert width(0.05, 1e18) == width(0.0, 1e18), "inside the data the law has no error but that of its fit"
+    before = expected / 4
+    assert width(0.02, before) > 1.2 * width(0.0, before)
 
 
 def test_a_method_that_is_better_throughout_has_no_crossover() -> None:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from embedlab.scaling.fitting import Runs
+from embedlab.scaling.laws import Chinchilla
+from embedlab.scaling.members import Member
 from embedlab.scaling.method_laws import law_of
 from embedlab.scaling.observations import Observation
 from embedlab.scaling.optimum import optimum
@@ -42,7 +44,8 @@ def test_the_optimum_is_the_formula_s() -> None:
 
 @needs_shared
 def test_chinchilla_s_tokens_a_parameter_are_as_uncertain_as_published() -> None:
-    law = law_of("all", observations(chinchilla_runs()), num_replicates=300)
+    alone = [Member(Chinchilla(), is_near_best=False, has_worths=False)]
+    law = law_of("all", observations(chinchilla_runs()), members=alone, num_replicates=300)
     found = optimum(law, 5.76e23)
     assert found is not None
     low, high = found.tokens_per_parameter_80

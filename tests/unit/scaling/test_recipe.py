@@ -57,10 +57,12 @@ def test_an_interval_is_wider_by_what_was_off_in_the_hold_out(laws: list[MethodL
         low, high = recipe(of, HIGH).best.interval_80
         return high - low
 
-    off = [replace(law, held_out_error=(0.05,), held_out_families=(1000,)) for law in laws]
+    off = [replace(law, growth=replace(law.growth, per_decade=0.05, degrees=30.0)) for law in laws]
     assert width(off) > 1.5 * width(laws)
-    few = [replace(law, held_out_error=(0.01, 0.05), held_out_families=(1, 2)) for law in laws]
-    assert width(few) > 1.3 * width(off), "what two runs say is not certain"
+    few = [replace(law, growth=replace(law.growth, per_decade=0.05, degrees=2.0)) for law in laws]
+    assert width(few) > 1.3 * width(off), "what two hold-outs say is not certain"
+    inside = [recipe(of, MIDDLE).best.interval_80 for of in (laws, off)]
+    assert inside[1].high / inside[1].low == pytest.approx(inside[0].high / inside[0].low, rel=0.05), "none inside"
 
 
 def test_a_recipe_has_the_rate_the_time_and_the_pairs_of_the_runs(laws: list[MethodLaw]) -> None:

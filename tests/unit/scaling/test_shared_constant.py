@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from embedlab.scaling.method_laws import MethodLaw, laws_of
+from embedlab.scaling.laws import Chinchilla
+from embedlab.scaling.members import Member
+from embedlab.scaling.method_laws import MethodLaw, law_of, laws_of
 from embedlab.scaling.observations import Observation, by_method
 from embedlab.scaling.shared_constant import share_irreducible_loss
 from helpers.two_methods import runs
@@ -47,6 +49,8 @@ def test_all_methods_have_one_constant_that_is_known_better() -> None:
     assert shared[0].fit.parameters["E"] == pytest.approx(shared[1].fit.parameters["E"])
     for one, other in zip(shared[0].replicates.fits_R, shared[1].replicates.fits_R, strict=True):
         assert one.theta_K[0] == other.theta_K[0]
+    simple = [Member(Chinchilla(), is_near_best=False, has_worths=False)]
+    alone = [law_of(law.method, law.observations, members=simple, num_replicates=60) for law in alone]
     widths = [np.diff(np.log(law.replicates.parameter("E")))[0] for law in (*alone, *shared)]
     assert max(widths[2:]) < min(widths[:2])
     low, high = shared[0].replicates.parameter("E")
@@ -62,4 +66,5 @@ def test_the_hold_outs_are_those_of_the_shared_law() -> None:
     for wrong, right in zip(wrongly, rightly, strict=True):
         assert wrong.choices[0].shares_irreducible_loss and not wrong.choices[1].shares_irreducible_loss
         assert wrong.choices[0].error > 10 * wrong.choices[1].error, "these methods do not end at one E"
-        assert right.error < 1e-4 < wrong.error == max(wrong.held_out_error)
+        assert max(right.held_out_error) < 1e-4 < wrong.choices[0].error
+        assert wrong.hold_outs == wrong.choices[0].hold_outs and wrong.choices[0].weight == 1

@@ -9,7 +9,8 @@ import pytest
 
 from embedlab.scaling.fitting import Runs
 from embedlab.scaling.laws import Chinchilla, Law, Multiplicative, Rectified
-from embedlab.scaling.validation import Choice, HoldOut, choices, hold_out, preferred
+from embedlab.scaling.members import Member
+from embedlab.scaling.validation import averaged, choices, hold_out
 from helpers.tables import TRUTHS, chinchilla_runs, made, needs_shared
 
 
@@ -20,10 +21,14 @@ def test_budgets_are_halvings_of_the_largest_whatever_a_step_adds() -> None:
     assert Runs(np.array([1.0, 2.0]), np.array([8.0, 8.0]), np.ones(2)).budget_P.tolist() == [1, 0]
 
 
+def plain(law: Law) -> Member:
+    return Member(law, is_near_best=False, has_worths=False)
+
+
 def test_a_law_that_holds_predicts_what_it_has_not_seen_to_the_noise() -> None:
     law, truth = TRUTHS[0]
-    found = hold_out(law, made(law, truth, noise=0.005), 2, huber_delta=None)
-    assert found is not None and found.num_runs >= 2
+    (found,) = hold_out([plain(law)], made(law, truth, noise=0.005), 2, huber_delta=None)
+    assert found is not None and found.num_runs >= 2 and min(found.decades) > 0
     assert found.root_mean_square < 0.02 and found.largest >= found.root_mean_square >= abs(found.bias)
 
 
@@ -31,53 +36,50 @@ def test_what_is_held_out_does_not_move_the_fit() -> None:
     law, truth = TRUTHS[0]
     runs = made(law, truth)
     wrong = replace(runs, loss_P=np.where(runs.budget_P == 0, 2 * runs.loss_P, runs.loss_P))
-    found = hold_out(law, wrong, 1)
-    assert found is not None and found.bias == pytest.approx(-np.log(2), abs=1e-3)
+    for near in (False, True):
+        (found,) = hold_out([Member(law, near, has_worths=False)], wrong, 1)
+        assert found is not None and found.bias == pytest.approx(-np.log(2), abs=1e-3)
 
 
 @pytest.mark.parametrize(
     ("law", "truth"), [TRUTHS[0], TRUTHS[2], TRUTHS[3]], ids=["chinchilla", "product", "rectified"]
 )
-def test_the_law_that_runs_follow_is_chosen(law: Law, truth: dict[str, float]) -> None:
-    laws = [Chinchilla(), Multiplicative(), Rectified()]
-    ranked = choices(laws, made(law, truth), huber_delta=None)
-    best = ranked[0]
-    assert type(best.law) is type(law) or best.error == pytest.approx(
-        next(choice.error for choice in ranked if type(choice.law) is type(law)), abs=1e-4
-    )
+def test_the_law_that_runs_follow_has_the_say(law: Law, truth: dict[str, float]) -> None:
+    members = [plain(one) for one in (Chinchilla(), Multiplicative(), Rectified())]
+    ranked = choices(members, made(law, truth), huber_delta=None)
+    of_kind = next(choice for choice in ranked if type(choice.member.law) is type(law))
+    assert of_kind is ranked[0] or of_kind.error == pytest.approx(ranked[0].error, abs=1e-4)
+    assert [choice.weight for choice in ranked] == sorted((choice.weight for choice in ranked), reverse=True)
     assert [choice.error for choice in ranked] == sorted(choice.error for choice in ranked)
-    assert best.error < 1e-3
+    assert sum(choice.weight for choice in ranked) == pytest.approx(1) and ranked[0].error < 1e-3
 
 
-def test_too_few_budgets_leave_a_law_without_a_hold_out() -> None:
+def test_too_few_budgets_leave_a_law_without_a_hold_out_and_the_preferred_one_with_the_say() -> None:
     law, truth = TRUTHS[0]
     runs = made(law, truth)
     one_budget = runs.where(runs.budget_P == np.bincount(runs.budget_P).argmax())
-    assert hold_out(law, one_budget, 1) is None
-    (choice,) = choices([law], one_budget)
-    assert choice.hold_outs == () and choice.error == np.inf
+    assert hold_out([plain(law)], one_budget, 1) == [None]
+    first, second = choices([plain(law), plain(Multiplicative())], one_budget)
+    assert first.hold_outs == () and first.error == np.inf
+    assert first.member.law is law and (first.weight, second.weight) == (1.0, 0.0)
 
 
-def judged(law: Law, *errors: float) -> Choice:
-    rms = float(np.sqrt(np.mean(np.square(errors))))
-    return Choice(law, (HoldOut(1, len(errors), len(errors), rms, float(np.mean(errors)), max(errors), errors),), rms)
-
-
-def test_a_preferred_law_gives_way_only_to_one_that_is_clearly_better() -> None:
-    sum_, product = Chinchilla(), Multiplicative()
-    clearly = [judged(product, 0.01, 0.01, 0.011), judged(sum_, 0.02, 0.021, 0.02)]
-    assert preferred(clearly, [sum_, product]).law is product
-    by_chance = [judged(product, 0.01, 0.02, 0.01), judged(sum_, 0.005, 0.03, 0.005)]
-    assert preferred(by_chance, [sum_, product]).law is sum_
-    one_run = [judged(product, 0.01), judged(sum_, 0.02)]
-    assert preferred(one_run, [sum_, product]).law is sum_, "one run tells nothing"
-    impossible = [judged(product, 0.01, 0.02), Choice(sum_, (), np.inf)]
-    assert preferred(impossible, [sum_, product]).law is product
+def test_the_mean_of_two_laws_has_the_mean_of_their_errors() -> None:
+    law, truth = TRUTHS[1]
+    ranked = choices([plain(law), plain(Chinchilla())], made(law, truth, noise=0.02))
+    weights = [choice.weight for choice in ranked]
+    assert min(weights) > 0
+    for held in averaged(ranked):
+        each = [next(one for one in choice.hold_outs if one.num_budgets == held.num_budgets) for choice in ranked]
+        assert held.errors == pytest.approx(
+            weights[0] * np.array(each[0].errors) + weights[1] * np.array(each[1].errors)
+        )
+        assert held.decades == each[0].decades
 
 
 @needs_shared
 def test_chinchilla_s_largest_budgets_are_predicted_within_three_percent() -> None:
     runs = chinchilla_runs()
     for number in (1, 2, 3):
-        found = hold_out(Chinchilla(), runs, number)
+        (found,) = hold_out([plain(Chinchilla())], runs, number)
         assert found is not None and found.root_mean_square < 0.03
