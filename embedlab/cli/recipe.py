@@ -255,7 +255,9 @@ def _law_as_dict(law: MethodLaw) -> dict[str, Any]:
 def _print_laws(
     screen: Console, laws: Sequence[MethodLaw], refused: dict[str, str], observations: Sequence[Observation]
 ) -> None:
-    table = Table("method", "runs", "law", "parameters [90 % interval]", "error with 1 / 2 / 3 budgets held out")
+    table = Table(
+        "method", "runs", "laws and weights", "parameters [90 % interval]", "error with 1 / 2 / 3 budgets held out"
+    )
     for law in laws:
         values = []
         for name, value in law.fit.parameters.items():
@@ -263,7 +265,9 @@ def _print_laws(
             weak = " at a bound" if name in law.fit.at_bound else ""
             values.append(f"{name} {value:.3g} [{low:.3g}, {high:.3g}]{weak}")
         errors = " / ".join(f"{error:.2%}" for error in law.held_out_error) or "unknown: too few budgets"
-        add_row(table, law.method, law.fit.num_runs, type(law.fit.law).__name__, ", ".join(values), errors)
+        weights = ", ".join(f"{name} {weight:.0%}" for name, weight in law.weights.items())
+        first = f"{law.fit.law.name}: " if len(law.weights) > 1 else ""
+        add_row(table, law.method, law.fit.num_runs, weights, first + ", ".join(values), errors)
     screen.print(table)
     for law in laws:
         fit = law.fit

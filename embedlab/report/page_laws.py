@@ -1,4 +1,4 @@
-"""Prepares laws, bootstrap replicates and backbones, so that the page can give the same answers as `embedlab recipe`.
+"""Prepares laws, random draws and backbones, so that the page can give the same answers as `embedlab recipe`.
 
 The script of the page computes what ``recipe`` computes; a test opens the page and compares both answers. Arrays that
 losses depend on keep all their digits.

@@ -31,6 +31,7 @@ NUM_DRAWS = 1000
 """Number of random draws of the losses of a run."""
 
 _SEED_OF_ERRORS = 1
+_NEARLY = 0.5  # share of the largest weight from which a simpler law is the one that is reported
 MANY_EPOCHS = 1.5  # epochs of at least one run, above which the effect of repeated data is fitted
 
 
@@ -81,7 +82,7 @@ class MethodLaw:
         method: Name of the method.
         observations: Runs that the laws were fitted to.
         choices: The members that were tried; the one with the largest weight comes first.
-        parts: The laws of the members with a weight; the law of the first choice comes first.
+        parts: The laws of the members with a weight; the one whose parameters are reported comes first.
         hold_outs: Errors of the weighted mean of the members for each number of held-out budget levels.
         growth: Sizes of the errors of predictions, by the distance from the runs.
     """
@@ -95,18 +96,27 @@ class MethodLaw:
 
     @property
     def replicates(self) -> Replicates:
-        """Fit of the law with the largest weight, with its bootstrap replicates."""
+        """Fit of the law whose parameters are reported, with its bootstrap replicates."""
         return self.parts[0].replicates
 
     @property
     def fit(self) -> Fit:
-        """Fit of the law with the largest weight."""
+        """Fit of the law whose parameters are reported."""
         return self.replicates.fit
 
     @property
     def held_out_error(self) -> tuple[float, ...]:
         """Root mean square errors of log loss on the 1, 2 and 3 largest budget levels, as far as they were held out."""
         return tuple(held.root_mean_square for held in self.hold_outs if held.num_budgets <= 3)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Share of each formula in predictions, by its name; the formula of ``fit`` comes first."""
+        found: dict[str, float] = {}
+        for part in self.parts:
+            name = part.replicates.fit.law.name
+            found[name] = found.get(name, 0.0) + part.share
+        return found
 
     @property
     def knows_repetition(self) -> bool:
@@ -371,6 +381,9 @@ def law_parts(
 ) -> tuple[LawPart, ...]:
     """Return the laws of fitted members with bootstrap replicates, whose number is in proportion to their weights.
 
+    The first law is the one whose parameters are reported: the law with the fewest parameters among those with at least
+    half of the largest weight.
+
     Args:
         fitted: Members with a weight, the largest weight first.
         weights: Weight of each member.
@@ -384,8 +397,12 @@ def law_parts(
     of_law: dict[int, list[tuple[FittedMember, float]]] = {}
     for one, weight in zip(fitted, weights, strict=True):
         of_law.setdefault(id(one.fit), []).append((one, weight))
-    groups = list(of_law.values())
+    groups = sorted(of_law.values(), key=lambda group: -sum(weight for _, weight in group))
     shares = [sum(weight for _, weight in group) for group in groups]
+    near = [number for number, share in enumerate(shares) if share >= _NEARLY * shares[0]]
+    simplest = min(near, key=lambda n: (len(groups[n][0][0].fit.theta_K), groups[n][0][0].member.is_near_best))
+    groups.insert(0, groups.pop(simplest))
+    shares.insert(0, shares.pop(simplest))
     counts = [max(1, int(share * num_replicates)) for share in shares]  # a law without replicates would be left out
     counts[0] += max(0, num_replicates - sum(counts))
     parts = []
