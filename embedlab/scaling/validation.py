@@ -40,7 +40,7 @@ class HoldOut:
     Attributes:
         num_budgets: Number of the largest budget levels that were held out.
         num_families: Number of families of the held-out runs; different families share no noise.
-        decades: For each held-out run, the decimal logarithm of its FLOPs over those of the largest fitted run.
+        decades: Decimal logarithm of the FLOPs of each held-out run over those of the largest fitted run.
         errors: Error of each held-out run, in the order of the runs.
     """
 
