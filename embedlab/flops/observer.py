@@ -6,6 +6,7 @@ a gradient. For each operand that needs a gradient, the backward pass has one pr
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,14 +51,36 @@ def _grouped(left: Any, right: Any, *_: Any, **__: Any) -> int:
     return 2 * int(left.shape[-2]) * int(left.shape[-1]) * int(right.shape[-1])
 
 
+def _convolution_backward(
+    gradient: Any,
+    inputs: Any,
+    weight: Any,
+    _bias_sizes: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    output_mask: Sequence[bool],
+    **_: Any,
+) -> int:
+    # Each weight meets every position that the filter is laid on, once per gradient. A transposed convolution lays its
+    # filter on its input's positions. A weight has the channels of its own group alone, so groups need no factor.
+    positions = math.prod((inputs if transposed else gradient).shape[2:])
+    return 2 * int(inputs.shape[0] * positions * weight.numel()) * sum(map(bool, output_mask[:2]))
+
+
 ADDED_FORMULAS: dict[Any, Any] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     aten._grouped_mm: _grouped,
+    aten.convolution_backward: _convolution_backward,
 }
-"""FLOP formulas of operators that torch's ``FlopCounterMode`` does not know, in the form of its ``custom_mapping``.
+"""FLOP formulas that correct torch's ``FlopCounterMode``, in the form of its ``custom_mapping``.
 
-Without them, fused attention on a CPU would count as zero FLOPs.
+Without these formulas, fused attention on a CPU and grouped matrix products would count as zero FLOPs, and the gradient
+of a convolution's weights as if every group had all channels.
 """
 for _formula in ADDED_FORMULAS.values():
     _formula._get_raw = True  # tells torch that the formula takes tensors, not shapes

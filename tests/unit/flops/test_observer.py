@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -13,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, AutoModel, MambaConfig, MixtralConfig, PreTrainedModel
 
 from embedlab.errors import PluginError
+from embedlab.flops.observer import ProductCounter
 from embedlab.flops.profile import observe
 from embedlab.testing import tiny_backbone
 from helpers.flop_counts import LENGTH, algorithmic, counted, prepared, run
@@ -320,3 +323,51 @@ def test_a_lookup_is_free_in_the_papers_convention_too() -> None:
 def test_texts_may_be_shorter_than_what_is_looked_at(max_length: int) -> None:
     model, parameters = prepared("gpt_neox", "LoRA", attn_implementation="eager")
     assert observe(model, parameters, max_length=max_length) == observe(model, parameters, max_length=32)
+
+
+class Convolves(nn.Module):
+    """Looks tokens up, lays them out in as many dimensions as its convolution has, and convolves them."""
+
+    def __init__(self, convolution: nn.Module, dimensions: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(8, 12)
+        self.convolution = convolution
+        self.dimensions = dimensions
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        hidden_BCL = self.table(input_ids).transpose(1, 2)
+        hidden = hidden_BCL.unsqueeze(-1).expand(-1, -1, -1, 5) if self.dimensions == 2 else hidden_BCL
+        return SimpleNamespace(last_hidden_state=self.convolution(hidden))
+
+
+KERNEL, STRIDE, DILATION, PADDING, WIDTH = 3, 2, 2, 1, 5
+
+
+def positions_of(size: int, *, stride: int, dilation: int) -> int:
+    """Number of places where the filter fits on ``size`` values that are padded on both sides."""
+    return len(range(0, size + 2 * PADDING - dilation * (KERNEL - 1), stride))
+
+
+@pytest.mark.parametrize("train", ["everything", "the convolution", "the table"])
+@pytest.mark.parametrize("groups", [1, 3, 12], ids=lambda groups: f"{groups} groups")
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (STRIDE, 1), (1, DILATION)])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d])
+def test_a_convolution_costs_each_weight_at_each_position(
+    kind: type[nn.Module], stride: int, dilation: int, groups: int, train: str
+) -> None:
+    dimensions, transposed = int(kind.__name__[-2]), "Transpose" in kind.__name__
+    options: dict[str, Any] = {"stride": stride, "dilation": dilation, "padding": PADDING, "groups": groups}
+    model = Convolves(kind(12, 24, KERNEL, **options), dimensions)
+    model.convolution.requires_grad_(train != "the table")
+    model.table.requires_grad_(train != "the convolution")
+    # Each of the 24 outputs of a position multiplies the inputs of its group with its filter; a transposed convolution
+    # spreads each of the 12 inputs of a position over the outputs of its group.
+    weights = 12 * 24 // groups * KERNEL**dimensions
+    sizes = [LENGTH, WIDTH][:dimensions]
+    positions = [size if transposed else positions_of(size, stride=stride, dilation=dilation) for size in sizes]
+    forward = 2 * weights * math.prod(positions)
+    expected = forward * (1 + (train != "the table") + (train != "the convolution"))
+    with ProductCounter() as executed:
+        run(model, LENGTH).sum().backward()
+    assert executed.flops == expected
+    assert algorithmic(observe(model, list(model.parameters()), max_length=LENGTH)) == expected
