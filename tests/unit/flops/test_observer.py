@@ -240,6 +240,50 @@ def test_a_cost_that_is_no_polynomial_is_measured_between_lengths() -> None:
         assert algorithmic(profile, length) == counted(model, length)
 
 
+class Solves(Scaled):
+    """Solves equations or factorizes matrices: no products, but their gradients are."""
+
+    def __init__(self, backbone: PreTrainedModel, kind: str, trains: bool) -> None:
+        super().__init__(backbone)
+        self.weight = nn.Parameter(torch.eye(32) + 0.01 * torch.randn(32, 32), requires_grad=trains)
+        self.gain = nn.Parameter(torch.ones(32))
+        self.kind = kind
+
+    def after(self, hidden_BLD: Tensor) -> Tensor:
+        hidden_BLD = hidden_BLD * self.gain
+        gram_BDD = torch.eye(32) + hidden_BLD.transpose(1, 2) @ hidden_BLD
+        match self.kind:
+            case "triangular system of data":
+                return torch.linalg.solve_triangular(gram_BDD, hidden_BLD.mT, upper=False).mT
+            case "system of data":
+                return torch.linalg.solve(gram_BDD, hidden_BLD.mT).mT
+            case "factor of data":
+                return hidden_BLD + torch.linalg.cholesky(gram_BDD).sum((1, 2))[:, None, None]
+            case "triangular system of weights":
+                return torch.linalg.solve_triangular(self.weight, hidden_BLD, upper=True, left=False)
+            case "system of weights":
+                return torch.linalg.solve(self.weight, hidden_BLD, left=False)
+            case "inverse of weights":
+                return linear(hidden_BLD, torch.linalg.inv(self.weight))
+        raise AssertionError(self.kind)
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("triangular system of data", "system of data", "factor of data"),
+        *("triangular system of weights", "system of weights", "inverse of weights"),
+    ],
+)
+def test_products_that_only_a_backward_pass_has_are_counted(kind: str, trains: bool) -> None:
+    torch.manual_seed(0)
+    backbone = tiny_backbone("gpt_neox", attn_implementation="eager")
+    model = Solves(backbone, kind, trains)
+    profile = observe(model, list(backbone.parameters()), max_length=32)
+    assert algorithmic(profile) == counted(model)
+
+
 LAYERS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 VIRTUAL = {"task_type": "FEATURE_EXTRACTION", "num_virtual_tokens": 4}
 ADAPTERS: dict[str, peft.PeftConfig] = {
