@@ -81,11 +81,12 @@ def _cost(count: Callable[[int, int], int], max_length: int) -> FlopsByLength:
     if cost.of_chunk(1, max_length) == at_longest and cost.of_chunk(2, first) == of_two:
         return cost
     constant, linear, square = fitted({**flops, second: count(1, second)})
-    per_text = of_two - flops[first] - linear * first - square * first**2
-    cost = FlopsByLength(per_token=linear, per_squared_token=square, per_text=per_text, per_call=constant - per_text)
+    per_call = 2 * flops[first] - of_two
+    cost = FlopsByLength(per_token=linear, per_squared_token=square, per_text=constant - per_call, per_call=per_call)
     if abs(cost.of_chunk(1, max_length) - at_longest) <= 0.001 * at_longest:
         return cost
-    return FlopsByLength(measured=tuple((length, count(1, length)) for length in lengths_between(max_length)))
+    measured = tuple((length, count(1, length) - per_call) for length in lengths_between(max_length))
+    return FlopsByLength(measured=measured, per_call=per_call)
 
 
 def _count(engine: GradCache, parameters: Sequence[nn.Parameter], num_texts: int, length: int) -> int:

@@ -209,13 +209,15 @@ def _profile(
 def _measured(found: FlopProfile, traces: Mapping[int, Trace]) -> FlopProfile:
     """Build the profile of a model whose cost is not a polynomial of the text length.
 
-    The weights by pass come from the longest text. The rest of the cost is kept as measured at each length.
+    The weights by pass come from the longest text, and the cost per call from the short texts. The rest of the cost is
+    kept as measured at each length.
     """
     longest = max(traces)
     weights_by_pass: dict[str, dict[str, float]] = defaultdict(dict)
     for (role, name), flops in traces[longest].weights.items():
         weights_by_pass[role][name] = flops / (2 * longest)
     weights: dict[str, Any] = {role: WeightsByPass(**weights_by_pass[role]) for role in _ROLES}
-    without = replace(found, **weights, attention=FlopsByLength(), overhead=FlopsByLength())
+    per_call = FlopsByLength(per_call=found.overhead.per_call)
+    without = replace(found, **weights, attention=FlopsByLength(), overhead=per_call)
     rest = tuple((length, _total(trace) - without.algorithmic(_one(length))) for length, trace in traces.items())
     return replace(without, attention=FlopsByLength(measured=rest))

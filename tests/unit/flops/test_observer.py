@@ -223,21 +223,45 @@ def test_a_backbone_without_attention_is_counted_by_measurement() -> None:
     assert algorithmic(profile) == counted(model)
 
 
+class PadsToSixteen(PrependsTokens):
+    """As models do that scan in blocks."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        padding = -input_ids.shape[1] % 16
+        padded = (nn.functional.pad(tensor, (0, padding)) for tensor in (input_ids, attention_mask))
+        return super().forward(*padded)
+
+
+class PadsAndFolds(PadsToSixteen):
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__(backbone)
+        self.down = nn.Parameter(torch.randn(64, 32))
+        self.up = nn.Parameter(torch.randn(32, 64))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        output = super().forward(input_ids, attention_mask)
+        output.last_hidden_state = linear(output.last_hidden_state, self.up @ self.down)
+        return output
+
+
 def test_a_cost_that_is_no_polynomial_is_measured_between_lengths() -> None:
-    class PadsToSixteen(PrependsTokens):
-        """As models do that scan in blocks."""
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-            padding = -input_ids.shape[1] % 16
-            padded = (nn.functional.pad(tensor, (0, padding)) for tensor in (input_ids, attention_mask))
-            return super().forward(*padded)
-
     backbone = tiny_backbone("gpt_neox", attn_implementation="eager", max_position_embeddings=128)
     model = PadsToSixteen(backbone)
     profile = observe(model, list(backbone.parameters()), max_length=100)
     assert profile.by_measurement
     for length in (2, 8, 16, 64, 100):
         assert algorithmic(profile, length) == counted(model, length)
+
+
+@pytest.mark.parametrize("num_texts", [1, 2, 7])
+def test_what_a_call_costs_is_no_part_of_what_texts_are_measured_to_cost(num_texts: int) -> None:
+    backbone = tiny_backbone("gpt_neox", attn_implementation="eager", max_position_embeddings=128)
+    model = PadsAndFolds(backbone)
+    profile = observe(model, list(backbone.parameters()), max_length=100)
+    assert profile.attention.measured and profile.overhead.per_call == 3 * 2 * 32 * 64 * 32
+    for length in (2, 16, 64, 100):
+        expected = counted(model, length, num_texts)
+        assert algorithmic(profile, length, num_texts) == pytest.approx(expected, rel=1e-6), "but for rounding"
 
 
 class Solves(Scaled):
