@@ -17,8 +17,10 @@ from transformers import AttentionInterface, AutoModel, MambaConfig, MixtralConf
 from embedlab.errors import PluginError
 from embedlab.flops.observer import ProductCounter
 from embedlab.flops.profile import observe
+from embedlab.method import prepare_backbone
+from embedlab.method.registry import method_class
 from embedlab.testing import tiny_backbone
-from helpers.flop_counts import LENGTH, algorithmic, counted, prepared, run
+from helpers.flop_counts import LENGTH, algorithmic, block_scanner, counted, prepared, run
 
 
 class Scaled(nn.Module):
@@ -253,17 +255,6 @@ def test_a_cost_that_is_no_polynomial_is_measured_between_lengths() -> None:
         assert algorithmic(profile, length) == counted(model, length)
 
 
-@pytest.mark.parametrize("num_texts", [1, 2, 7])
-def test_what_a_call_costs_is_no_part_of_what_texts_are_measured_to_cost(num_texts: int) -> None:
-    backbone = tiny_backbone("gpt_neox", attn_implementation="eager", max_position_embeddings=128)
-    model = PadsAndFolds(backbone)
-    profile = observe(model, list(backbone.parameters()), max_length=100)
-    assert profile.attention.measured and profile.overhead.per_call == 3 * 2 * 32 * 64 * 32
-    for length in (2, 16, 64, 100):
-        expected = counted(model, length, num_texts)
-        assert algorithmic(profile, length, num_texts) == pytest.approx(expected, rel=1e-6), "but for rounding"
-
-
 class Solves(Scaled):
     """Solves equations or factorizes matrices: no products, but their gradients are."""
 
@@ -306,6 +297,36 @@ def test_products_that_only_a_backward_pass_has_are_counted(kind: str, trains: b
     model = Solves(backbone, kind, trains)
     profile = observe(model, list(backbone.parameters()), max_length=32)
     assert algorithmic(profile) == counted(model)
+
+
+@pytest.mark.parametrize("num_texts", [1, 2, 7])
+def test_what_a_call_costs_is_no_part_of_what_texts_are_measured_to_cost(num_texts: int) -> None:
+    backbone = tiny_backbone("gpt_neox", attn_implementation="eager", max_position_embeddings=128)
+    model = PadsAndFolds(backbone)
+    profile = observe(model, list(backbone.parameters()), max_length=100)
+    assert profile.attention.measured and profile.overhead.per_call == 3 * 2 * 32 * 64 * 32
+    for length in (2, 16, 64, 100):
+        expected = counted(model, length, num_texts)
+        assert algorithmic(profile, length, num_texts) == pytest.approx(expected, rel=1e-6), "but for rounding"
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("mamba2", "FullFineTuning"),
+        ("mamba2", "BlockFreezing"),
+        ("qwen3_next", "FullFineTuning"),
+        ("qwen3_next", "LoRA"),
+    ],
+)
+def test_a_model_that_scans_in_blocks_is_counted_at_every_length(family: str, method: str) -> None:
+    backbone = block_scanner(family)
+    parameters = list(backbone.parameters())
+    model = prepare_backbone(method_class(method)(), backbone).train()
+    profile = observe(model, parameters, max_length=200)
+    for length in (1, 2, 13, 17, 33, 64, 65, 100, 129, 193, 199):
+        assert algorithmic(profile, length) == pytest.approx(counted(model, length), rel=0.005), length
+    assert algorithmic(profile, 100, 3) == pytest.approx(counted(model, 100, 3), rel=0.005)
 
 
 LAYERS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
