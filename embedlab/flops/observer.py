@@ -158,8 +158,8 @@ class _Solver:
     Attributes:
         gradients: Gradients of the operator's operands, without their FLOPs until ``count`` is called.
         call: Operator with all its arguments, whose tensors are on the meta device.
-        active: For each operand, whether it needs a gradient.
-        data: For each operand, whether it is data.
+        active: Whether an operand needs a gradient, one entry per operand.
+        data: Whether an operand is data and not a weight, one entry per operand.
         role: Role of the weights among the operands.
     """
 
