@@ -1,8 +1,9 @@
 """Computes the FLOPs of training from the lengths of texts, without torch, so that a search can plan with them.
 
 One multiplication and one addition are two FLOPs. Matrix products and convolutions are counted, as in
-``torch.utils.flop_counter``. Elementwise operations, normalization, softmax, table lookups and the optimizer are not
-counted. ``embedlab.flops.observer`` measures the numbers that the computation starts from.
+``torch.utils.flop_counter``. Elementwise operations, normalization, softmax, table lookups, solving equations,
+factorizing matrices and the optimizer are not counted. ``embedlab.flops.observer`` measures the numbers that the
+computation starts from.
 """
 
 from __future__ import annotations

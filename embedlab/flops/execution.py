@@ -8,14 +8,15 @@ forward pass of GradCache skips frozen blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
 from embedlab.flops import FlopsByLength
+from embedlab.flops.lengths import costs_by_length, fitted
 from embedlab.flops.observer import ProductCounter
-from embedlab.flops.profile import SHORT_LENGTHS, fitted, lengths_between, visible_attention
+from embedlab.flops.profile import SHORT_LENGTHS, visible_attention
 from embedlab.gradcache.chunking import Chunk
 from embedlab.gradcache.engine import EncodedBatch, GradCache, Recompute
 
@@ -72,6 +73,7 @@ def _cost(count: Callable[[int, int], int], max_length: int) -> FlopsByLength:
         max_length: Number of tokens of the longest text.
     """
     max_length = max(max_length, 1 + SHORT_LENGTHS[-1])  # the check needs a length that the fit does not use
+    count = cache(count)
     first, second, third = SHORT_LENGTHS
     flops = {length: count(1, length) for length in (first, third)}
     at_longest, of_two = count(1, max_length), count(2, first)
@@ -81,11 +83,14 @@ def _cost(count: Callable[[int, int], int], max_length: int) -> FlopsByLength:
     if cost.of_chunk(1, max_length) == at_longest and cost.of_chunk(2, first) == of_two:
         return cost
     constant, linear, square = fitted({**flops, second: count(1, second)})
-    per_text = of_two - flops[first] - linear * first - square * first**2
-    cost = FlopsByLength(per_token=linear, per_squared_token=square, per_text=per_text, per_call=constant - per_text)
+    per_call = 2 * flops[first] - of_two
+    cost = FlopsByLength(per_token=linear, per_squared_token=square, per_text=constant - per_call, per_call=per_call)
     if abs(cost.of_chunk(1, max_length) - at_longest) <= 0.001 * at_longest:
         return cost
-    return FlopsByLength(measured=tuple((length, count(1, length)) for length in lengths_between(max_length)))
+    costs = costs_by_length(lambda length: count(1, length), max_length)
+    return FlopsByLength(
+        measured=tuple((length, total - per_call) for length, total in costs.items()), per_call=per_call
+    )
 
 
 def _count(engine: GradCache, parameters: Sequence[nn.Parameter], num_texts: int, length: int) -> int:

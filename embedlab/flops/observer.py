@@ -6,10 +6,12 @@ a gradient. For each operand that needs a gradient, the backward pass has one pr
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from embedlab.errors import PluginError
@@ -33,6 +35,8 @@ _FUSED_ATTENTION = {
 # Position of an operator's first operand among its arguments, where it is not 0.
 _FIRST_OPERAND = {aten.addmm: 1, aten.baddbmm: 1}
 _LOOKUPS = {aten.embedding, aten.index, aten.index_select, aten.gather}
+# Parts of the names of operators that solve equations or factorize matrices: no products, but their gradients are.
+_SOLVERS = ("linalg_", "cholesky_", "triangular_solve")
 _UNPACKED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -50,14 +54,36 @@ def _grouped(left: Any, right: Any, *_: Any, **__: Any) -> int:
     return 2 * int(left.shape[-2]) * int(left.shape[-1]) * int(right.shape[-1])
 
 
+def _convolution_backward(
+    gradient: Any,
+    inputs: Any,
+    weight: Any,
+    _bias_sizes: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    output_mask: Sequence[bool],
+    **_: Any,
+) -> int:
+    # Each weight meets every position that the filter is laid on, once per gradient. A transposed convolution lays its
+    # filter on its input's positions. A weight has the channels of its own group alone, so groups need no factor.
+    positions = math.prod((inputs if transposed else gradient).shape[2:])
+    return 2 * int(inputs.shape[0] * positions * weight.numel()) * sum(map(bool, output_mask[:2]))
+
+
 ADDED_FORMULAS: dict[Any, Any] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     aten._grouped_mm: _grouped,
+    aten.convolution_backward: _convolution_backward,
 }
-"""FLOP formulas of operators that torch's ``FlopCounterMode`` does not know, in the form of its ``custom_mapping``.
+"""FLOP formulas that correct torch's ``FlopCounterMode``, in the form of its ``custom_mapping``.
 
-Without them, fused attention on a CPU would count as zero FLOPs.
+Without these formulas, fused attention on a CPU and grouped matrix products would count as zero FLOPs, and the gradient
+of a convolution's weights as if every group had all channels.
 """
 for _formula in ADDED_FORMULAS.values():
     _formula._get_raw = True  # tells torch that the formula takes tensors, not shapes
@@ -106,10 +132,10 @@ class Trace:
 
 @dataclass
 class _Gradients:
-    """FLOPs of the gradients of one product's operands, counted only if the product contributes to the output.
+    """FLOPs of the gradients of one operator's operands, counted only if the operator contributes to the output.
 
     Attributes:
-        output: Result of the product, held until its autograd node is known. None afterward.
+        output: Result of the operator, held until its autograd node is known. None afterward.
         node: Autograd node of the result. None inside a custom autograd function, where no node is recorded.
         weights: FLOPs of gradients in products of activations with weights, by role and pass.
         attention: FLOPs of gradients in products of activations with each other.
@@ -121,6 +147,48 @@ class _Gradients:
     weights: Mapping[tuple[str, str], int] = field(default_factory=dict)
     attention: int = 0
     reparametrization: int = 0
+
+
+@dataclass
+class _Solver:
+    """An operator that is no product itself, but whose gradients are computed with products.
+
+    An operator with several results counts as if the gradients of all its results were needed.
+
+    Attributes:
+        gradients: Gradients of the operator's operands, without their FLOPs until ``count`` is called.
+        call: Operator with all its arguments, whose tensors are on the meta device.
+        active: Whether an operand needs a gradient, one entry per operand.
+        data: Whether an operand is data and not a weight, one entry per operand.
+        role: Role of the weights among the operands.
+    """
+
+    gradients: _Gradients
+    call: partial[Any]
+    active: Sequence[bool]
+    data: Sequence[bool]
+    role: str
+
+    def count(self) -> None:
+        """Count the products of a backward pass. It must not run inside the observed pass, which hides autograd."""
+        flops = [self._of_operand(position) if active else 0 for position, active in enumerate(self.active)]
+        of_data = sum(one for one, is_data in zip(flops, self.data, strict=True) if is_data)
+        if all(self.data):
+            self.gradients.attention = of_data
+        elif not any(self.data):
+            self.gradients.reparametrization = sum(flops)
+        else:
+            self.gradients.weights = {(self.role, "backward"): of_data, (self.role, "update"): sum(flops) - of_data}
+
+    def _of_operand(self, position: int) -> int:
+        operands = [leaf for leaf in tree_leaves((self.call.args, self.call.keywords)) if isinstance(leaf, Tensor)]
+        operand = operands[position].requires_grad_()
+        with torch.enable_grad(), ProductCounter() as counter:
+            outputs = [leaf for leaf in tree_leaves(self.call()) if isinstance(leaf, Tensor) and leaf.requires_grad]
+            if outputs:
+                torch.autograd.grad(outputs, operand, [torch.empty_like(output) for output in outputs])
+        operand.requires_grad_(False)
+        return int(counter.flops)
 
 
 class Observer(TorchDispatchMode):
@@ -152,6 +220,7 @@ class Observer(TorchDispatchMode):
         self._multiplied: set[nn.Parameter] = set()
         self._opaque: dict[nn.Parameter, str] = {}
         self._gradients: list[_Gradients] = []
+        self._solvers: list[_Solver] = []
         self._called: dict[nn.Module, tuple[bool, int]] = {}  # whether an input needs a gradient; first input's size
 
     def watch(self, forward: Callable[[], Tensor]) -> Trace:
@@ -188,6 +257,8 @@ class Observer(TorchDispatchMode):
         operator = func._overloadpacket
         if operator in _FORMULAS:
             self._product(operator, args, out, _FORMULAS[operator](*args, **kwargs, out_val=out))
+        elif func.namespace == "aten" and any(part in func._opname for part in _SOLVERS):
+            self._solver(func, args, kwargs, out)
         elif func.namespace != "aten" and any(map(self._is_data, inputs)):
             for parameter in self._parameters_of(inputs):
                 self._opaque[parameter] = str(func)
@@ -251,21 +322,38 @@ class Observer(TorchDispatchMode):
         self._multiplied.update(parameters)
         if not parameters and not _is_matrix(weight):
             return  # a constant vector is no weight matrix
-        roles = {self._roles[p] for p in parameters} or {"backbone"}  # quantized matrices may be buffers
-        role = "added" if roles == {"added"} else min(roles - {"added"})
+        role = self._role(parameters)
         self.trace.weights[role, "forward"] += flops
         backward, update = flops * activation_needs_gradient, flops * any(p.requires_grad for p in parameters)
         gradients = {(role, "backward"): backward, (role, "update"): update}
         self._gradients.append(_Gradients(output, weights=gradients))
 
+    def _role(self, parameters: set[nn.Parameter]) -> str:
+        roles = {self._roles[p] for p in parameters} or {"backbone"}  # quantized matrices may be buffers
+        return "added" if roles == {"added"} else min(roles - {"added"})
+
+    def _solver(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Note an operator that is no product, but whose gradients are computed with products."""
+        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        output = next((leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)), None)
+        if output is None or not any(map(self._is_active, operands)):
+            return
+        self._gradients.append(_Gradients(output))
+        args, kwargs = tree_map_only(Tensor, partial(torch.empty_like, device="meta"), (args, kwargs))
+        active, data = ([test(operand) for operand in operands] for test in (self._is_active, self._is_data))
+        role = self._role(set(self._parameters_of(operands)))
+        self._solvers.append(_Solver(self._gradients[-1], partial(function, *args, **kwargs), active, data, role))
+
     def _note_node(self) -> None:
-        """Record the autograd node of the last product's output: autograd sets it only after the operator returns."""
+        """Record the autograd node of the last noted operator's output: autograd sets it after the operator returns."""
         if self._gradients and self._gradients[-1].output is not None:
             self._gradients[-1].node = self._gradients[-1].output.grad_fn
             self._gradients[-1].output = None  # so that its memory can be freed
 
     def _count_gradients(self, output: Tensor) -> None:
         self._note_node()
+        for solver in self._solvers:
+            solver.count()
         reached = _nodes_behind(output)
         for gradients in self._gradients:
             if gradients.node is not None and gradients.node not in reached:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from fractions import Fraction
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from embedlab.flops import FlopProfile, FlopsByLength, WeightsByPass
+from embedlab.flops.lengths import costs_by_length, fitted
 from embedlab.flops.observer import Observer, Trace
 from embedlab.method import embedding_parameters, unembedding_parameters
 
@@ -47,20 +48,21 @@ def observe(
     """
     roles = _roles(model, set(backbone_parameters))
     max_length = max(max_length, 1 + SHORT_LENGTHS[-1])  # the check needs a length that the fit does not use
+    traced = cache(partial(_trace, model, roles))
     with visible_attention(model):
-        shortest = _trace(model, roles, SHORT_LENGTHS[0])
+        shortest = traced(SHORT_LENGTHS[0])
         with during_longest or nullcontext():
-            longest = _trace(model, roles, max_length)
+            longest = traced(max_length)
         traces = {SHORT_LENGTHS[0]: shortest, max_length: longest}
         if _is_plain(traces):  # two lengths that agree make further ones unnecessary
             return _profile(model, roles, _extrapolated(traces))
-        traces |= {length: _trace(model, roles, length) for length in SHORT_LENGTHS[1:]}
+        traces |= {length: traced(length) for length in SHORT_LENGTHS[1:]}
         found = _profile(model, roles, traces, two_texts=_trace(model, roles, SHORT_LENGTHS[0], num_texts=2))
         expected = _total(longest)
         if abs(found.algorithmic(_one(max_length)) - expected) <= 0.001 * expected:
             return found
-        traces = {length: _trace(model, roles, length) for length in lengths_between(max_length)}
-    return _measured(found, traces)
+        costs = costs_by_length(lambda length: _total(traced(length)), max_length)
+    return _measured(found, longest, max_length, costs)
 
 
 def _is_plain(traces: Mapping[int, Trace]) -> bool:
@@ -89,32 +91,6 @@ def _extrapolated(traces: Mapping[int, Trace]) -> dict[int, Trace]:
         )
         for length in SHORT_LENGTHS
     }
-
-
-def lengths_between(max_length: int) -> list[int]:
-    """Return the text lengths at which to measure a cost that is not a polynomial of the length.
-
-    These are the powers of two from 2 to below ``max_length``, and ``max_length`` itself.
-    """
-    return [*(2**power for power in range(1, max_length.bit_length()) if 2**power < max_length), max_length]
-
-
-def fitted(flops: Mapping[int, int]) -> tuple[float, float, float]:
-    """Return the coefficients of the polynomial of degree two through three points.
-
-    Args:
-        flops: FLOPs by text length in tokens, at three lengths.
-
-    Returns:
-        Constant, coefficient of the length, and coefficient of the squared length. Whole numbers are exact.
-    """
-    (x0, y0), (x1, y1), (x2, y2) = ((Fraction(length), Fraction(value)) for length, value in flops.items())
-    slope = (y1 - y0) / (x1 - x0)
-    square = ((y2 - y0) / (x2 - x0) - slope) / (x2 - x1)
-    linear = slope - square * (x0 + x1)
-    constant = y0 - linear * x0 - square * x0**2
-    found = (int(c) if c.denominator == 1 else float(c) for c in (constant, linear, square))
-    return tuple(found)  # type: ignore[return-value]
 
 
 @contextmanager
@@ -209,16 +185,23 @@ def _profile(
     )
 
 
-def _measured(found: FlopProfile, traces: Mapping[int, Trace]) -> FlopProfile:
+def _measured(found: FlopProfile, longest: Trace, max_length: int, costs: Mapping[int, float]) -> FlopProfile:
     """Build the profile of a model whose cost is not a polynomial of the text length.
 
-    The weights by pass come from the longest text. The rest of the cost is kept as measured at each length.
+    The weights by pass come from the longest text, and the cost per call from the short texts. The rest of the cost is
+    kept at each length.
+
+    Args:
+        found: Profile that was built from short texts.
+        longest: Trace of the longest text.
+        max_length: Number of tokens of the longest text.
+        costs: FLOPs of one text in a call of its own, by length in tokens.
     """
-    longest = max(traces)
     weights_by_pass: dict[str, dict[str, float]] = defaultdict(dict)
-    for (role, name), flops in traces[longest].weights.items():
-        weights_by_pass[role][name] = flops / (2 * longest)
+    for (role, name), flops in longest.weights.items():
+        weights_by_pass[role][name] = flops / (2 * max_length)
     weights: dict[str, Any] = {role: WeightsByPass(**weights_by_pass[role]) for role in _ROLES}
-    without = replace(found, **weights, attention=FlopsByLength(), overhead=FlopsByLength())
-    rest = tuple((length, _total(trace) - without.algorithmic(_one(length))) for length, trace in traces.items())
+    per_call = FlopsByLength(per_call=found.overhead.per_call)
+    without = replace(found, **weights, attention=FlopsByLength(), overhead=per_call)
+    rest = tuple((length, flops - without.algorithmic(_one(length))) for length, flops in costs.items())
     return replace(without, attention=FlopsByLength(measured=rest))

@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -34,7 +35,8 @@ class LoRA(FineTuningMethod):
         alpha: Numerator of the factor ``alpha / rank`` that scales each update. The default is twice the rank, for a
             factor of 2. With ``rslora`` the default is 11.3, for a factor of 2 at rank 32.
         targets: Layers to adapt: ``all-linear``, or names of linear layers and of the token embedding. A name selects
-            the layer with this full name, and every layer whose full name ends in a dot and this name.
+            the layer with this full name, and every layer whose full name ends in a dot and this name. A layer whose
+            output is not its input times its weight, for example a router that chooses experts, is no linear layer.
         dropout: Dropout rate of the input of each update.
         rslora: Whether to scale each update by ``alpha / sqrt(rank)``, for large ranks (Kalajdzievski 2023,
             arXiv:2312.03732).
@@ -120,7 +122,7 @@ class LoRA(FineTuningMethod):
             ConfigError: If a target names neither a linear layer nor the token embedding.
         """
         modules = dict(backbone.named_modules())
-        linear: dict[str, nn.Module] = {n: m for n, m in modules.items() if isinstance(m, nn.Linear | Conv1D)}
+        linear = {name: module for name, module in modules.items() if _is_linear(module)}
         if self.targets == _ALL_LINEAR:
             return linear
         tokens = backbone.get_input_embeddings()
@@ -133,6 +135,25 @@ class LoRA(FineTuningMethod):
                 f"{type(backbone).__name__}. It has: {_last_names(layers)}. Leave targets out for {_ALL_LINEAR}."
             )
         return {name: layer for name, layer in layers.items() if any(_selects(target, name) for target in targets)}
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    """Return whether a layer maps each vector to one vector, so that an update can be added to its output.
+
+    Some layers that derive from ``nn.Linear`` return something else, for example the scores of experts in a tuple. A
+    quantized layer also has its own ``forward``, but returns what the layer that it stands for returns.
+    """
+    if not isinstance(layer, nn.Linear):
+        return isinstance(layer, Conv1D)
+    weight = layer.weight
+    if type(layer).forward is nn.Linear.forward or not weight.is_floating_point():
+        return True
+    try:
+        with torch.no_grad():
+            output = layer(torch.zeros(1, layer.in_features, dtype=weight.dtype, device=weight.device))
+    except Exception:  # the layer takes something other than vectors
+        return False
+    return isinstance(output, Tensor) and output.shape == (1, layer.out_features)
 
 
 @contextmanager

@@ -10,10 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from embedlab.flops.execution import ExecutedFlops
 from embedlab.flops.observer import ADDED_FORMULAS
+from embedlab.gradcache.chunking import Chunk
 from embedlab.losses import SymmetricInfoNCE
+from embedlab.method import prepare_backbone
+from embedlab.method.registry import method_class
 from embedlab.model.encoder import Encoder
 from helpers.batches import METHODS, chunks_of, make_encoder, make_engine, make_texts, pair_rows
-from helpers.flop_counts import checkpoint_activations
+from helpers.flop_counts import block_scanner, checkpoint_activations
 
 FAMILIES = ["gpt_neox", "gpt2", "llama", "qwen3", "gemma3", "opt"]
 LONGEST = 20
@@ -57,3 +60,21 @@ def test_fused_attention_computes_its_scores_again(method: str, policy: str) -> 
     counter = FlopCounterMode(display=False, custom_mapping=ADDED_FORMULAS)  # on its own it knows no CPU's
     said, seen = counted_step(encoder, policy, 40, cost, counter)
     assert said == pytest.approx(seen, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("family", "method"), [("mamba2", "FullFineTuning"), ("qwen3_next", "FullFineTuning"), ("qwen3_next", "LoRA")]
+)
+def test_chunks_of_models_that_scan_in_blocks_are_counted_at_every_length(family: str, method: str) -> None:
+    encoder = Encoder(prepare_backbone(method_class(method)(), block_scanner(family)), "mean").train()
+    cost = ExecutedFlops(encoder, encoder.frozen_blocks(), max_length=200)
+    for policy, said in (("never", cost.kept), ("always", cost.recomputed)):
+        engine = make_engine(encoder, policy)
+        for num_texts, length in ((1, 2), (3, 63), (3, 65), (1, 129), (2, 199)):
+            tokens_BL = torch.zeros(num_texts, length, dtype=torch.int64)
+            with FlopCounterMode(display=False, custom_mapping=ADDED_FORMULAS) as counter:
+                encoded = engine.encode([Chunk(tokens_BL, torch.ones_like(tokens_BL), torch.arange(num_texts))])
+                for surrogate in engine.surrogates(encoded, torch.ones_like(encoded.embeddings_UD)):
+                    surrogate.backward()
+            seen = counter.get_total_flops()
+            assert said.of_chunk(num_texts, length) == pytest.approx(seen, rel=0.005), (policy, num_texts, length)

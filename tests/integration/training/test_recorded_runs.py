@@ -16,8 +16,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from embedlab.errors import RecordError
 from embedlab.records import FILE, Ledger, RunRecord, read_record
-from embedlab.scaling.observations import of_records
+from embedlab.scaling.observations import by_method, of_records
 from embedlab.training.callbacks import step_clock
 from embedlab.training.module import EmbeddingModule
 from helpers.runs import SteppedTime, error_of, fit, scalars, start_fit, start_ranks, write_config, write_pairs
@@ -326,24 +327,50 @@ def test_records_of_runs_are_what_laws_are_fitted_to(tmp_path: Path) -> None:
     assert rows[3].unique_tokens == pytest.approx(rows[3].tokens / 2, rel=0.2), "two epochs"
 
 
-EARLY = ["EarlyStopping", "--trainer.callbacks.monitor", "validation/pairs/loss", "--trainer.callbacks.mode", "max"]
+EARLY = [
+    *("--trainer.callbacks+", "EarlyStopping"),
+    *("--trainer.callbacks.mode", "max", "--trainer.callbacks.patience", "1"),
+]
+ON_LOSS = [*EARLY, "--trainer.callbacks.monitor", "validation/pairs/loss"]
+ON_TRAINING = [*EARLY, "--trainer.callbacks.monitor", "train/loss"]
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--trainer.callbacks+", *EARLY, "--trainer.callbacks.patience", "1"], "EarlyStopping"),
-        (["--trainer.max_time", "00:00:00:01", "--trainer.callbacks+", "helpers.runs.StepFile"], "time limit"),
+        (["--trainer.max_epochs", "200", *ON_LOSS], "EarlyStopping"),
+        (["--trainer.max_steps", "400", "--trainer.max_epochs", "null", *ON_LOSS], "EarlyStopping"),
+        (["--trainer.max_epochs", "200", "--budget", "1e10", *ON_LOSS], "EarlyStopping"),
+        (["--trainer.max_epochs", "200", "--trainer.val_check_interval", "3", *ON_LOSS], "EarlyStopping"),
+        (
+            [
+                *("--trainer.max_epochs", "200", *ON_TRAINING),
+                *("--trainer.callbacks.check_on_train_epoch_end", "true"),
+            ],
+            "EarlyStopping",
+        ),
+        (
+            [
+                *("--trainer.max_epochs", "200", "--trainer.max_time", "00:00:00:01"),
+                *("--trainer.callbacks+", "helpers.runs.StepFile"),
+            ],
+            "time limit",
+        ),
     ],
-    ids=["early stopping", "time limit"],
+    ids=["epochs", "steps", "budget", "within an epoch", "on the training loss", "time limit"],
 )
 def test_a_run_that_ends_before_its_plan_is_not_recorded_as_finished(
     tmp_path: Path, options: list[str], reason: str
 ) -> None:
     config = write_config(tmp_path, **HELD_OUT)
-    fit(config, "--trainer.max_epochs", "200", *options)
+    fit(config, *options)
     (record,) = records_of(tmp_path / "run")
     assert record.status == "stopped" and record.left_out is not None
     assert record.stop_reason is not None and reason in record.stop_reason
-    assert record.steps is not None and record.planned_steps is not None and record.steps < record.planned_steps
+    if record.planned_flops is not None:
+        assert record.planned_steps is None and record.flops_algorithmic < record.planned_flops
+    else:
+        assert record.steps is not None and record.planned_steps is not None and record.steps < record.planned_steps
     assert math.isfinite(record.loss), "it was evaluated where it ended"
+    with pytest.raises(RecordError, match="stopped before its plan was done"):
+        by_method(of_records([record]))

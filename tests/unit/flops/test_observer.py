@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -13,9 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, AutoModel, MambaConfig, MixtralConfig, PreTrainedModel
 
 from embedlab.errors import PluginError
+from embedlab.flops.observer import ProductCounter
 from embedlab.flops.profile import observe
+from embedlab.method import prepare_backbone
+from embedlab.method.registry import method_class
 from embedlab.testing import tiny_backbone
-from helpers.flop_counts import LENGTH, algorithmic, counted, prepared, run
+from helpers.flop_counts import LENGTH, algorithmic, block_scanner, counted, prepared, run
 
 
 class Scaled(nn.Module):
@@ -220,21 +225,108 @@ def test_a_backbone_without_attention_is_counted_by_measurement() -> None:
     assert algorithmic(profile) == counted(model)
 
 
+class PadsToSixteen(PrependsTokens):
+    """As models do that scan in blocks."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        padding = -input_ids.shape[1] % 16
+        padded = (nn.functional.pad(tensor, (0, padding)) for tensor in (input_ids, attention_mask))
+        return super().forward(*padded)
+
+
+class PadsAndFolds(PadsToSixteen):
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__(backbone)
+        self.down = nn.Parameter(torch.randn(64, 32))
+        self.up = nn.Parameter(torch.randn(32, 64))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        output = super().forward(input_ids, attention_mask)
+        output.last_hidden_state = linear(output.last_hidden_state, self.up @ self.down)
+        return output
+
+
 def test_a_cost_that_is_no_polynomial_is_measured_between_lengths() -> None:
-    class PadsToSixteen(PrependsTokens):
-        """As models do that scan in blocks."""
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-            padding = -input_ids.shape[1] % 16
-            padded = (nn.functional.pad(tensor, (0, padding)) for tensor in (input_ids, attention_mask))
-            return super().forward(*padded)
-
     backbone = tiny_backbone("gpt_neox", attn_implementation="eager", max_position_embeddings=128)
     model = PadsToSixteen(backbone)
     profile = observe(model, list(backbone.parameters()), max_length=100)
     assert profile.by_measurement
     for length in (2, 8, 16, 64, 100):
         assert algorithmic(profile, length) == counted(model, length)
+
+
+class Solves(Scaled):
+    """Solves equations or factorizes matrices: no products, but their gradients are."""
+
+    def __init__(self, backbone: PreTrainedModel, kind: str, trains: bool) -> None:
+        super().__init__(backbone)
+        self.weight = nn.Parameter(torch.eye(32) + 0.01 * torch.randn(32, 32), requires_grad=trains)
+        self.gain = nn.Parameter(torch.ones(32))
+        self.kind = kind
+
+    def after(self, hidden_BLD: Tensor) -> Tensor:
+        hidden_BLD = hidden_BLD * self.gain
+        gram_BDD = torch.eye(32) + hidden_BLD.transpose(1, 2) @ hidden_BLD
+        match self.kind:
+            case "triangular system of data":
+                return torch.linalg.solve_triangular(gram_BDD, hidden_BLD.mT, upper=False).mT
+            case "system of data":
+                return torch.linalg.solve(gram_BDD, hidden_BLD.mT).mT
+            case "factor of data":
+                return hidden_BLD + torch.linalg.cholesky(gram_BDD).sum((1, 2))[:, None, None]
+            case "triangular system of weights":
+                return torch.linalg.solve_triangular(self.weight, hidden_BLD, upper=True, left=False)
+            case "system of weights":
+                return torch.linalg.solve(self.weight, hidden_BLD, left=False)
+            case "inverse of weights":
+                return linear(hidden_BLD, torch.linalg.inv(self.weight))
+        raise AssertionError(self.kind)
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("triangular system of data", "system of data", "factor of data"),
+        *("triangular system of weights", "system of weights", "inverse of weights"),
+    ],
+)
+def test_products_that_only_a_backward_pass_has_are_counted(kind: str, trains: bool) -> None:
+    torch.manual_seed(0)
+    backbone = tiny_backbone("gpt_neox", attn_implementation="eager")
+    model = Solves(backbone, kind, trains)
+    profile = observe(model, list(backbone.parameters()), max_length=32)
+    assert algorithmic(profile) == counted(model)
+
+
+@pytest.mark.parametrize("num_texts", [1, 2, 7])
+def test_what_a_call_costs_is_no_part_of_what_texts_are_measured_to_cost(num_texts: int) -> None:
+    backbone = tiny_backbone("gpt_neox", attn_implementation="eager", max_position_embeddings=128)
+    model = PadsAndFolds(backbone)
+    profile = observe(model, list(backbone.parameters()), max_length=100)
+    assert profile.attention.measured and profile.overhead.per_call == 3 * 2 * 32 * 64 * 32
+    for length in (2, 16, 64, 100):
+        expected = counted(model, length, num_texts)
+        assert algorithmic(profile, length, num_texts) == pytest.approx(expected, rel=1e-6), "but for rounding"
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("mamba2", "FullFineTuning"),
+        ("mamba2", "BlockFreezing"),
+        ("qwen3_next", "FullFineTuning"),
+        ("qwen3_next", "LoRA"),
+    ],
+)
+def test_a_model_that_scans_in_blocks_is_counted_at_every_length(family: str, method: str) -> None:
+    backbone = block_scanner(family)
+    parameters = list(backbone.parameters())
+    model = prepare_backbone(method_class(method)(), backbone).train()
+    profile = observe(model, parameters, max_length=200)
+    for length in (1, 2, 13, 17, 33, 64, 65, 100, 129, 193, 199):
+        assert algorithmic(profile, length) == pytest.approx(counted(model, length), rel=0.005), length
+    assert algorithmic(profile, 100, 3) == pytest.approx(counted(model, 100, 3), rel=0.005)
 
 
 LAYERS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
@@ -320,3 +412,51 @@ def test_a_lookup_is_free_in_the_papers_convention_too() -> None:
 def test_texts_may_be_shorter_than_what_is_looked_at(max_length: int) -> None:
     model, parameters = prepared("gpt_neox", "LoRA", attn_implementation="eager")
     assert observe(model, parameters, max_length=max_length) == observe(model, parameters, max_length=32)
+
+
+class Convolves(nn.Module):
+    """Looks tokens up, lays them out in as many dimensions as its convolution has, and convolves them."""
+
+    def __init__(self, convolution: nn.Module, dimensions: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(8, 12)
+        self.convolution = convolution
+        self.dimensions = dimensions
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        hidden_BCL = self.table(input_ids).transpose(1, 2)
+        hidden = hidden_BCL.unsqueeze(-1).expand(-1, -1, -1, 5) if self.dimensions == 2 else hidden_BCL
+        return SimpleNamespace(last_hidden_state=self.convolution(hidden))
+
+
+KERNEL, STRIDE, DILATION, PADDING, WIDTH = 3, 2, 2, 1, 5
+
+
+def positions_of(size: int, *, stride: int, dilation: int) -> int:
+    """Number of places where the filter fits on ``size`` values that are padded on both sides."""
+    return len(range(0, size + 2 * PADDING - dilation * (KERNEL - 1), stride))
+
+
+@pytest.mark.parametrize("train", ["everything", "the convolution", "the table"])
+@pytest.mark.parametrize("groups", [1, 3, 12], ids=lambda groups: f"{groups} groups")
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (STRIDE, 1), (1, DILATION)])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d])
+def test_a_convolution_costs_each_weight_at_each_position(
+    kind: type[nn.Module], stride: int, dilation: int, groups: int, train: str
+) -> None:
+    dimensions, transposed = int(kind.__name__[-2]), "Transpose" in kind.__name__
+    options: dict[str, Any] = {"stride": stride, "dilation": dilation, "padding": PADDING, "groups": groups}
+    model = Convolves(kind(12, 24, KERNEL, **options), dimensions)
+    model.convolution.requires_grad_(train != "the table")
+    model.table.requires_grad_(train != "the convolution")
+    # Each of the 24 outputs of a position multiplies the inputs of its group with its filter; a transposed convolution
+    # spreads each of the 12 inputs of a position over the outputs of its group.
+    weights = 12 * 24 // groups * KERNEL**dimensions
+    sizes = [LENGTH, WIDTH][:dimensions]
+    positions = [size if transposed else positions_of(size, stride=stride, dilation=dilation) for size in sizes]
+    forward = 2 * weights * math.prod(positions)
+    expected = forward * (1 + (train != "the table") + (train != "the convolution"))
+    with ProductCounter() as executed:
+        run(model, LENGTH).sum().backward()
+    assert executed.flops == expected
+    assert algorithmic(observe(model, list(model.parameters()), max_length=LENGTH)) == expected

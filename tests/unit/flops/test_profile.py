@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 from embedlab.flops.observer import ADDED_FORMULAS, ProductCounter
-from embedlab.flops.profile import fitted, observe
+from embedlab.flops.profile import observe
 from embedlab.method import prepare_backbone
 from embedlab.method.registry import method_class
 from embedlab.testing import FAMILIES, tiny_backbone
@@ -109,11 +109,6 @@ def test_lora_is_4_n_and_2_n_trainable_but_for_what_begins_the_first_block() -> 
     first = of_first_block(backbone, *NORMS, *(f"{name}.base_layer" for name in ENTRIES))
     first += of_first_block(backbone, *(f"{name}.lora_A" for name in ENTRIES))
     assert profile.paper_flops_per_token() == theirs - 2 * first
-
-
-def test_three_points_give_their_polynomial_in_whole_numbers() -> None:
-    found = fitted({length: 5 + 7 * length + 3 * length**2 for length in (3, 5, 8)})
-    assert found == (5, 7, 3) and all(isinstance(number, int) for number in found)
 
 
 def test_through_a_frozen_half_flows_no_gradient() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from embedlab_methods.lora import LoRA
 from peft import PeftModel
 from torch import nn
-from transformers import MambaConfig, MambaModel, PreTrainedModel
+from transformers import AutoModel, Llama4TextConfig, MambaConfig, MambaModel, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from embedlab.errors import ConfigError
@@ -185,3 +186,73 @@ def test_layers_that_peft_cannot_adapt_are_refused_with_the_names_to_choose_from
         LoRA().prepare(mamba())
     prepared = LoRA(targets=["in_proj", "x_proj"]).prepare(mamba())
     assert isinstance(prepared, PeftModel)
+
+
+def llama4() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = Llama4TextConfig(
+        vocab_size=128,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=2,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=48,
+        intermediate_size_mlp=48,
+        num_local_experts=4,
+        max_position_embeddings=64,
+        attention_chunk_size=16,
+    )
+    model: PreTrainedModel = AutoModel.from_config(config).eval()
+    for parameter in model.parameters():  # the experts' weights start as zeros or as they were in memory
+        nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_lora_keeps_the_contract_on_a_backbone_whose_router_returns_a_tuple(check: Check) -> None:
+    check(LoRA(), llama4)
+
+
+class ReturnsATuple(nn.Linear):
+    def forward(self, hidden: torch.Tensor) -> Any:
+        scores = super().forward(hidden)
+        return scores.softmax(-1), scores
+
+
+class ChoosesOne(nn.Linear):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden).argmax(-1)
+
+
+class TakesGroups(nn.Linear):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        groups, size = self.out_features // 4, self.in_features
+        weight = self.weight.view(groups, 4, size)
+        return torch.einsum("...gi,goi->...go", hidden.view(*hidden.shape[:-2], groups, size), weight)
+
+
+class Casts(nn.Linear):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden.to(self.weight.dtype))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("kind", "is_adapted"), [(ReturnsATuple, False), (ChoosesOne, False), (TakesGroups, False), (Casts, True)]
+)
+def test_a_layer_is_adapted_if_it_returns_what_a_linear_layer_does(
+    kind: type[nn.Linear], is_adapted: bool, device: str
+) -> None:
+    def backbone() -> PreTrainedModel:
+        model = tiny_backbone("llama")
+        model.layers[0].mlp.router = kind(32, 8)
+        return model.to(device)
+
+    assert ("layers.0.mlp.router" in adapted(LoRA().prepare(backbone()))) == is_adapted
+    if not is_adapted:
+        with pytest.raises(ConfigError, match=r"LoRA targets \['router'\] name neither a linear layer nor"):
+            LoRA(targets=["router"]).prepare(backbone())
