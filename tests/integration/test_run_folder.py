@@ -63,7 +63,11 @@ def test_a_run_killed_before_its_first_checkpoint_is_begun_anew(
 @pytest.mark.parametrize("sent", [signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_saves_the_step_and_ends_the_run(tmp_path: Path, sent: signal.Signals) -> None:
     config = write_config(tmp_path)
-    process = start_fit(config, "--trainer.max_epochs", "1000", "--trainer.callbacks+", "helpers.runs.StepFile")
+    before = signal.signal(sent, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and a run keeps to that
+    try:
+        process = start_fit(config, "--trainer.max_epochs", "1000", "--trainer.callbacks+", "helpers.runs.StepFile")
+    finally:
+        signal.signal(sent, before)
     while not (tmp_path / "run" / "step").exists():
         assert process.is_alive(), process.printed()
         time.sleep(0.005)
