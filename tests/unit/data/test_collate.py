@@ -5,18 +5,15 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from torch.utils.data import DataLoader
 
-from embedlab.data.collate import EpochSteps, PairBatch, TrainingBatches
-from embedlab.data.sampler import BatchPlan
+from embedlab.data.collate import EpochSteps, PairBatch
 from embedlab.data.sources import PairSource
 from embedlab.data.tokenized import TokenizedPairs, tokenize_pairs
 from embedlab.errors import ConfigError
 from embedlab.testing.backbones import tiny_tokenizer
 from helpers.corpora import pair_rows, store_of, write_rows
+from helpers.training_batches import assert_same, batches_of
 
 NEGATIVES = [(f"q{n}", f"d{n}" + "x" * n, [f"n{n}", f"m{n}"][: n % 3]) for n in range(24)]
 
@@ -24,19 +21,6 @@ NEGATIVES = [(f"q{n}", f"d{n}" + "x" * n, [f"n{n}", f"m{n}"][: n % 3]) for n in 
 @pytest.fixture
 def store(tmp_path: Path) -> TokenizedPairs:
     return store_of(tmp_path, NEGATIVES)
-
-
-def batches_of(store: TokenizedPairs, *, rank: int = 0, world_size: int = 1, max_tokens: int = 100) -> TrainingBatches:
-    plan = BatchPlan([store], [np.arange(len(store))], batch_size=8, seed=0)
-    return TrainingBatches(
-        plan,
-        [store],
-        rank=rank,
-        world_size=world_size,
-        max_tokens_per_chunk=max_tokens,
-        max_padding=0.05,
-        pad_token_id=0,
-    )
 
 
 def texts_of(batch: PairBatch) -> list[str]:
@@ -100,32 +84,6 @@ def test_chunks_keep_to_the_budget_and_their_tokens_are_counted(store: Tokenized
         assert batch.num_tokens == sum(int(chunk.attention_mask_BL.sum()) for chunk in batch.chunks)
         assert batch.num_padded_tokens == sum(chunk.num_padded_tokens for chunk in batch.chunks)
         assert batch.num_tokens <= batch.num_padded_tokens <= 1.05 * batch.num_tokens
-
-
-def assert_same(left: PairBatch, right: PairBatch) -> None:
-    assert (left.step, left.pair_rows, left.num_tokens) == (right.step, right.pair_rows, right.num_tokens)
-    assert torch.equal(left.rows.stacked(), right.rows.stacked())
-    assert torch.equal(left.rows.text_hashes_U, right.rows.text_hashes_U)
-    for one, other in zip(left.chunks, right.chunks, strict=True):
-        assert torch.equal(one.input_ids_BL, other.input_ids_BL)
-        assert torch.equal(one.attention_mask_BL, other.attention_mask_BL)
-        assert torch.equal(one.rows_B, other.rows_B)
-
-
-@pytest.mark.parametrize(("num_workers", "context"), [(1, "fork"), (2, "fork"), (2, "spawn")])
-def test_batches_do_not_depend_on_the_workers(store: TokenizedPairs, num_workers: int, context: str) -> None:
-    batches = batches_of(store)
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=EpochSteps(batches.plan.steps_per_epoch, lambda: 3),
-        num_workers=num_workers,
-        multiprocessing_context=context,
-    )
-    received = list(loader)
-    assert [batch.step for batch in received] == [3, 4, 5]
-    for batch in received:
-        assert_same(batch, batches[batch.step])
 
 
 def test_a_pickled_dataset_is_small(tmp_path: Path) -> None:

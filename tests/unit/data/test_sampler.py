@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 import re
 import time
@@ -17,10 +16,9 @@ from hypothesis import strategies as st
 
 from embedlab.data.sampler import BatchPlan, rows_of_rank
 from embedlab.data.sources import PairSource
-from embedlab.data.tokenized import TokenizedPairs, tokenize_pairs
+from embedlab.data.tokenized import TokenizedPairs
 from embedlab.errors import ConfigError, DataError
-from embedlab.testing.backbones import tiny_tokenizer
-from helpers.corpora import pair_rows, store_of, write_rows
+from helpers.corpora import store_of
 
 
 class Pairs(TokenizedPairs):
@@ -154,21 +152,6 @@ def test_any_step_may_be_asked_for_in_any_order(num_texts: int) -> None:
     assert [plan.batch(step)[1].tolist() for step in steps] == [undisturbed[step] for step in steps]
     resumed = plan_of(store, batch_size=7)
     assert [resumed.batch(step)[1].tolist() for step in range(33, 70)] == undisturbed[33:]
-
-
-def batches_of_a_file(folder: Path) -> list[list[int]]:
-    source = PairSource(path=str(folder / "a.jsonl"))
-    store = tokenize_pairs(source, tiny_tokenizer(), max_length=64, cache_dir=folder / "cache")
-    plan = BatchPlan([store], [np.arange(len(store))], batch_size=8, seed=3)
-    return [plan.batch(step)[1].tolist() for step in range(30)]
-
-
-def test_another_process_has_the_same_batches(tmp_path: Path) -> None:
-    rows = [*pair_rows(50), *({**row, "query": f"other {row['query']}"} for row in pair_rows(25))]
-    write_rows(tmp_path / "a.jsonl", rows)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        there = pool.apply(batches_of_a_file, (tmp_path,))
-    assert there == batches_of_a_file(tmp_path)
 
 
 def test_a_pickled_plan_goes_on_alike() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import subprocess
 import sys
@@ -180,32 +179,6 @@ def test_a_pickled_copy_is_small_and_the_same(tmp_path: Path) -> None:
     copy = pickle.loads(pickled)
     assert copy.positives_N.tolist() == store.positives_N.tolist()
     assert copy.name == store.name
-
-
-def test_forked_workers_read_the_tokens_without_a_warning(tmp_path: Path) -> None:
-    write_rows(tmp_path / "a.jsonl", pair_rows(50))
-    program = """
-import sys
-from pathlib import Path
-from torch.utils.data import DataLoader
-from embedlab.data.sources import PairSource
-from embedlab.data.tokenized import tokenize_pairs
-from embedlab.testing.backbones import tiny_tokenizer
-folder = Path(sys.argv[1])
-store = tokenize_pairs(PairSource(path=str(folder / "a.jsonl")), tiny_tokenizer(), max_length=64, cache_dir=folder)
-class Tokens:
-    def __len__(self):
-        return len(store.texts)
-    def __getitem__(self, row):
-        return len(store.texts.tokens(row))
-loader = DataLoader(Tokens(), batch_size=None, num_workers=2, multiprocessing_context="fork")
-print(sum(loader) == store.texts.lengths_U.sum())
-"""
-    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
-    command = [sys.executable, "-W", "ignore", "-c", program, str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert result.stdout == "True\n"
-    assert result.stderr == ""
 
 
 FRACTIONS = st.tuples(st.floats(0, 0.49), st.floats(0, 0.49))

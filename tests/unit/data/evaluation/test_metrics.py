@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
@@ -223,23 +221,3 @@ def test_a_table_with_a_hole_or_a_row_too_many_is_a_bug(rows: list[int], message
     table.update(torch.tensor(rows), torch.ones(len(rows), 2))
     with pytest.raises(AssertionError, match=message):
         table.compute()
-
-
-RANK_ROWS = [[[4, 0], [2]], [[1, 3, 5], [4], [0]]]  # a sampler that pads repeats rows 4 and 0
-
-
-def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    expected = make_table(6, 4)
-    table = EmbeddingTable(6)
-    for rows in RANK_ROWS[rank]:
-        table.update(torch.tensor(rows), expected[rows])
-    torch.save(table.compute(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_ranks_have_the_same_whole_table(tmp_path: Path) -> None:
-    torch.multiprocessing.start_processes(run_rank, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
-    for rank in range(2):
-        assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), make_table(6, 4))
