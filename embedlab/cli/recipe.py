@@ -295,8 +295,8 @@ def _print_laws(
         if not law.held_out_error:
             line(
                 screen,
-                f"{name}: no budget could be held out, so the intervals include the noise of the runs, but not the "
-                "error of the law.",
+                f"{name}: no budget could be held out, so the error of the law is not known from these runs. The "
+                "intervals assume twice the usual error.",
             )
         if law.caution:
             line(screen, f"{name}: {law.caution}")

@@ -53,8 +53,9 @@ def add_fitting(parser: ArgumentParser) -> None:
         "--replicates",
         type=int,
         default=NUM_REPLICATES,
-        help="Number of bootstrap replicates, which are fits to "
-        "runs drawn with replacement. The intervals of all results come from them.",
+        help="Number of bootstrap replicates, which are fits to runs drawn with replacement. The intervals of the "
+        "parameters of laws, of best sizes and of crossovers come from them; those of losses come from the errors on "
+        "held-out budgets.",
     )
     parser.add_argument(
         "--share_irreducible_loss",

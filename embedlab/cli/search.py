@@ -123,7 +123,11 @@ def _add_options(parser: ArgumentParser) -> None:
         "and compare the prediction with the result. Without a value, the next budget after the search.",
     )
     parser.add_argument(
-        "--replicates", type=int, default=NUM_REPLICATES, help="Number of bootstrap replicates in the report."
+        "--replicates",
+        type=int,
+        default=NUM_REPLICATES,
+        help="Number of bootstrap replicates in the report: fits "
+        "to runs drawn with replacement, from which the intervals of parameters, best sizes and crossovers come.",
     )
 
 

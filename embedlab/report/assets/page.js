@@ -218,7 +218,8 @@
         ? `Error on the largest budget level, when it is held out: ${off}.`
         : `Errors on the ${law.heldOut.map(([budgets]) => budgets).join(" / ")} largest budget levels, when they are ` +
           `held out: ${off}.`
-      : "No budget level could be held out, so the intervals include only the noise of the runs.";
+      : "No budget level could be held out, so the error of the law is not known from these runs. The intervals " +
+        "assume twice the usual error.";
     const tried = law.tried
       .filter(([, error]) => error !== null)
       .map(([name, error, weight]) => `${name} ${general(100 * error, 3)} % (weight ${general(weight, 2)})`);
