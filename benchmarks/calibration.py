@@ -131,10 +131,7 @@ def ours(fitted: list[Observation]) -> Prediction:
     law = law_of("runs", fitted, num_replicates=3)  # predictions of single runs do not need the bootstrap
 
     def draws(rows: list[Observation]) -> np.ndarray:
-        sizes, tokens = (np.array([getattr(row, name) for row in rows]) for name in ("parameters", "tokens"))
-        repeats = any(row.unique_tokens < row.tokens for row in rows)
-        unique = min(row.unique_tokens for row in rows) if repeats else None
-        return law.log_losses(sizes, tokens, unique, [row.backbone for row in rows])[1]
+        return law.log_losses(runs_of(rows).configurations)[1]
 
     return draws
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from embedlab.records import Ledger
 from embedlab.scaling.method_laws import MethodLaw, laws_of
-from embedlab.scaling.observations import Observation, by_method, of_records, with_best_learning_rates
+from embedlab.scaling.observations import Observation, by_method, of_records, runs_of, with_best_learning_rates
 from embedlab.search.confirmation import confirmations
 
 RUNS = Path("runs/sweep")
@@ -51,8 +51,7 @@ def name_of(row: Observation) -> str:
 
 def held_out(law: MethodLaw, rows: Sequence[Observation]) -> list[dict[str, Any]]:
     """What a law said of runs that it was not fitted to."""
-    sizes, tokens = (np.array([getattr(row, name) for row in rows]) for name in ("parameters", "tokens"))
-    predicted_C, log_RC = law.log_losses(sizes, tokens)
+    predicted_C, log_RC = law.log_losses(runs_of(rows).configurations)
     found = []
     for number, row in enumerate(rows):
         low80, high80, low95, high95 = np.exp(np.quantile(log_RC[:, number], [0.1, 0.9, 0.025, 0.975]))

@@ -132,8 +132,7 @@ def _records(observations: Sequence[Observation], laws: Sequence[MethodLaw]) -> 
     """Return the table of runs by columns, so that names of columns and repeated names are stored only once."""
     predicted: dict[str, float] = {}
     for law in laws:
-        runs = law.runs
-        losses = np.exp(law.log_loss(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P, runs.backbones))
+        losses = np.exp(law.log_loss(law.runs.configurations))
         predicted |= {row.name: float(loss) for row, loss in zip(law.observations, losses, strict=True)}
     columns: dict[str, Any] = {"name": [row.name for row in observations]}
     for name in ("method", "backbone", "left_out"):

@@ -99,8 +99,8 @@ def _part(part: LawPart, backbones: Sequence[str]) -> dict[str, Any]:
         part: The law, with its share in the predictions.
         backbones: Names of the backbones of the suite.
     """
-    at_one_token_C = sum(share * worths.of(backbones, np.zeros(len(backbones))) for share, worths in part.worths)
-    at_e_tokens_C = sum(share * worths.of(backbones, np.ones(len(backbones))) for share, worths in part.worths)
+    at_one_token_C = part.worths.of(backbones, np.zeros(len(backbones)))
+    at_e_tokens_C = part.worths.of(backbones, np.ones(len(backbones)))
     fit = part.replicates.fit
     return {
         "share": part.share,

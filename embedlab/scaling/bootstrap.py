@@ -19,7 +19,7 @@ from scipy.optimize import brentq
 from scipy.stats import chi2
 
 from embedlab.errors import ConfigError
-from embedlab.scaling.fitting import Fit, Runs, fit
+from embedlab.scaling.fitting import Fit, Runs, refit
 
 NUM_REPLICATES = 1000
 REPLICATE_TOLERANCE = 1e-10
@@ -128,13 +128,10 @@ def bootstrap(
     draws = list(drawn_weights(runs, num_replicates, seed))
     for drawn_P in draws:
         if drawn_P.tobytes() not in found:
-            found[drawn_P.tobytes()] = fit(
-                estimate.law,
+            found[drawn_P.tobytes()] = refit(
+                estimate,
                 runs,
-                huber_delta=estimate.huber_delta,
-                in_log=estimate.in_log,
                 weights_P=drawn_P if weights_P is None else drawn_P * weights_P,
-                starts=[estimate.theta_K],
                 tolerance=REPLICATE_TOLERANCE,
             )
     fits = tuple(found[drawn_P.tobytes()] for drawn_P in draws)
@@ -209,15 +206,7 @@ def profile_interval(
     def excess(value: float) -> float:
         start_K = estimate.theta_K.copy()
         start_K[number] = value
-        fixed = fit(
-            estimate.law,
-            runs,
-            huber_delta=estimate.huber_delta,
-            in_log=estimate.in_log,
-            weights_P=weights_P,
-            starts=[start_K],
-            fixed={number: value},
-        )
+        fixed = refit(estimate, runs, weights_P=weights_P, starts=[start_K], fixed={number: value})
         return fixed.objective - estimate.objective - allowed
 
     def bound(limit: float) -> float:

@@ -29,12 +29,30 @@ HUBER_DELTA = 1e-3
 NUM_STARTS = 16
 _ROUGH_RUNS = 250  # maximum number of runs for the first descents; the last descent uses all runs
 # Relative changes of the objective at which a descent stops: first descents of both methods, then the last descent.
-_ROUGH_SQUARES, _ROUGH_HUBER, _EXACT = 1e-9, 1e-9, 1e-15
+_ROUGH_SQUARES, _ROUGH_HUBER, _EXACT = 1e-9, 1e-8, 1e-15
 SAME_BASIN = 1e-3  # share by which objectives may differ in one basin
-NO_NOISE = 1e-15  # an objective up to this value counts as 0
+NO_NOISE = 1e-12  # an objective up to this value counts as 0: residuals as small as the rounding of a loss in float32
 _VANISHING = 1e-6  # minimum coefficient as a share of the mean loss: a term this small is absent
 _LARGE = 1e6  # maximum coefficient as a multiple of the mean loss
 _ABSENT = 1e-2  # distance from a bound, as a share of the range, up to which a parameter counts as at the bound
+
+
+@dataclass(frozen=True)
+class Configurations:
+    """What is known of runs before training, from which laws predict losses: arrays with one entry per configuration.
+
+    Attributes:
+        parameters_C: Number of parameters of the backbone, without embedding tables (N).
+        tokens_C: Number of tokens seen in training, repeated tokens included (D).
+        unique_tokens_C: Number of tokens seen in training, each repeated token counted once; None if no token is
+            repeated.
+        backbones: Name of the backbone of each configuration; None for models of these sizes in general.
+    """
+
+    parameters_C: np.ndarray
+    tokens_C: np.ndarray
+    unique_tokens_C: np.ndarray | None = None
+    backbones: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,11 @@ class Runs:
             None if self.flops_P is None else self.flops_P[mask_P],
             None if self.backbones is None else tuple(np.asarray(self.backbones, dtype=object)[mask_P].tolist()),
         )
+
+    @property
+    def configurations(self) -> Configurations:
+        """The configurations of the runs."""
+        return Configurations(self.parameters_P, self.tokens_P, self.unique_tokens_P, self.backbones)
 
     @property
     def cost_P(self) -> np.ndarray:
@@ -277,6 +300,43 @@ def fit(
         at_bound=_at_bound(law, theta_K, bounds),
         huber_delta=huber_delta,
         in_log=in_log,
+    )
+
+
+def refit(
+    found: Fit,
+    runs: Runs,
+    *,
+    weights_P: np.ndarray | None = None,
+    starts: Sequence[np.ndarray] | None = None,
+    num_starts: int = NUM_STARTS,
+    fixed: Mapping[int, float] | None = None,
+    tolerance: float = _EXACT,
+) -> Fit:
+    """Fit a law again, to other runs or with other weights, with residuals and Huber loss as before.
+
+    Args:
+        found: Earlier fit of the law.
+        runs: Runs to fit the law to.
+        weights_P: Weight of each run in the objective; 1 by default.
+        starts: Starting points; see ``fit``. By default the parameters of the earlier fit are the only one.
+        num_starts: Number of starting points to make if ``starts`` is empty.
+        fixed: Values of the parameters that are not fitted; see ``fit``.
+        tolerance: Relative change of the objective at which the last descent stops.
+
+    Raises:
+        ConfigError: If there are too few runs, sizes or amounts of data.
+    """
+    return fit(
+        found.law,
+        runs,
+        huber_delta=found.huber_delta,
+        in_log=found.in_log,
+        weights_P=weights_P,
+        starts=[found.theta_K] if starts is None else starts or None,
+        num_starts=num_starts,
+        fixed=fixed,
+        tolerance=tolerance,
     )
 
 

@@ -10,18 +10,18 @@ Names of arrays end in their axes:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from embedlab.scaling.fitting import Fit, Runs, fit
+from embedlab.scaling.fitting import Configurations, Fit, Runs, fit, refit
 from embedlab.scaling.laws import Law
 
 _NEAR = 0.03  # excess of log loss over the best size at which the weight of a run has fallen by a factor of e
 _LEAST_WEIGHT = 0.05  # near the best size, size and data rise together, so runs far from it tell their effects apart
-_NEAR_ROUNDS = 2  # fits with weights, each with the weights of the fit before
+_NEAR_STARTS = 4  # starting points, because the best fit near the best size may lie in another basin
 _FARTHEST_RESIDUAL = 4.0  # robust standard deviations at which a residual is cut off before backbones are judged
 _SLOPE = 0.3  # prior variance of a backbone's slope over its constant, for log tokens in units of ``_SPAN``
 _SPAN = 3.0  # of log tokens
@@ -60,19 +60,49 @@ class Worths:
     constants: Mapping[str, float]
     slopes: Mapping[str, float]
 
-    def of(self, backbones: Sequence[str], log_tokens_P: np.ndarray) -> np.ndarray:
-        """Return the difference of log loss from the law (P,), which is 0 for a backbone without runs.
+    def of(self, backbones: Sequence[str], log_tokens_C: np.ndarray) -> np.ndarray:
+        """Return the difference of log loss from the law (C,), which is 0 for a backbone without runs.
 
         Args:
-            backbones: Name of the backbone of each point.
-            log_tokens_P: Natural logarithm of the number of tokens of each point.
+            backbones: Name of the backbone of each configuration.
+            log_tokens_C: Natural logarithm of the number of tokens of each configuration.
         """
-        constants_P = np.array([self.constants.get(name, 0.0) for name in backbones])
-        slopes_P = np.array([self.slopes.get(name, 0.0) for name in backbones])
-        return np.asarray(constants_P + slopes_P * (log_tokens_P - self.center))
+        constants_C = np.array([self.constants.get(name, 0.0) for name in backbones])
+        slopes_C = np.array([self.slopes.get(name, 0.0) for name in backbones])
+        return np.asarray(constants_C + slopes_C * (log_tokens_C - self.center))
 
 
 NO_WORTHS = Worths(0.0, {}, {})
+
+
+def weighted_sum(worths: Iterable[tuple[float, Worths]]) -> Worths:
+    """Return the weighted sum of worths that were estimated from the same runs.
+
+    Args:
+        worths: Weights, and the worths of the backbones, which may be ``NO_WORTHS``.
+    """
+    known = [(weight, one) for weight, one in worths if one.constants]
+    if not known:
+        return NO_WORTHS
+    constants, slopes = (
+        {name: sum(weight * getattr(one, part)[name] for weight, one in known) for name in known[0][1].constants}
+        for part in ("constants", "slopes")
+    )
+    return Worths(known[0][1].center, constants, slopes)
+
+
+def log_loss(one: Fit, worths: Worths, at: Configurations) -> np.ndarray:
+    """Return the natural logarithm of the loss that a law predicts (C,), with the worths of known backbones.
+
+    Args:
+        one: Fit of the law.
+        worths: Worths of the backbones; ``NO_WORTHS`` for the law alone.
+        at: Configurations to predict the losses of.
+    """
+    log_loss_C = np.log(one.loss(at.parameters_C, at.tokens_C, at.unique_tokens_C))
+    if at.backbones is None or not worths.constants:
+        return np.asarray(log_loss_C)
+    return np.asarray(log_loss_C + worths.of(at.backbones, np.log(at.tokens_C)))
 
 
 @dataclass(frozen=True)
@@ -91,25 +121,13 @@ class FittedMember:
     weights_P: np.ndarray
     worths: Worths
 
-    def log_loss(
-        self,
-        parameters_P: np.ndarray,
-        tokens_P: np.ndarray,
-        unique_tokens_P: np.ndarray | None,
-        backbones: Sequence[str] | None,
-    ) -> np.ndarray:
-        """Return the natural logarithm of the predicted loss at each point (P,).
+    def log_loss(self, at: Configurations) -> np.ndarray:
+        """Return the natural logarithm of the predicted loss of each configuration (C,).
 
         Args:
-            parameters_P: Model sizes N, in parameters.
-            tokens_P: Amounts of data D, in tokens.
-            unique_tokens_P: Number of tokens of one epoch; None if no token is repeated.
-            backbones: Name of the backbone of each point; None for models of these sizes in general.
+            at: Configurations to predict the losses of.
         """
-        log_loss_P = np.log(self.fit.loss(parameters_P, tokens_P, unique_tokens_P))
-        if backbones is None or not self.worths.constants:
-            return np.asarray(log_loss_P)
-        return np.asarray(log_loss_P + self.worths.of(backbones, np.log(tokens_P)))
+        return log_loss(self.fit, self.worths, at)
 
 
 def fitted_members(
@@ -136,14 +154,14 @@ def fitted_members(
                 evenly = fit(member.law, runs, huber_delta=huber_delta, num_starts=num_starts)
                 of_law[all_key] = (evenly, np.ones(len(runs)))
             if member.is_near_best:
-                of_law[key] = _near_best(of_law[all_key][0], runs, num_starts)
+                of_law[key] = _near_best(of_law[all_key][0], runs)
         one, weights_P = of_law[key]
         worths = worths_of(one, runs) if member.has_worths else NO_WORTHS
         found.append(FittedMember(member, one, weights_P, worths))
     return found
 
 
-def _near_best(evenly: Fit, runs: Runs, num_starts: int) -> tuple[Fit, np.ndarray]:
+def _near_best(evenly: Fit, runs: Runs) -> tuple[Fit, np.ndarray]:
     """Return the fit to runs near the best size of their budget, and the weights of the runs (P,).
 
     The distance from the best size is that of the law and not of the measured losses, so that the noise of a run does
@@ -152,21 +170,15 @@ def _near_best(evenly: Fit, runs: Runs, num_starts: int) -> tuple[Fit, np.ndarra
     Args:
         evenly: Fit to all runs alike, from which the first weights come.
         runs: Runs to fit to.
-        num_starts: Number of starting points of each fit, because the best fit near the best size may lie in another
-            basin than the fit to all runs.
     """
-    found, weights_P = evenly, np.ones(len(runs))
-    for _ in range(_NEAR_ROUNDS):
-        weights_P = np.exp(-_excess(found, runs) / _NEAR) + _LEAST_WEIGHT
-        found = fit(
-            found.law,
-            runs,
-            huber_delta=found.huber_delta,
-            in_log=found.in_log,
-            weights_P=weights_P,
-            num_starts=num_starts,
-        )
-    return found, weights_P
+    once = refit(evenly, runs, weights_P=_weights(evenly, runs))
+    weights_P = _weights(once, runs)
+    return refit(once, runs, weights_P=weights_P, starts=(), num_starts=_NEAR_STARTS), weights_P
+
+
+def _weights(found: Fit, runs: Runs) -> np.ndarray:
+    """Return the weight of each run in a fit near the best size (P,)."""
+    return np.asarray(np.exp(-_excess(found, runs) / _NEAR) + _LEAST_WEIGHT)
 
 
 def _excess(found: Fit, runs: Runs) -> np.ndarray:

@@ -17,10 +17,10 @@ from scipy.stats import t as student_t
 from embedlab.errors import ConfigError
 from embedlab.scaling.bootstrap import NUM_REPLICATES, Interval, Replicates, bootstrap, weakly_identified
 from embedlab.scaling.error_growth import ErrorGrowth, error_growth
-from embedlab.scaling.fitting import HUBER_DELTA, NUM_STARTS, Fit, Runs
+from embedlab.scaling.fitting import HUBER_DELTA, NUM_STARTS, Configurations, Fit, Runs
 from embedlab.scaling.isoflop import has_interior_optimum
 from embedlab.scaling.laws import Chinchilla, Law, Multiplicative, Rectified, Repeated
-from embedlab.scaling.members import FittedMember, Member, Worths, fitted_members
+from embedlab.scaling.members import FittedMember, Member, Worths, fitted_members, log_loss, weighted_sum
 from embedlab.scaling.observations import Observation, runs_of
 from embedlab.scaling.validation import Choice, HoldOut, averaged, choices
 
@@ -42,36 +42,21 @@ class LawPart:
     Attributes:
         share: Share of the law in predictions, from 0 to 1.
         replicates: Fit of the law with bootstrap replicates.
-        worths: Worths of the backbones, each with its share among the members that use the law.
+        worths: Worths of the backbones, as the weighted mean over the members that use the law.
     """
 
     share: float
     replicates: Replicates
-    worths: tuple[tuple[float, Worths], ...]
+    worths: Worths
 
-    def log_loss(
-        self,
-        one: Fit,
-        parameters_C: np.ndarray,
-        tokens_C: np.ndarray,
-        unique_tokens_C: np.ndarray | None = None,
-        backbones: Sequence[str] | None = None,
-    ) -> np.ndarray:
+    def log_loss(self, one: Fit, at: Configurations) -> np.ndarray:
         """Return the natural logarithm of the loss that a fit or a replicate of the law predicts: (C,).
 
         Args:
             one: The fit, or one of its bootstrap replicates.
-            parameters_C: Model sizes, in parameters.
-            tokens_C: Amounts of data, in tokens.
-            unique_tokens_C: Number of tokens of one epoch; None if no token is repeated.
-            backbones: Name of the backbone of each configuration; None for models of these sizes in general.
+            at: Configurations to predict the losses of.
         """
-        log_loss_C = np.log(one.loss(parameters_C, tokens_C, unique_tokens_C))
-        if backbones is not None:
-            for share, worths in self.worths:
-                if worths.constants:
-                    log_loss_C = log_loss_C + share * worths.of(backbones, np.log(tokens_C))
-        return np.asarray(log_loss_C)
+        return log_loss(one, self.worths, at)
 
 
 @dataclass(frozen=True)
@@ -214,9 +199,10 @@ class MethodLaw:
         names = None if backbones is None else list(backbones) * len(flops_G)
         is_known_GC = self.knows(sizes_GC, tokens_GC)
         none_G = ~is_known_GC.any(axis=1)
+        at = Configurations(sizes_GC.ravel(), tokens_GC.ravel(), None, names)
 
         def least(part: LawPart, one: Fit) -> np.ndarray:
-            loss_GC = part.log_loss(one, sizes_GC.ravel(), tokens_GC.ravel(), None, names).reshape(sizes_GC.shape)
+            loss_GC = part.log_loss(one, at).reshape(sizes_GC.shape)
             least_G = np.where(is_known_GC, loss_GC, np.inf).min(axis=1)
             return np.asarray(np.where(none_G, np.nan, least_G))
 
@@ -228,52 +214,28 @@ class MethodLaw:
         """Return by how many factors of 10 FLOPs exceed those of the largest run; 0 where they do not exceed them."""
         return np.asarray(np.maximum(np.log10(flops / self.largest_flops), 0.0))
 
-    def log_loss(
-        self,
-        parameters_C: np.ndarray,
-        tokens_C: np.ndarray,
-        unique_tokens_C: np.ndarray | None = None,
-        backbones: Sequence[str] | None = None,
-    ) -> np.ndarray:
+    def log_loss(self, at: Configurations) -> np.ndarray:
         """Return the natural logarithms of predicted losses (C,), as weighted means over the laws.
 
         Args:
-            parameters_C: Model sizes, in parameters.
-            tokens_C: Amounts of data, in tokens.
-            unique_tokens_C: Number of tokens of one epoch; None if no token is repeated.
-            backbones: Name of the backbone of each configuration; None for models of these sizes in general.
+            at: Configurations to predict the losses of.
         """
-        of_parts = [
-            part.share * part.log_loss(part.replicates.fit, parameters_C, tokens_C, unique_tokens_C, backbones)
-            for part in self.parts
-        ]
-        return np.asarray(np.sum(of_parts, axis=0))
+        return np.asarray(np.sum([part.share * part.log_loss(part.replicates.fit, at) for part in self.parts], axis=0))
 
-    def log_losses(
-        self,
-        parameters_C: np.ndarray,
-        tokens_C: np.ndarray,
-        unique_tokens: float | None = None,
-        backbones: Sequence[str] | None = None,
-        num_draws: int = NUM_DRAWS,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def log_losses(self, at: Configurations, num_draws: int = NUM_DRAWS) -> tuple[np.ndarray, np.ndarray]:
         """Return the logarithms of predicted losses of single runs.
 
         Args:
-            parameters_C: Model sizes, in parameters.
-            tokens_C: Amounts of data, in tokens.
-            unique_tokens: Number of tokens of one epoch; None if no token is repeated.
-            backbones: Name of the backbone of each configuration; None for models of these sizes in general.
+            at: Configurations to predict the losses of.
             num_draws: Number of random draws (R).
 
         Returns:
             The estimates (C,), and random draws of the losses that runs might have (R, C). A draw has one error of the
             law for all configurations, and a noise of its own for each.
         """
-        unique_C = None if unique_tokens is None else np.minimum(tokens_C, unique_tokens)
-        estimate_C = self.log_loss(parameters_C, tokens_C, unique_C, backbones)
-        growth_C = self.growth.per_decade * self.decades(tokens_C * self.flops_per_token(parameters_C))
-        names = [str(number) for number in range(len(tokens_C))] if backbones is None else backbones
+        estimate_C = self.log_loss(at)
+        growth_C = self.growth.per_decade * self.decades(at.tokens_C * self.flops_per_token(at.parameters_C))
+        names = [str(number) for number in range(len(at.tokens_C))] if at.backbones is None else at.backbones
         noise_RC = np.stack([self.draws(name, num_draws) for name in names], axis=1)
         log_RC = estimate_C + growth_C * self.draws("", num_draws)[:, None] + self.growth.noise * noise_RC
         return estimate_C, log_RC
@@ -352,22 +314,32 @@ def _law_of(
     seed: int,
 ) -> MethodLaw:
     runs = runs_of(observations)
+    fitted, ranked = _fitted_choices(method, observations, members, huber_delta)
+    weights = [choice.weight for choice in ranked if choice.weight > 0]
+    parts = law_parts(fitted, weights, runs, num_replicates=num_replicates, seed=seed)
+    return MethodLaw(method, observations, tuple(ranked), parts, *errors_of_mean(fitted, ranked, runs))
+
+
+@lru_cache  # without the bootstrap, so that another number of replicates fits no law twice
+def _fitted_choices(
+    method: str,
+    observations: tuple[Observation, ...],
+    members: tuple[Member, ...] | None,
+    huber_delta: float | None,
+) -> tuple[list[FittedMember], list[Choice]]:
+    """Return the members with a weight, fitted to all runs, and all members that were tried, the best first."""
+    runs = runs_of(observations)
     ranked = choices(members_to_try(runs) if members is None else members, runs, huber_delta=huber_delta)
     refusal: ConfigError | None = None
     while True:
         try:
-            used = [choice for choice in ranked if choice.weight > 0]
-            fitted = fitted_members(
-                [choice.member for choice in used], runs, huber_delta=huber_delta, num_starts=NUM_STARTS
-            )
-            break
+            used = [choice.member for choice in ranked if choice.weight > 0]
+            return fitted_members(used, runs, huber_delta=huber_delta, num_starts=NUM_STARTS), ranked
         except ConfigError as error:
             refusal = refusal or error
             ranked = _without_first(ranked)
             if not ranked:
                 raise ConfigError(f"No law can be fitted to the runs of {method}. {refusal}") from refusal
-    parts = law_parts(fitted, [choice.weight for choice in used], runs, num_replicates=num_replicates, seed=seed)
-    return MethodLaw(method, observations, tuple(ranked), parts, *errors_of_mean(fitted, ranked, runs))
 
 
 def _without_first(ranked: Sequence[Choice]) -> list[Choice]:
@@ -410,7 +382,8 @@ def law_parts(
         one = group[0][0]
         weights_P = one.weights_P if one.member.is_near_best else None
         replicates = bootstrap(one.fit, runs, num_replicates=count, seed=(seed, number), weights_P=weights_P)
-        parts.append(LawPart(share, replicates, tuple((weight / share, member.worths) for member, weight in group)))
+        worths = weighted_sum((weight / share, member.worths) for member, weight in group)
+        parts.append(LawPart(share, replicates, worths))
     return tuple(parts)
 
 
@@ -425,10 +398,7 @@ def errors_of_mean(
         runs: Runs that the members were fitted to.
     """
     weights = [choice.weight for choice in ranked if choice.weight > 0]
-    mean_P = sum(
-        weight * one.log_loss(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P, runs.backbones)
-        for weight, one in zip(weights, fitted, strict=True)
-    )
+    mean_P = sum(weight * one.log_loss(runs.configurations) for weight, one in zip(weights, fitted, strict=True))
     hold_outs = averaged(ranked)
     measured = [(np.array(held.decades), np.array(held.errors)) for held in hold_outs]
     return hold_outs, error_growth(np.log(runs.loss_P) - mean_P, measured)

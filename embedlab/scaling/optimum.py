@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from embedlab.scaling.bootstrap import Interval, quantiles
-from embedlab.scaling.fitting import Fit
+from embedlab.scaling.fitting import Configurations, Fit
 from embedlab.scaling.method_laws import FARTHEST, LawPart, MethodLaw
 
 _SIZES_TO_TRY = 97  # on the search grid
@@ -99,8 +99,10 @@ def best_sizes(law: MethodLaw, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndar
     sizes_GC = np.broadcast_to(np.exp(log_C), tokens_GC.shape)
     rows_G = np.arange(len(flops_G))
 
+    at = Configurations(sizes_GC.ravel(), tokens_GC.ravel())
+
     def log_loss(part: LawPart, fit: Fit) -> np.ndarray:
-        return part.log_loss(fit, sizes_GC.ravel(), tokens_GC.ravel()).reshape(tokens_GC.shape)
+        return part.log_loss(fit, at).reshape(tokens_GC.shape)
 
     def best(loss_GC: np.ndarray) -> np.ndarray:
         least_G = loss_GC.argmin(axis=1)

@@ -15,6 +15,7 @@ import numpy as np
 
 from embedlab.errors import ConfigError
 from embedlab.scaling.bootstrap import Interval, quantiles
+from embedlab.scaling.fitting import Configurations
 from embedlab.scaling.method_laws import FARTHEST, MethodLaw
 from embedlab.scaling.observations import Observation
 
@@ -310,8 +311,9 @@ def _ranked(
         if not of_law:
             continue
         sizes_C, tokens_C = (np.array([getattr(one, name) for one in of_law]) for name in ("parameters", "tokens"))
-        backbones = [one.backbone for one in of_law]
-        estimate_C, log_RC = law.log_losses(sizes_C, tokens_C, unique_tokens, backbones)
+        unique_C = None if unique_tokens is None else np.minimum(tokens_C, unique_tokens)
+        at = Configurations(sizes_C, tokens_C, unique_C, [one.backbone for one in of_law])
+        estimate_C, log_RC = law.log_losses(at)
         order += of_law
         estimates.append(estimate_C)
         replicates.append(log_RC)

@@ -17,7 +17,7 @@ import numpy as np
 from embedlab.errors import ConfigError
 from embedlab.scaling.bootstrap import REPLICATE_TOLERANCE, Replicates, drawn_weights, spread_of
 from embedlab.scaling.descent import least_huber
-from embedlab.scaling.fitting import NO_NOISE, SAME_BASIN, Fit, LogResiduals, Runs, fit
+from embedlab.scaling.fitting import NO_NOISE, SAME_BASIN, Fit, LogResiduals, Runs, refit
 from embedlab.scaling.members import FittedMember, Member, worths_of
 from embedlab.scaling.method_laws import LawPart, MethodLaw, errors_of_mean
 from embedlab.scaling.validation import HELD_OUT, NUM_STARTS, Choice, HoldOut, errors_of, without_largest
@@ -58,7 +58,7 @@ def share_irreducible_loss(laws: Sequence[MethodLaw], *, num_replicates: int) ->
             replace(
                 law,
                 choices=(choice, *without),
-                parts=(LawPart(1.0, replicates, ((1.0, fitted.worths),)),),
+                parts=(LawPart(1.0, replicates, fitted.worths),),
                 hold_outs=of_mean[0],
                 growth=of_mean[1],
             )
@@ -88,8 +88,7 @@ def _hold_outs(laws: Sequence[MethodLaw], runs_M: Sequence[Runs], num_budgets: i
         return None
     try:
         alone_M = [
-            fit(law.fit.law, rest, huber_delta=law.fit.huber_delta, num_starts=NUM_STARTS)
-            for law, rest in zip(laws, rest_M, strict=True)
+            refit(law.fit, rest, starts=(), num_starts=NUM_STARTS) for law, rest in zip(laws, rest_M, strict=True)
         ]
     except ConfigError:
         return None
@@ -134,8 +133,7 @@ class _Joint:
         for first in self._alone_M:
             constant = float(np.clip(first.theta_K[0], *self._bounds[0]))
             suited_M = [
-                fit(one.law, runs, huber_delta=one.huber_delta, starts=[one.theta_K], fixed={0: constant})
-                for one, runs in zip(self._alone_M, self._runs_M, strict=True)
+                refit(one, runs, fixed={0: constant}) for one, runs in zip(self._alone_M, self._runs_M, strict=True)
             ]
             tried.append(self.descent(suited_M, [np.ones(len(runs)) for runs in self._runs_M], _EXACT))
         objectives = [sum(one.objective for one in fits_M) for fits_M in tried]

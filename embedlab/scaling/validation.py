@@ -166,7 +166,7 @@ def errors_of(found: FittedMember, rest: Runs, held_out: Runs, num_budgets: int)
         held_out: Runs to predict.
         num_budgets: Number of budget levels of the held-out runs.
     """
-    predicted_P = found.log_loss(held_out.parameters_P, held_out.tokens_P, held_out.unique_tokens_P, held_out.backbones)
+    predicted_P = found.log_loss(held_out.configurations)
     errors_P = predicted_P - np.log(held_out.loss_P)
     return HoldOut(
         num_budgets=num_budgets,
@@ -192,7 +192,10 @@ def choices(members: Sequence[Member], runs: Runs, *, huber_delta: float | None 
     of_member = list(zip(*tried, strict=True))
     possible = [number for number, found in enumerate(of_member) if found[0] is not None]
     common = [i for i in range(len(HELD_OUT)) if possible and all(of_member[number][i] for number in possible)]
-    errors = [_error(runs, [of_member[n][i] for i in common]) if n in possible else np.inf for n in range(len(members))]
+    importance = [_importance(runs, HELD_OUT[i]) for i in common]
+    errors = [
+        _error([of_member[n][i] for i in common], importance) if n in possible else np.inf for n in range(len(members))
+    ]
     ranked = [
         Choice(member, tuple(one for one in found if one is not None), error, weight)
         for member, found, error, weight in zip(members, of_member, errors, _weights(errors), strict=True)
@@ -200,17 +203,26 @@ def choices(members: Sequence[Member], runs: Runs, *, huber_delta: float | None 
     return sorted(ranked, key=lambda choice: -choice.weight)
 
 
-def _error(runs: Runs, hold_outs: Sequence[HoldOut | None]) -> float:
-    """Return the mean absolute error of hold-outs, in which runs near the best of their budget weigh more."""
-    total = weights = 0.0
+def _importance(runs: Runs, num_budgets: int) -> np.ndarray:
+    """Return the weights of held-out runs in the error of a member (P,): runs near the best of their budget weigh more.
+
+    Args:
+        runs: Runs of one method.
+        num_budgets: Number of the largest budget levels that are held out.
+    """
     levels_P, log_loss_P = runs.budget_P, np.log(runs.loss_P)
-    least = {level: log_loss_P[levels_P == level].min() for level in np.unique(levels_P)}
-    excess_P = np.array([loss - least[level] for loss, level in zip(log_loss_P, levels_P, strict=True)])
-    budgets = np.unique(levels_P)
-    for held in hold_outs:
+    budgets, place_P = np.unique(levels_P, return_inverse=True)
+    least = np.full(len(budgets), np.inf)
+    np.minimum.at(least, place_P, log_loss_P)
+    weight_P = np.exp(-(log_loss_P - least[place_P]) / _BEST)[place_P < num_budgets]
+    return np.asarray(weight_P * RECENCY ** (num_budgets - 1) / len(weight_P) ** 0.5)
+
+
+def _error(hold_outs: Sequence[HoldOut | None], importance: Sequence[np.ndarray]) -> float:
+    """Return the weighted mean absolute error of hold-outs, with the weights of the runs of each hold-out."""
+    total = weights = 0.0
+    for held, weight_P in zip(hold_outs, importance, strict=True):
         assert held is not None
-        is_held_out_P = levels_P <= budgets[held.num_budgets - 1]
-        weight_P = np.exp(-excess_P[is_held_out_P] / _BEST) * RECENCY ** (held.num_budgets - 1) / held.num_runs**0.5
         total += float(weight_P @ np.minimum(np.abs(held.errors), _LARGEST_ERROR))
         weights += float(weight_P.sum())
     return total / weights

@@ -36,8 +36,7 @@ def share_inside(name: str, cut: int) -> dict[float, list[bool]]:
         ]
         fitted = [row for row, level in zip(rows, budget_P, strict=True) if level >= levels[cut]]
         law = law_of(method, fitted, num_replicates=3)
-        sizes_C, tokens_C = (np.array([getattr(row, what) for row in held_out]) for what in ("parameters", "tokens"))
-        _, log_RC = law.log_losses(sizes_C, tokens_C, None, [row.backbone for row in held_out])
+        _, log_RC = law.log_losses(runs_of(held_out).configurations)
         log_loss_C = np.log([row.loss for row in held_out])
         for level, found in inside.items():
             low_C, high_C = quantiles(log_RC, level)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from embedlab.scaling.fitting import Runs, fit
+from embedlab.scaling.fitting import Configurations, Runs, fit
 from embedlab.scaling.laws import Chinchilla
 from embedlab.scaling.members import FittedMember, Member, fitted_members, worths_of
 from helpers.tables import TRUTHS, made
@@ -63,12 +63,14 @@ def test_backbones_of_one_size_have_worths_of_their_own() -> None:
         ],
     )
     found = fitted(twice, worths=True)
-    at = (np.full(2, 1e7), np.full(2, 1e9), None)
-    better, worse = np.exp(found.log_loss(*at, ["better 1e+07", "worse 1e+07"]))
+
+    def losses(backbones: list[str] | None) -> np.ndarray:
+        return np.exp(found.log_loss(Configurations(np.full(2, 1e7), np.full(2, 1e9), None, backbones)))
+
+    better, worse = losses(["better 1e+07", "worse 1e+07"])
     truth = TRUTH["E"] + TRUTH["A"] / 1e7 ** TRUTH["alpha"] + TRUTH["B"] / 1e9 ** TRUTH["beta"]
     assert better / truth == pytest.approx(0.98, abs=0.004) and worse / truth == pytest.approx(1.02, abs=0.004)
-    middle = np.exp(found.log_loss(*at, None))[0]
-    assert np.exp(found.log_loss(*at, ["never seen", "nor this"])) == pytest.approx(middle), "the law of its size"
+    assert losses(["never seen", "nor this"]) == pytest.approx(losses(None)), "the law of its size"
 
 
 def test_noise_is_no_worth() -> None:

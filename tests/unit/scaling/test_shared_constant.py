@@ -9,7 +9,7 @@ import pytest
 
 from embedlab.scaling.laws import Chinchilla
 from embedlab.scaling.members import Member
-from embedlab.scaling.method_laws import MethodLaw, law_of, laws_of
+from embedlab.scaling.method_laws import MethodLaw, law_of
 from embedlab.scaling.observations import Observation, by_method
 from embedlab.scaling.shared_constant import share_irreducible_loss
 from helpers.two_methods import runs
@@ -30,9 +30,18 @@ def rows(noise: float) -> list[Observation]:
     return made
 
 
+def alone(observations: list[Observation], num_replicates: int) -> list[MethodLaw]:
+    """One law a method, of the formula that the losses follow."""
+    simple = [Member(Chinchilla(), is_near_best=False, has_worths=False)]
+    return [
+        law_of(method, its, members=simple, num_replicates=num_replicates, seed=seed)
+        for seed, (method, its) in enumerate(by_method(observations).items())
+    ]
+
+
 def both(noise: float, num_replicates: int) -> tuple[list[MethodLaw], list[MethodLaw]]:
     """Alone, and shared."""
-    laws, _ = laws_of(by_method(rows(noise)), num_replicates=num_replicates)
+    laws = alone(rows(noise), num_replicates)
     return laws, share_irreducible_loss(laws, num_replicates=num_replicates)
 
 
@@ -45,22 +54,20 @@ def test_without_noise_every_parameter_is_recovered() -> None:
 
 
 def test_all_methods_have_one_constant_that_is_known_better() -> None:
-    alone, shared = both(0.01, 60)
+    separate, shared = both(0.01, 60)
     assert shared[0].fit.parameters["E"] == pytest.approx(shared[1].fit.parameters["E"])
     for one, other in zip(shared[0].replicates.fits_R, shared[1].replicates.fits_R, strict=True):
         assert one.theta_K[0] == other.theta_K[0]
-    simple = [Member(Chinchilla(), is_near_best=False, has_worths=False)]
-    alone = [law_of(law.method, law.observations, members=simple, num_replicates=60) for law in alone]
-    widths = [np.diff(np.log(law.replicates.parameter("E")))[0] for law in (*alone, *shared)]
+    widths = [np.diff(np.log(law.replicates.parameter("E")))[0] for law in (*separate, *shared)]
     assert max(widths[2:]) < min(widths[:2])
     low, high = shared[0].replicates.parameter("E")
     assert low < 0.35 < high
-    assert sum(law.fit.objective for law in shared) >= sum(law.fit.objective for law in alone) * (1 - 1e-9)
+    assert sum(law.fit.objective for law in shared) >= sum(law.fit.objective for law in separate) * (1 - 1e-9)
 
 
 def test_the_hold_outs_are_those_of_the_shared_law() -> None:
     other = [replace(row, loss=row.loss + (0.3 if row.method == "lora" else 0.0)) for row in rows(0.0)]
-    wrongly = share_irreducible_loss(laws_of(by_method(other), num_replicates=3)[0], num_replicates=3)
+    wrongly = share_irreducible_loss(alone(other, 3), num_replicates=3)
     _, rightly = both(0.0, 3)
     assert [len(law.held_out_error) for law in wrongly] == [3, 3]
     for wrong, right in zip(wrongly, rightly, strict=True):
