@@ -24,7 +24,7 @@ from embedlab.data.datamodule import PairDataModule
 from embedlab.errors import ConfigError, Preparation, in_one_line
 from embedlab.files import locked_folder, remove_unfinished
 from embedlab.method import registry
-from embedlab.pretraining.ladder import LADDER, ensure_rung
+from embedlab.pretraining.ladder import LADDER, ensure_rung, name_of_rung
 from embedlab.records import FILE as RECORD
 from embedlab.training.callbacks.branch_points import BranchPoints
 from embedlab.training.callbacks.checkpoint import RunCheckpoint
@@ -134,6 +134,7 @@ class EmbedLabCLI(LightningCLI):
     preparation: Preparation
     resources: ExitStack
     seconds_to_wait = 0.0
+    _backbone_before: str | None = None  # folder of the backbone that the checkpoint was trained on
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -202,7 +203,10 @@ class EmbedLabCLI(LightningCLI):
             raise ConfigError(UNTRAINED)
         if config.ckpt_path is not None:
             require_whole(Path(config.ckpt_path))
-            read_checkpoint(Path(config.ckpt_path))
+            saved = read_checkpoint(Path(config.ckpt_path))
+            before = saved["run_config"]["model"].get("backbone")
+            path = before.get("path") if isinstance(before, dict) else None
+            self._backbone_before = path if isinstance(path, str) else None
 
     def _take(self, output: Path, *, is_new: bool) -> None:
         """Lock the run's folder and remove unfinished files. For a new run, the folder must not hold another run.
@@ -224,7 +228,7 @@ class EmbedLabCLI(LightningCLI):
         """Do nothing, in place of Lightning's code, so that a checkpoint cannot change which model is created."""
 
     def before_instantiate_classes(self) -> None:
-        """Set the default number of epochs, check the number of processes, and pre-train a missing rung of the ladder.
+        """Set the default number of epochs, and check the number of processes.
 
         Raises:
             ConfigError: If there are too many processes for the machine.
@@ -234,9 +238,20 @@ class EmbedLabCLI(LightningCLI):
         if trainer.max_epochs is None:
             trainer.max_epochs = 1 if trainer.max_steps == -1 else -1  # steps alone may take any number of epochs
         _refuse_many_processes(trainer.devices)
-        path = config.model.backbone.path
-        if path.startswith(LADDER):
-            config.model.backbone.path = str(ensure_rung(path.removeprefix(LADDER)))
+
+    def instantiate_classes(self) -> None:
+        """Create trainer, model and data, and pre-train a missing rung of the ladder.
+
+        The model is loaded from the folder of a rung, but configuration and record name the rung, because the folder
+        is another one for another user, machine or Python.
+        """
+        backbone = self.config[self.subcommand].model.backbone
+        name = name_of_rung(backbone.path)
+        named = backbone.path if name is None else f"{LADDER}{name}"
+        if named.startswith(LADDER):
+            backbone.path = str(ensure_rung(named.removeprefix(LADDER), before=self._backbone_before))
+        super().instantiate_classes()
+        backbone.path = self.model.backbone_name = named
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Return a trainer with the callbacks of embedlab, which logs to the run's folder unless a logger is named.

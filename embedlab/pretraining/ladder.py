@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -32,11 +33,11 @@ from transformers.utils import logging as transformers_logging
 
 from embedlab.data.readers import STANDARD_LIBRARY
 from embedlab.errors import ConfigError, DataError, TrainingError
-from embedlab.files import UNFINISHED, build_once, cache_folder, write_whole
+from embedlab.files import UNFINISHED, build_once, cache_folder, fault_of, write_whole
 from embedlab.method import num_nonembedding_parameters
 from embedlab.pretraining.corpus import ConsecutiveStarts, SequenceStarts, TextSource, pack_text, text_fingerprint
 from embedlab.pretraining.language_model import CausalLanguageModel
-from embedlab.pretraining.rungs import Rung, model_config, rung_named
+from embedlab.pretraining.rungs import RUNGS, Rung, model_config, rung_named
 
 LADDER = "ladder:"
 """Beginning of the path of a backbone that is a rung of the default ladder, for example ``ladder:r0``."""
@@ -161,7 +162,7 @@ def pretrain(
         )
 
 
-def ensure_rung(name: str) -> Path:
+def ensure_rung(name: str, *, before: str | None = None) -> Path:
     """Return the folder of a rung of the default ladder in the user's cache, and pre-train the rung if it is missing.
 
     The name of the ladder's folder depends on everything that the models depend on, including the standard library of
@@ -169,12 +170,34 @@ def ensure_rung(name: str) -> Path:
 
     Args:
         name: Name of the rung, for example ``r0``.
+        before: Folder of the backbone of an earlier run. If it is this rung in another ladder of the cache, for example
+            because Python was updated since, the rung of that ladder is returned.
 
     Raises:
         ConfigError: If no rung has this name.
         DataError: If the sources of the standard library are missing, or if the cache cannot be written.
     """
-    return _make(_DEFAULT, [rung_named(name)], None)[0]
+    rung = rung_named(name)
+    if before is not None and Path(before).name == name and re.fullmatch("[0-9a-f]{16}", Path(before).parent.name):
+        folder = _cached_ladders() / Path(before).parent.name / name
+        if folder.is_dir() and fault_of(folder) is None:
+            return folder
+    return _make(_DEFAULT, [rung], None)[0]
+
+
+def name_of_rung(path: str) -> str | None:
+    """Return the name of the rung of the default ladder that is in a folder; None if the folder is not such a rung.
+
+    >>> name_of_rung("runs/fit")
+    """
+    folder = Path(path).absolute()
+    if folder.parent.parent != _cached_ladders().absolute() or folder.name not in {rung.name for rung in RUNGS}:
+        return None
+    try:
+        default = _default_folder(_DEFAULT.identity())
+    except DataError:  # without the sources of the standard library there is no default ladder
+        return None
+    return folder.name if folder.parent == default.absolute() else None
 
 
 def default_rung_config(name: str) -> GPTNeoXConfig:
@@ -194,8 +217,7 @@ def default_rung_config(name: str) -> GPTNeoXConfig:
 def _make(settings: _Settings, rungs: Sequence[Rung], output: Path | None) -> list[Path]:
     identity = settings.identity()
     if output is None:
-        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-        output = cache_folder() / "ladders" / key  # the key stands for the settings, so no mark is needed
+        output = _default_folder(identity)  # its name stands for the settings, so no mark is needed
     else:
         _claim(output, identity)
     for rung in rungs:
@@ -208,6 +230,14 @@ def _make(settings: _Settings, rungs: Sequence[Rung], output: Path | None) -> li
                 f"{folder} holds a model of another shape: {there}, expected {asdict(rung)}. Give the rung a new name."
             )
     return [output / rung.name for rung in rungs]
+
+
+def _cached_ladders() -> Path:
+    return cache_folder() / "ladders"
+
+
+def _default_folder(identity: dict[str, Any]) -> Path:
+    return _cached_ladders() / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
 def _claim(output: Path, identity: dict[str, Any]) -> None:

@@ -63,7 +63,7 @@ class RunRecord:
         steps: Number of optimizer steps taken; None in records of versions that did not count steps.
         planned_steps: Number of optimizer steps planned; None if a budget of FLOPs ends the run.
         planned_flops: Budget of the run in algorithmic FLOPs; None if a number of steps ends the run.
-        backbone: Path or model id of the backbone.
+        backbone: Path or model id of the backbone, or the name of a rung of the ladder, for example ``ladder:r0``.
         backbone_options: Options of loading and pooling that change what the backbone learns: direction of attention,
             dtype of the weights, and pooling.
         random_weights: Whether the run started from random weights in place of pre-trained weights.

@@ -72,6 +72,7 @@ class EmbeddingModule(LightningModule):
         self.automatic_optimization = False  # a step back-propagates once per chunk
         self.strict_loading = False  # a checkpoint holds only the weights that training changes
         self.backbone_config = backbone
+        self.backbone_name = backbone.path  # for the record; the command line names a rung of the ladder here
         self.method = method
         self.loss = loss or SymmetricInfoNCE()
         self.pooling: PoolingMode = pooling

@@ -44,6 +44,8 @@ class RunConfig(RunCallback, SaveConfigCallback):
         backbone.path = absolute_path(backbone.path)  # so that a run can be resumed from any folder
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         model = config["model"] | {"seed": module.seed}  # linked to seed_everything, so not in the dump
+        # A checkpoint belongs to the very weights that it was trained on, which a rung's name does not tell.
+        model["backbone"]["path"] = absolute_path(module.backbone_config.path)
         module.run_config = {"model": model, "data": config["data"]}
         if stage == "fit":  # an evaluation leaves the run's configuration as it is
             self.config.ckpt_path = None

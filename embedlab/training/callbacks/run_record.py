@@ -239,7 +239,7 @@ class RunRecorder(RunCallback):
         return RunRecord(
             run_id=self.run_id,
             status=status,
-            backbone=module.backbone_config.path,
+            backbone=module.backbone_name,
             backbone_options={
                 "attention_direction": module.backbone_config.attention_direction,
                 "dtype": module.backbone_config.dtype,

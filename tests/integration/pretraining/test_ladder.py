@@ -6,9 +6,11 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from embedlab.pretraining import ladder
 from embedlab.pretraining.corpus import TextSource
 from embedlab.pretraining.ladder import ensure_rung, pretrain
 from embedlab.pretraining.rungs import RUNGS, Rung, model_config
+from embedlab.records import FILE, read_record
 from helpers.paths import ROOT
-from helpers.runs import assert_same_bits, error_of
+from helpers.runs import assert_same_bits, error_of, fit, trained_weights, write_config
 
 CONFIGS = ROOT / "configs" / "ladder"
 TINY = Rung(name="tiny", width=32, blocks=1, heads=2)
@@ -218,6 +221,85 @@ def test_a_default_rung_is_trained_once_into_the_cache_and_leaves_the_random_sta
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     (text / "0.txt").write_text("another text")
     assert ensure_rung("r0") != folder
+
+
+@pytest.fixture
+def small_default(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A default ladder that is pre-trained in seconds."""
+    default = ladder._Settings(text=(TextSource(path=str(text)),), accelerator="cpu", **SETTINGS)  # type: ignore[arg-type]
+    monkeypatch.setattr(ladder, "_DEFAULT", default)
+
+
+def path_in(config: Path) -> str:
+    path: str = yaml.safe_load(config.read_text())["model"]["backbone"]["path"]
+    return path
+
+
+@pytest.mark.parametrize("by", ["its name", "the folder of the cache"])
+def test_a_run_on_a_rung_is_recorded_by_the_rungs_name(tmp_path: Path, small_default: None, by: str) -> None:
+    folder, run = str(ensure_rung("s0")), tmp_path / "run"
+    config = write_config(tmp_path, validation_fraction=0.2, max_length=30)
+    fit(config, "--model.backbone.path", "ladder:s0" if by == "its name" else folder)
+    assert read_record(run / FILE).backbone == path_in(run / "config.yaml") == "ladder:s0"
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["run_config"]["model"]["backbone"]["path"] == folder, "the very weights that it was trained on"
+
+
+def test_a_recipe_names_a_rung_and_trains_as_it_stands(
+    tmp_path: Path, small_default: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path, validation_fraction=0.3, max_length=30)
+    for rung, steps in product(("s0", "s1", "r0"), ("1", "4", "8")):
+        options = ["--model.backbone.path", f"ladder:{rung}", "--trainer.max_steps", steps]
+        fit(config, *options, "--output", str(tmp_path / "runs" / f"{rung}-{steps}"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMBEDLAB_CACHE", str(tmp_path / "of another user"))
+    capsys.readouterr()
+    main(["recipe", "--runs", "runs", "--budget", "2e8", "--replicates", "5", "--output", "recipes"])
+    (recipe,) = (tmp_path / "recipes").glob("*.yaml")
+    assert path_in(recipe) in capsys.readouterr().out
+    assert path_in(recipe) in ("ladder:s0", "ladder:s1", "ladder:r0") and "/ladders/" not in recipe.read_text()
+    fit(recipe, "--output", "trained")
+    assert read_record(Path("trained", FILE)).backbone == path_in(recipe)
+
+
+def test_the_same_weights_come_of_a_rungs_name_and_of_its_folder(tmp_path: Path, small_default: None) -> None:
+    config = write_config(tmp_path, validation_fraction=0.2, max_length=30)
+    copied = shutil.copytree(ensure_rung("s0"), tmp_path / "copied")
+    for name, path in (("named", "ladder:s0"), ("copied", str(copied))):
+        fit(config, "--model.backbone.path", path, "--output", str(tmp_path / name))
+    assert_same_bits(*(trained_weights(tmp_path / name) for name in ("named", "copied")))
+    named, other = (read_record(tmp_path / name / FILE) for name in ("named", "copied"))
+    assert (named.backbone, other.backbone) == ("ladder:s0", str(copied))
+    assert named.loss == other.loss and named.data_hash == other.data_hash
+
+
+@pytest.mark.parametrize("changed", ["nothing", "the standard library", "the configuration, which is an earlier one"])
+def test_a_run_on_a_rung_goes_on_with_the_weights_that_it_began_with(
+    tmp_path: Path, text: Path, small_default: None, changed: str
+) -> None:
+    config = write_config(tmp_path, validation_fraction=0.2, max_length=30)
+    options = ["--model.backbone.path", "ladder:s0", "--model.schedule", "Constant"]
+    for name, epochs in (("undisturbed", "2"), ("resumed", "1")):
+        fit(config, *options, "--trainer.max_epochs", epochs, "--output", str(tmp_path / name))
+    run, folder = tmp_path / "resumed", ensure_rung("s0")
+    if changed == "the standard library":
+        (text / "0.txt").write_text("another text")  # as another Python has
+    elif changed != "nothing":
+        earlier = (run / "config.yaml").read_text().replace("ladder:s0", str(folder))
+        (run / "config.yaml").write_text(earlier)
+    (run / FILE).unlink()
+    fit(run / "config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    assert_same_bits(trained_weights(run), trained_weights(tmp_path / "undisturbed"))
+    assert read_record(run / FILE).backbone == path_in(run / "config.yaml") == "ladder:s0"
+
+
+def test_a_rung_of_a_ladder_of_ones_own_keeps_its_path(tmp_path: Path, text: Path, small_default: None) -> None:
+    pretrain(text=[TextSource(path=str(text))], rungs=["s0"], accelerator="cpu", **(SETTINGS | {"tokens": 10_000}))  # type: ignore[arg-type]
+    (folder,) = (tmp_path / "cache" / "ladders").glob("*/s0")
+    config = write_config(tmp_path, validation_fraction=0.2, max_length=30)
+    fit(config, "--model.backbone.path", str(folder), "--output", str(tmp_path / "run"))
+    assert read_record(tmp_path / "run" / FILE).backbone == path_in(tmp_path / "run" / "config.yaml") == str(folder)
 
 
 def test_ranks_that_want_the_same_rung_train_it_once(text: Path, tmp_path: Path) -> None:
