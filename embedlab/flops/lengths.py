@@ -105,6 +105,11 @@ def _repeated(measure: Callable[[int], int], max_length: int) -> dict[int, float
 
 
 def _pieces(measure: Callable[[int], int], max_length: int) -> list[_Piece]:
+    """Return the first pieces, up to the longest text or until pieces of equal length follow each other.
+
+    A piece of less than three lengths at the end holds its measurements. A piece of three lengths may hold a step,
+    since nothing confirms its polynomial, but is right at these lengths.
+    """
     pieces: list[_Piece] = []
     start = _BLOCKS_FROM
     while start <= max_length and len(pieces) < _MOST_PIECES and not _is_periodic(pieces):
@@ -134,7 +139,14 @@ def _is_periodic(pieces: list[_Piece]) -> bool:
 
 
 def _last(agrees: Callable[[int], bool], start: int, guess: int, max_length: int) -> int:
-    """Return the last length that agrees, if all lengths from ``start`` agree up to it and none after it does."""
+    """Return the last length that agrees, if all lengths from ``start`` agree up to it and none after it does.
+
+    Args:
+        agrees: Function that returns whether a length agrees.
+        start: Length that agrees.
+        guess: Length that is tried first.
+        max_length: Maximum length.
+    """
     if start < guess < max_length and agrees(guess) and not agrees(guess + 1):
         return guess
     good, step = start, 1
