@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from embedlab.cli.commands import main
 from embedlab.data.datamodule import PairDataModule
@@ -17,8 +16,8 @@ from embedlab.data.sources import PairSource
 from embedlab.errors import ConfigError
 from embedlab.model.backbone import BackboneConfig
 from embedlab.testing.backbones import save_tiny_backbone
-from helpers.corpora import write_rows
-from helpers.runs import error_of, fit, start_ranks, write_config, write_pairs
+from helpers.faulty_data import with_faults
+from helpers.runs import error_of, fit, write_config
 
 NOWHERE = PairSource(path="nowhere.jsonl")
 
@@ -94,25 +93,6 @@ def test_a_prompt_is_refused_before_the_data_are_read(tmp_path: Path, capsys: py
     assert "query_prompt of source 'nowhere' has 40 tokens" in error_of(capsys, ["fit", "--config", str(config)])
 
 
-def with_faults(folder: Path) -> Path:
-    """60 pairs, 2 lines that are none, a long text, and a set of texts of which most are long."""
-    config = write_config(folder, validation_fraction=0.2)
-    pairs = write_pairs(folder / "pairs.jsonl")
-    with pairs.open("a") as file:
-        file.write('{"query": \n{"query": "a", "positive": 3}\n')
-        file.write(json.dumps({"query": "z", "positive": "long " * 20_000}) + "\n")
-    scored = [{"sentence1": "long " * n, "sentence2": "longer " * n, "score": n} for n in range(3, 13)]
-    write_rows(folder / "scored.jsonl", scored)
-    content = yaml.safe_load(config.read_text())
-    content["data"] |= {
-        "train": [{"path": str(pairs), "on_error": "skip"}],
-        "sts": [{"path": str(folder / "scored.jsonl")}],
-        "predict": {"path": str(folder / "scored.jsonl"), "column": "sentence1"},
-    }
-    config.write_text(yaml.safe_dump(content))
-    return config
-
-
 def test_what_is_left_out_is_said_also_from_the_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = with_faults(tmp_path)
     for output in ("first", "second"):
@@ -133,12 +113,3 @@ def test_what_is_left_out_is_said_also_from_the_cache(tmp_path: Path, capsys: py
     options = ["--config", str(config), "--output", str(tmp_path / "predicted"), "--ckpt_path", checkpoint]
     main(["predict", *options])
     assert "data.predict: 10 texts to encode, 6 texts cut at 32 tokens" in capsys.readouterr().out
-
-
-def test_two_ranks_say_it_once(tmp_path: Path) -> None:
-    config = with_faults(tmp_path)
-    command = ["fit", "--config", str(config), "--trainer.devices", "2", "--trainer.max_steps", "2"]
-    processes = start_ranks([[*command, "--data.batch_size", "6"]], tmp_path)
-    printed = [process.printed() for process in processes]
-    assert [process.exitcode for process in processes] == [0, 0], printed
-    assert [text.count("2 rows skipped (1 malformed line, 1 not a text), ") for text in printed] == [2, 0]
