@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from scipy.stats import t as student_t
 
-from embedlab.errors import ConfigError
+from embedlab.errors import ConfigError, plain_text
 from embedlab.scaling.bootstrap import NUM_REPLICATES, Interval, Replicates, bootstrap, weakly_identified
 from embedlab.scaling.error_growth import ErrorGrowth, error_growth
 from embedlab.scaling.fitting import HUBER_DELTA, NUM_STARTS, Configurations, Fit, Runs
@@ -22,6 +22,7 @@ from embedlab.scaling.isoflop import has_interior_optimum
 from embedlab.scaling.laws import Chinchilla, Law, Multiplicative, Rectified, Repeated
 from embedlab.scaling.members import FittedMember, Member, Worths, fitted_members, log_loss, weighted_sum
 from embedlab.scaling.observations import Observation, runs_of
+from embedlab.scaling.outliers import Outlier, outliers_of
 from embedlab.scaling.validation import Choice, HoldOut, averaged, choices
 
 FARTHEST = 10.0
@@ -70,6 +71,7 @@ class MethodLaw:
         parts: The laws of the members with a weight; the one whose parameters are reported comes first.
         hold_outs: Errors of the weighted mean of the members for each number of held-out budget levels.
         growth: Sizes of the errors of predictions, by the distance from the runs.
+        outliers: Runs that no law was fitted to, because their losses are far from those of all other runs.
     """
 
     method: str
@@ -78,6 +80,7 @@ class MethodLaw:
     parts: tuple[LawPart, ...]
     hold_outs: tuple[HoldOut, ...]
     growth: ErrorGrowth
+    outliers: tuple[Outlier, ...] = ()
 
     @property
     def replicates(self) -> Replicates:
@@ -126,16 +129,20 @@ class MethodLaw:
 
     @property
     def caution(self) -> str:
-        """A warning about runs that have hardly learned, which no law describes; empty without such runs."""
+        """Warnings about runs that no law describes: outliers, and runs that have hardly learned; empty without any."""
+        found = []
+        if self.outliers:
+            listed = "; ".join(plain_text(one.words, longest=None) for one in self.outliers)
+            found.append(f"Left out, because their losses are far from those of all other runs: {listed}.")
         near = [row for row in self.observations if row.is_near_chance]
-        if not near:
-            return ""
-        return (
-            f"{len(near)} of {len(self.observations)} runs, of up to {max(row.flops for row in near):.3g} FLOPs, "
-            f"have losses near the loss of random guessing ({near[0].chance:.3g}). Early in training, losses fall "
-            "faster than a power law, so the law may predict too high losses for larger runs. Leave out small budgets, "
-            "or add larger budgets."
-        )
+        if near:
+            found.append(
+                f"{len(near)} of {len(self.observations)} runs, of up to {max(row.flops for row in near):.3g} FLOPs, "
+                f"have losses near the loss of random guessing ({near[0].chance:.3g}). Early in training, losses fall "
+                "faster than a power law, so the law may predict too high losses for larger runs. Leave out small "
+                "budgets, or add larger budgets."
+            )
+        return " ".join(found)
 
     @cached_property
     def weakly_identified(self) -> dict[str, Interval]:
@@ -313,11 +320,24 @@ def _law_of(
     num_replicates: int,
     seed: int,
 ) -> MethodLaw:
+    observations, outliers = _without_outliers(observations, members, huber_delta)
     runs = runs_of(observations)
     fitted, ranked = _fitted_choices(method, observations, members, huber_delta)
     weights = [choice.weight for choice in ranked if choice.weight > 0]
     parts = law_parts(fitted, weights, runs, num_replicates=num_replicates, seed=seed)
-    return MethodLaw(method, observations, tuple(ranked), parts, *errors_of_mean(fitted, ranked, runs))
+    hold_outs, growth = errors_of_mean(fitted, ranked, runs)
+    return MethodLaw(method, observations, tuple(ranked), parts, hold_outs, growth, outliers)
+
+
+@lru_cache
+def _without_outliers(
+    observations: tuple[Observation, ...], members: tuple[Member, ...] | None, huber_delta: float | None
+) -> tuple[tuple[Observation, ...], tuple[Outlier, ...]]:
+    runs = runs_of(observations)
+    law = (members or members_to_try(runs))[0].law
+    found = outliers_of(law, observations, runs, huber_delta)
+    names = {one.name for one in found}
+    return tuple(row for row in observations if row.name not in names), tuple(found)
 
 
 @lru_cache  # without the bootstrap, so that another number of replicates fits no law twice
