@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,11 @@ from embedlab.errors import ConfigError, plain_text, suggestion
 from embedlab.files import cannot_write, require_new, write_whole
 from embedlab.flops.data_sheets import DATA_SHEETS
 from embedlab.scaling.bootstrap import Interval
-from embedlab.scaling.crossover import Crossover, crossover
-from embedlab.scaling.method_laws import FARTHEST, MethodLaw, laws_of
+from embedlab.scaling.crossover import crossovers
+from embedlab.scaling.method_laws import MethodLaw, laws_of
 from embedlab.scaling.observations import Observation, by_method, with_best_learning_rates
 from embedlab.scaling.optimum import Optimum, optimum
-from embedlab.scaling.recipe import Constraints, Recipe, recipe, suite_of
+from embedlab.scaling.recipe import Constraints, Recipe, recipe
 from embedlab.scaling.recipe_config import recipe_config
 from embedlab.scaling.shared_constant import share_irreducible_loss
 
@@ -88,14 +87,14 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
         recipe(laws, budget, constraints, extrapolate=options.extrapolate, peak=peak) for budget in options.budget
     ]
     optima_of_answers = [[found for law in laws if (found := optimum(law, budget))] for budget in options.budget]
-    crossovers = _crossovers(laws)
+    pairs = crossovers(laws)
     written, notes = _written(Path(options.output), answers, laws) if options.output else ([], [])
     if options.json:
         report = {
             "laws": [_law_as_dict(law) for law in laws],
             "methods_without_a_law": refused,
             "left_out": {row.name: row.left_out for row in observations if row.left_out},
-            "crossovers": [asdict(one) for one in crossovers],
+            "crossovers": [asdict(one) for one in pairs],
             "recipes": [
                 asdict(answer) | {"optima": [asdict(found) for found in optima]}
                 for answer, optima in zip(answers, optima_of_answers, strict=True)
@@ -107,8 +106,7 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
         return
     screen = console()
     _print_laws(screen, laws, refused, observations)
-    for one in crossovers:
-        _print_crossover(screen, one)
+    _print_some(screen, [one.words for one in pairs if one.is_told(len(laws))])
     for answer, optima in zip(answers, optima_of_answers, strict=True):
         _print_recipe(screen, answer, optima)
     for note in notes:
@@ -173,20 +171,6 @@ def _peak_of(device: str) -> float:
             f"{', '.join(DATA_SHEETS)}." + suggestion(device, DATA_SHEETS)
         )
     return peak
-
-
-def _crossovers(laws: Sequence[MethodLaw]) -> list[Crossover]:
-    """Return the crossovers of all pairs of methods.
-
-    The search covers the budgets of the runs, and larger budgets up to the factor up to which a law is trusted.
-    """
-    sizes = [size for _, size in suite_of(laws)]
-    found = []
-    for one, other in combinations(laws, 2):
-        rows = [*one.observations, *other.observations]
-        low, high = min(row.flops for row in rows), max(row.flops for row in rows)
-        found.append(crossover(one, other, sizes, low, FARTHEST * high))
-    return [one for one in found if one is not None]
 
 
 def _written(folder: Path, answers: Sequence[Recipe], laws: Sequence[MethodLaw]) -> tuple[list[Path], list[str]]:
@@ -335,27 +319,6 @@ def _weak(name: str, profile: Interval) -> str:
     return f"{name} is weakly identified: {bounds}"
 
 
-def _print_crossover(screen: Console, found: Crossover) -> None:
-    low, high = found.looked_at
-    below, above = plain_text(found.below), plain_text(found.above)
-    if found.exists:
-        bounds = [f"{bound:.2g}" if 0 < bound < float("inf") else "" for bound in found.interval_80]
-        words = {
-            (True, True): f"between {bounds[0]} and {bounds[1]} FLOPs",
-            (True, False): f"above {bounds[0]} FLOPs",
-            (False, True): f"below {bounds[1]} FLOPs",
-            (False, False): "at an unknown budget",
-        }[bool(bounds[0]), bool(bounds[1])]
-        text = f"{below} is better at small budgets and {above} at large budgets. The crossover is {words} (80 %)."
-    else:
-        better, worse = (above, below) if found.flops == 0 else (below, above)
-        text = f"{better} is better than {worse} at every budget from {low:.2g} to {high:.2g} FLOPs."
-    line(
-        screen,
-        f"{text} The probability of a crossover between {low:.2g} and {high:.2g} FLOPs is {found.probability:.0%}.",
-    )
-
-
 def _print_recipe(screen: Console, answer: Recipe, optima: Sequence[Optimum]) -> None:
     best = answer.best
     table = Table("method", "backbone", title=f"{answer.budget:g} FLOPs", title_justify="left")
@@ -389,6 +352,8 @@ def _print_recipe(screen: Console, answer: Recipe, optima: Sequence[Optimum]) ->
     else:
         told = f"These {count} configurations cannot be told apart. The first has the lowest predicted loss."
     line(screen, told)
+    if answer.measured is not None:
+        line(screen, answer.measured.words)
     for found in optima:
         (fewest, most), (least, largest) = found.tokens_80, found.parameters_80
         (low, high) = found.tokens_per_parameter_80

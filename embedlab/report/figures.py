@@ -8,10 +8,10 @@ from functools import partial
 
 import numpy as np
 
-from embedlab.report.curves import budgets_of, crossovers, frontier
+from embedlab.report.curves import budgets_of, frontier
 from embedlab.report.figure import Axis, Figure, Kind, Series
 from embedlab.scaling.bootstrap import quantiles
-from embedlab.scaling.crossover import Crossover
+from embedlab.scaling.crossover import crossovers
 from embedlab.scaling.isoflop import isoflop_profiles
 from embedlab.scaling.method_laws import MethodLaw
 from embedlab.scaling.observations import Observation, runs_of
@@ -80,10 +80,9 @@ def _frontier(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> Figure:
                 Series(label=law.method, kind=Kind.BAND, x=x, low=low_G, high=high_G, color=number, strength=0.2)
             )
             lines.append(Series(label=law.method, kind=Kind.LINE, x=x, y=np.exp(estimate_G[known_G]), color=number))
-        for place, found in enumerate(crossovers(laws)):
-            words.append(_said(found))
-            if not found.exists:
-                continue
+        told = [one for one in crossovers(laws) if one.is_told(len(laws))]
+        words += [one.words for one in told]
+        for place, found in enumerate(one for one in told if one.exists):
             (low, high), (first, last) = found.interval_80, found.looked_at
             lines.append(
                 Series(
@@ -111,19 +110,6 @@ def _frontier(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> Figure:
         series=(*behind, *lines),
         empty=None if laws else _NO_LAW,
     )
-
-
-def _said(found: Crossover) -> str:
-    """Return a sentence that describes a crossover."""
-    low, high = (f"{bound:.2g}" if 0 < bound < np.inf else "no bound" for bound in found.interval_80)
-    first, last = (f"{bound:.2g}" for bound in found.looked_at)
-    if found.exists:
-        where = f"{found.flops:.2g} FLOPs (80 % interval: {low} to {high})"
-        text = f"{found.below} is better up to {where}, {found.above} above"
-    else:
-        better, worse = (found.above, found.below) if found.flops == 0 else (found.below, found.above)
-        text = f"{better} is better than {worse} at every budget"
-    return f"{text}. The probability that they change places from {first} to {last} FLOPs is {found.probability:.0%}."
 
 
 def _best(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> list[Figure]:

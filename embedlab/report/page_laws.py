@@ -75,8 +75,10 @@ def _method(
     for row in of_sizes[1]:
         memory[row.backbone] = max(memory.get(row.backbone, 0.0), row.memory_bytes or 0.0)
     rows_of_rates = [_rates(law, backbone, parameters) for backbone, parameters in suite]
+    place = {backbone: number for number, (backbone, _) in enumerate(suite)}
     return {
         "name": law.method,
+        "runs": [[place[row.backbone], row.flops, row.loss] for row in law.observations],
         "parts": [_part(part, [backbone for backbone, _ in suite]) for part in law.parts],
         "knowsRepetition": law.knows_repetition,
         "noise": law.growth.noise,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from embedlab.errors import ConfigError
+from embedlab.errors import ConfigError, plain_text
 from embedlab.scaling.bootstrap import Interval, quantiles
 from embedlab.scaling.fitting import Configurations
 from embedlab.scaling.method_laws import FARTHEST, MethodLaw
@@ -25,6 +25,8 @@ MOST_EPOCHS = 4.0
 Up to 4 epochs, repeated data are almost as good as new data (Muennighoff et al. 2023, arXiv:2305.16264).
 """
 
+_ABOUT = 0.5 * float(np.log(2))  # difference of log FLOPs up to which runs count as runs at a budget
+_CLEAR = 2.0  # standard deviations beyond which a difference of runs is more than noise
 _UNKNOWN = Interval(np.nan, np.nan)
 INDISTINGUISHABLE = 0.1
 """Minimum probability of a lower loss than the best configuration.
@@ -104,6 +106,53 @@ class Configuration:
     memory_bytes: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasuredBest:
+    """The run with the lowest loss at about the budget of a recipe, which the recommendation is compared with.
+
+    Attributes:
+        method: Name of the method of the run.
+        backbone: Name of the backbone of the run.
+        flops: Training cost of the run in FLOPs.
+        loss: Measured loss of the run.
+        num_runs: Number of runs at about the budget: up to a factor of the square root of 2 from it.
+        is_recommended: Whether the run has the recommended method and backbone.
+        recommended_loss: Lowest measured loss of the recommended configuration at about the budget; None if it was not
+            trained there.
+        noise: Standard deviation of the difference of log loss of two runs that comes from the noise of both runs.
+    """
+
+    method: str
+    backbone: str
+    flops: float
+    loss: float
+    num_runs: int
+    is_recommended: bool
+    recommended_loss: float | None
+    noise: float
+
+    @property
+    def words(self) -> str:
+        """Whether the runs agree with the recommendation, and if not, why they do not."""
+        of = f"of {self.num_runs} runs at about this budget" if self.num_runs > 1 else "of 1 run at about this budget"
+        at = f"{self.loss:.4g} at {self.flops:.3g} FLOPs"
+        if self.is_recommended:
+            return f"The runs agree: {of}, one of this configuration has the lowest loss ({at})."
+        text = (
+            f"The runs differ: {of}, one of {plain_text(self.backbone)} with {plain_text(self.method)} has the lowest "
+        )
+        if self.recommended_loss is None:
+            return f"{text}loss ({at}). The recommended configuration was not trained at this budget."
+        off = float(np.log(self.recommended_loss / self.loss))
+        text += f"loss ({at}), and the recommended configuration has {self.recommended_loss:.4g}."
+        if off <= _CLEAR * self.noise:
+            return f"{text} The difference of {off:.2%} is within the noise of two runs ({self.noise:.2%})."
+        return (
+            f"{text} The difference of {off:.2%} is more than the noise of two runs ({self.noise:.2%}), so the laws "
+            "miss something here: at this budget, the run is the safer choice."
+        )
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The recommendation for one budget.
@@ -115,6 +164,7 @@ class Recipe:
         extrapolation: Budget divided by the FLOPs of the largest run.
         ruled_out: Number of configurations that a reason rules out, by reason. A reason is the name of a constraint,
             with an explanation where needed.
+        measured: The best run at about the budget; None if there is no such run that meets the constraints.
     """
 
     budget: float
@@ -122,6 +172,7 @@ class Recipe:
     method_probability: dict[str, float]
     extrapolation: float
     ruled_out: dict[str, int]
+    measured: MeasuredBest | None = None
 
     @property
     def best(self) -> Configuration:
@@ -191,7 +242,39 @@ def recipe(
             + f". Relax {most}, or change the budget."
         )
     ranked, probability = _ranked(laws, possible, unique_tokens)
-    return Recipe(budget, tuple(ranked), probability, budget / largest, ruled_out)
+    return Recipe(budget, tuple(ranked), probability, budget / largest, ruled_out, _measured_best(laws, ranked))
+
+
+def _measured_best(laws: Sequence[MethodLaw], ranked: Sequence[Configuration]) -> MeasuredBest | None:
+    """Return the best run at about the costs of the possible configurations; None if there is none.
+
+    Args:
+        laws: Laws of the methods, with their runs.
+        ranked: Configurations that meet the constraints, the recommended one first.
+    """
+    flops = {(one.method, one.backbone): one.flops for one in ranked}
+    near = [
+        (law, row)
+        for law in laws
+        for row in law.observations
+        if (cost := flops.get((row.method, row.backbone))) and _distance(row.flops, cost) <= _ABOUT
+    ]
+    if not near:
+        return None
+    law, run = min(near, key=lambda one: one[1].loss)
+    first = ranked[0]
+    own = [(of, row.loss) for of, row in near if (row.method, row.backbone) == (first.method, first.backbone)]
+    noise = float(np.hypot(law.growth.noise, own[0][0].growth.noise if own else law.growth.noise))
+    return MeasuredBest(
+        method=run.method,
+        backbone=run.backbone,
+        flops=run.flops,
+        loss=run.loss,
+        num_runs=len(near),
+        is_recommended=(run.method, run.backbone) == (first.method, first.backbone),
+        recommended_loss=min((loss for _, loss in own), default=None),
+        noise=noise,
+    )
 
 
 def suite_of(laws: Sequence[MethodLaw]) -> list[tuple[str, float]]:

@@ -109,6 +109,10 @@
     try {
       const found = report.recipe(data.recipe, budget, constraints, extrapolate);
       const parts = [sentence(found.configurations[0])];
+      if (found.measured !== null) {
+        const kind = found.measured.is_recommended ? "note" : "warning";
+        parts.push(element("p", kind, report.measuredWords(found.measured)));
+      }
       if (found.extrapolation > 1) {
         parts.push(element("p", "warning", `The budget is ${general(found.extrapolation, 3)} times that of the largest run.`));
       }

@@ -168,6 +168,48 @@
     return [[...possible].sort((one, other) => one.loss - other.loss), probability];
   }
 
+  // Return the best run at about the costs of the possible configurations, or null if there is none.
+  function measuredBest(given, ranked) {
+    const first = ranked[0];
+    const near = [];
+    for (const method of given.methods) {
+      const costs = new Map(ranked.filter((one) => one.method === method.name).map((one) => [one.backbone, one.flops]));
+      for (const [place, flops, loss] of method.runs) {
+        const backbone = given.suite[place][0];
+        if (costs.get(backbone) && Math.abs(Math.log(flops) - Math.log(costs.get(backbone))) <= 0.5 * Math.LN2) {
+          const isRecommended = method.name === first.method && backbone === first.backbone;
+          near.push({ method: method.name, backbone, flops, loss, isRecommended, noise: method.noise });
+        }
+      }
+    }
+    if (!near.length) return null;
+    const { isRecommended, noise, ...run } = near.reduce((one, other) => (other.loss < one.loss ? other : one));
+    const own = near.filter((one) => one.isRecommended);
+    return {
+      ...run,
+      num_runs: near.length,
+      is_recommended: isRecommended,
+      recommended_loss: own.length ? Math.min(...own.map((one) => one.loss)) : null,
+      noise: Math.hypot(noise, own.length ? own[0].noise : noise),
+    };
+  }
+
+  // Say whether the runs agree with the recommendation, and if not, why they do not.
+  function measuredWords(best) {
+    const share = (value) => `${(100 * value).toFixed(2)}%`;
+    const of = `of ${best.num_runs} ${best.num_runs > 1 ? "runs" : "run"} at about this budget`;
+    const at = `${report.general(best.loss, 4)} at ${report.general(best.flops, 3)} FLOPs`;
+    if (best.is_recommended) return `The runs agree: ${of}, one of this configuration has the lowest loss (${at}).`;
+    const text = `The runs differ: ${of}, one of ${best.backbone} with ${best.method} has the lowest loss (${at})`;
+    if (best.recommended_loss === null) return `${text}. The recommended configuration was not trained at this budget.`;
+    const off = Math.log(best.recommended_loss / best.loss);
+    const known = `${text}, and the recommended configuration has ${report.general(best.recommended_loss, 4)}.`;
+    return off <= 2 * best.noise
+      ? `${known} The difference of ${share(off)} is within the noise of two runs (${share(best.noise)}).`
+      : `${known} The difference of ${share(off)} is more than the noise of two runs (${share(best.noise)}), so the ` +
+          "laws miss something here: at this budget, the run is the safer choice.";
+  }
+
   // Return the recipe for a budget. If there is no recipe, throw an Error with the reason.
   function recipe(given, budget, constraints, extrapolate) {
     const shown = (value) => report.general(value, 6);
@@ -213,8 +255,9 @@
       method_probability: methodProbability,
       extrapolation: budget / largest,
       ruled_out: Object.fromEntries(ruledOut),
+      measured: measuredBest(given, configurations),
     };
   }
 
-  Object.assign(report, { prepared, recipe });
+  Object.assign(report, { prepared, recipe, measuredWords });
 })(window.embedlabReport);

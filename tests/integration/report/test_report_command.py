@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,7 +21,7 @@ from embedlab.report.write import write_report
 from embedlab.scaling.bootstrap import Interval
 from embedlab.scaling.method_laws import MethodLaw, laws_of
 from embedlab.scaling.observations import Observation, by_method
-from embedlab.scaling.recipe import Constraints, recipe
+from embedlab.scaling.recipe import Constraints, MeasuredBest, recipe
 from embedlab.search.confirmation import Confirmation
 from helpers.browser import DESKTOP, PHONE, Browser, chromium, needs_chromium
 from helpers.published import COLUMNS
@@ -153,6 +154,24 @@ def test_the_page_answers_as_the_command_does(
     browser.open(page)
     for budget in (3e13, 7.7e15, 1e18, 9e18, 1e30, -1.5):
         assert_same(browser(RECIPE, budget, vars(constraints), False), python_s(laws, budget, constraints))
+
+
+@needs_chromium
+def test_the_page_compares_with_the_runs_in_the_words_of_the_command(
+    browser: Browser, page: Path, laws: list[MethodLaw]
+) -> None:
+    browser.open(page)
+    words = (
+        "const found = embedlabReport.recipe(embedlabReport.data.recipe, arguments[0], arguments[1], false).measured;"
+        "return found && embedlabReport.measuredWords(found)"
+    )
+    for budget in np.geomspace(1e13, 9e18, 40).tolist():
+        measured = recipe(laws, budget).measured
+        assert browser(words, budget, vars(Constraints())) == (measured and measured.words)
+    run = {"method": "full", "backbone": "tiny", "flops": 1.02e16, "loss": 0.41239, "num_runs": 7, "noise": 0.004}
+    for agrees, loss in ((True, 0.41239), (False, None), (False, 0.413), (False, 0.5)):
+        made = MeasuredBest(**run, is_recommended=agrees, recommended_loss=loss)
+        assert browser("return embedlabReport.measuredWords(arguments[0])", asdict(made)) == made.words
 
 
 @needs_chromium

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import asdict, replace
 from itertools import product
@@ -68,6 +69,10 @@ def test_somebody_elses_datasets_are_compared_like_methods(capsys: pytest.Captur
     report = answered(capsys, *GADRE, "--budget", "1e21")
     assert {law["method"] for law in report["laws"]} == {"c4_original", "rpj", "rw_original"}
     assert sum(report["recipes"][0]["method_probability"].values()) == pytest.approx(1)
+    for pair in report["crossovers"]:
+        for change in pair["measured"]:
+            assert {change["below"], change["above"]} == {pair["below"], pair["above"]}
+            assert change["bracket"][0] < change["bracket"][1]
 
 
 @needs_shared
@@ -98,7 +103,10 @@ def test_ten_thousand_records_are_answered_in_a_minute(tmp_path: Path, capsys: p
     start = time.process_time()
     main(["recipe", "--runs", str(tmp_path), "--budget", "1e18"])
     assert time.process_time() - start < 60
-    assert number == 9_999 and "full is better at small budgets and lora at large budgets" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert number == 9_999 and "In the runs, full is better up to" in printed
+    by_the_laws = r"By the laws, full is better up to \S+ FLOPs \(80 % interval: \S+ to \S+\), and lora above"
+    assert re.search(by_the_laws, printed)
 
 
 def test_the_device_is_named_or_its_peak_is_stated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from embedlab.scaling.recipe import Constraints, recipe
 from helpers.two_methods import PRICES, SIZES, runs, true_loss
 
 LOW, MIDDLE, HIGH = 3e13, 1e16, 3e18
+MISSED = "so the laws miss something here: at this budget, the run is the safer choice."
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,46 @@ def test_the_best_configuration_is_among_those_that_cannot_be_told_apart(laws: l
         assert one.tokens == pytest.approx(budget / (PRICES[one.method] * one.parameters))
     assert sum(answer.method_probability.values()) == pytest.approx(1)
     assert answer.extrapolation == pytest.approx(budget / 1e18)
+
+
+def test_the_recommendation_agrees_with_the_best_run_at_its_budget_or_says_why_not(laws: list[MethodLaw]) -> None:
+    for budget in sorted({row.flops for law in laws for row in law.observations}):
+        answer = recipe(laws, budget)
+        at_budget = [row for law in laws for row in law.observations if row.flops == budget]
+        best = min(at_budget, key=lambda row: row.loss)
+        assert answer.measured is not None and answer.measured.num_runs == len(at_budget)
+        assert (answer.measured.method, answer.measured.backbone) == (best.method, best.backbone)
+        is_best = (answer.best.method, answer.best.backbone) == (best.method, best.backbone)
+        assert answer.measured.is_recommended == is_best
+        assert answer.measured.words.startswith("The runs agree" if is_best else "The runs differ")
+
+
+def test_a_run_that_the_laws_do_not_expect_outranks_them(laws: list[MethodLaw]) -> None:
+    budget = laws[0].largest_flops
+    worst = recipe(laws, budget).configurations[-1]
+    better = 0.9 * min(row.loss for law in laws for row in law.observations if row.flops == budget)
+    changed = [
+        replace(
+            law,
+            observations=tuple(
+                replace(row, loss=better)
+                if (row.flops, row.method, row.backbone) == (budget, worst.method, worst.backbone)
+                else row
+                for row in law.observations
+            ),
+        )
+        for law in laws
+    ]
+    measured = recipe(changed, budget).measured
+    assert measured is not None and not measured.is_recommended and measured.words.endswith(MISSED)
+    assert f"one of {worst.backbone} with {worst.method} has the lowest loss ({better:.4g} at" in measured.words
+
+
+def test_without_runs_at_the_budget_nothing_is_compared(laws: list[MethodLaw]) -> None:
+    largest = laws[0].largest_flops
+    assert recipe(laws, 5 * largest).measured is None
+    measured = recipe(laws, largest, Constraints(max_parameters=5e6)).measured
+    assert measured is not None and measured.backbone in ("tiny", "small"), "only runs that meet the constraints"
 
 
 def test_methods_change_places_with_the_budget(laws: list[MethodLaw]) -> None:
