@@ -111,7 +111,7 @@ def words_of(changes: Sequence[MeasuredChange]) -> str:
     """Return a sentence about the changes of places of two methods in the runs.
 
     Args:
-        changes: At least one change, in the order of budgets.
+        changes: What ``measured_changes`` found, with at least one entry.
     """
     first = changes[0]
     below, above = plain_text(first.below), plain_text(first.above)

@@ -14,7 +14,7 @@ import math
 import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +59,8 @@ class Columns:
         unique_tokens: Column with the number of training tokens without repeats, which is the number of tokens of one
             epoch. Without the column, every run is taken to have seen each token once.
         family: Column with the family of the run; runs of one family share noise. By default, runs are independent.
+        learning_rate: Column with the peak learning rate. Of runs that differ in nothing else, laws are fitted to the
+            one with the lowest loss. By default, every run counts.
     """
 
     parameters: str = "parameters"
@@ -69,6 +71,7 @@ class Columns:
     backbone: str | None = None
     unique_tokens: str | None = None
     family: str | None = None
+    learning_rate: str | None = None
 
 
 class _Column(NamedTuple):
@@ -114,7 +117,8 @@ def read_table(path: Path, columns: Columns) -> list[Observation]:
 
     Each row gives one observation, or one per column of losses if ``columns.tokens`` is ``columns``. An observation
     that no law can be fitted to states the reason in ``left_out``. A broken row, for example a row with a stray quote
-    or with a missing cell, is left out as well; reading continues on the next line.
+    or with a missing cell, is left out as well; reading continues on the next line. A row that stands twice counts
+    once.
 
     Args:
         path: The file to read.
@@ -148,6 +152,20 @@ def read_table(path: Path, columns: Columns) -> list[Observation]:
     _require_unit(path, columns.parameters, "parameters", [row.parameters for row in found], _FEWEST_PARAMETERS)
     if columns.tokens is not None and not amounts:
         _require_unit(path, columns.tokens, "tokens", [row.tokens for row in found], _FEWEST_TOKENS)
+    return _without_repeats(found)
+
+
+def _without_repeats(observations: Sequence[Observation]) -> list[Observation]:
+    """Return the rows, of which a row with the same numbers and names as an earlier row is marked as left out."""
+    first: dict[Observation, str] = {}
+    found = []
+    for row in observations:
+        if row.left_out is None:
+            own_family = row.family == row.name
+            earlier = first.setdefault(replace(row, name="", family="" if own_family else row.family), row.name)
+            if earlier != row.name:
+                row = replace(row, left_out="the same run stands in an earlier row, and counts once")
+        found.append(row)
     return found
 
 
@@ -440,6 +458,7 @@ def _observation(
     else:
         tokens = (math.nan if flops is None else flops) / (6 * parameters)
     unique = min(tokens, of("unique_tokens", "number of unique tokens")) if "unique_tokens" in asked else tokens
+    rate = of("learning_rate", "learning rate") if "learning_rate" in asked else None
     texts = {field: row[asked[field].name] for field in ("method", "backbone", "family") if field in asked}
     for field, text in texts.items():
         if len(text) > _LONGEST_CELL:
@@ -454,5 +473,6 @@ def _observation(
         flops=6 * parameters * tokens if flops is None else flops,
         unique_tokens=unique,
         family=texts.get("family", name),
+        learning_rate=rate,
         left_out="; ".join(wrong) or None,
     )

@@ -89,6 +89,28 @@ def test_a_table_with_other_names_and_units_is_read(tmp_path: Path) -> None:
     assert [row.tokens for row in read_table(zipped, columns)][:3] == [1e9, 2e9, 4e9]
 
 
+def test_a_row_that_stands_twice_counts_once(tmp_path: Path) -> None:
+    path = written(tmp_path, "N,D,loss,seed\n1e8,1e9,3,0\n1e8,2e9,2.9,0\n1e8,1e9,3,0\n1e8,1e9,3.001,0\n1e8,1e9,3,1\n")
+    columns = Columns(parameters="N", tokens="D")
+    rows = read_table(path, columns)
+    told = "the same run stands in an earlier row, and counts once"
+    assert [row.left_out for row in rows] == [None, None, told, None, told]
+    families = read_table(path, replace(columns, family="seed"))
+    assert [row.left_out for row in families] == [None, None, told, None, None], "another family is another run"
+
+
+def test_the_best_learning_rate_of_a_table_is_fitted(tmp_path: Path) -> None:
+    path = written(tmp_path, "N,D,loss,lr\n1e8,1e9,3,1e-3\n1e8,1e9,2.9,3e-4\n1e8,2e9,2.8,1e-3\n1e8,2e9,2.7,none\n")
+    rows = with_best_learning_rates(read_table(path, Columns(parameters="N", tokens="D", learning_rate="lr")))
+    assert [row.learning_rate for row in rows][:3] == [1e-3, 3e-4, 1e-3]
+    assert [row.left_out for row in rows] == [
+        "learning rate 0.0003 gave a lower loss (runs.csv:3)",
+        None,
+        None,
+        "its learning rate is 'none'",
+    ]
+
+
 def test_data_follow_from_flops_where_the_table_has_no_tokens(tmp_path: Path) -> None:
     path = written(tmp_path, "N,C,loss\n1e8,6e17,3\n")
     (row,) = read_table(path, Columns(parameters="N", flops="C"))
