@@ -16,7 +16,8 @@ from embedlab.errors import ConfigError, plain_text
 from embedlab.records import Ledger
 from embedlab.scaling.bootstrap import NUM_REPLICATES
 from embedlab.scaling.observations import Observation, of_ledger
-from embedlab.scaling.tables import Columns, read_table, require_columns
+from embedlab.scaling.table_cells import conditions_of
+from embedlab.scaling.tables import Columns, LossIs, read_table, require_columns
 
 MOST_FLOPS = 1e36
 """Maximum budget in FLOPs that an option accepts: about 1e9 times the largest training run so far."""
@@ -37,10 +38,23 @@ def add_runs(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--table",
         metavar="FILE",
-        help="CSV or TSV file of runs that were trained elsewhere, one run a row, instead of --runs. --columns names "
-        "the columns with the model size, the tokens or FLOPs, and the loss.",
+        help="CSV, TSV or Parquet file of runs that were trained elsewhere, one run a row, instead of --runs. "
+        "--columns names the columns with the model size, the tokens or FLOPs, and the loss.",
     )
     parser.add_class_arguments(Columns, "columns")
+    parser.add_argument(
+        "--where",
+        metavar="CONDITION",
+        help="Condition that the rows of the table must meet: a comparison of a column with a value, or several with "
+        '`and` between them, for example "outlier == 0". Other rows are left out.',
+    )
+    parser.add_argument(
+        "--loss_is",
+        type=LossIs,
+        default="loss",
+        help="What the column of losses holds: losses, or accuracies from 0 to 1, of which 1 minus the accuracy is the "
+        "loss that laws are fitted to.",
+    )
 
 
 def add_fitting(parser: ArgumentParser) -> None:
@@ -114,7 +128,7 @@ def observations_of(options: Any) -> list[Observation]:
     """
     require_source(options)
     if options.table is not None:
-        return read_table(Path(options.table), options.columns)
+        return read_table(Path(options.table), options.columns, where=options.where, loss_is=options.loss_is)
     return of_ledger(Ledger([Path(folder) for folder in options.runs]))
 
 
@@ -135,3 +149,6 @@ def require_source(options: Any) -> None:
         )
     if options.table is not None:
         require_columns(options.columns)
+        conditions_of(options.where)
+    elif options.where is not None or options.loss_is != "loss":
+        raise ConfigError("--where and --loss_is are for --table. Leave them out with --runs.")

@@ -1,4 +1,4 @@
-"""Tables of runs that were trained elsewhere: reads CSV and TSV files, whatever the names of their columns.
+"""Tables of runs that were trained elsewhere: reads CSV, TSV and Parquet files, whatever the names of their columns.
 
 The columns to read are named by ``Columns``. Every row becomes one or more observations, to which laws are fitted.
 """
@@ -13,15 +13,19 @@ import itertools
 import math
 import stat
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+from scipy.stats import spearmanr
 
 from embedlab.errors import ConfigError, RecordError, plain_text, suggestion
 from embedlab.scaling.observations import Observation
+from embedlab.scaling.table_cells import Condition, Numbers, conditions_of, numbers_of
 
 AMOUNTS = "columns"
 """Value of ``Columns.tokens`` for a table with columns named by numbers of tokens, whose cells hold losses."""
@@ -38,7 +42,15 @@ _LONGEST_NAME, _MOST_COMPARED = 100, 1_000  # column names compared for a sugges
 _MOST_LINES = 20  # of a row: quoted cells may contain line breaks
 _LONGEST_CELL = 10_000  # characters of a name in a cell
 _DELIMITERS = (",", "\t", ";", "|")
-_NO_TEXT = {b"PAR1": "a Parquet file", b"PK\x03\x04": "a spreadsheet or a ZIP archive", b"version https://git-lfs": ""}
+_PARQUET = b"PAR1"
+_TEXTS = ("method", "backbone", "family")  # fields of texts; all others are numbers
+_NO_TEXT = {b"PK\x03\x04": "a spreadsheet or a ZIP archive", b"version https://git-lfs": ""}
+
+_RISING = 0.5  # correlation of ranks of FLOPs and loss above which the column holds no losses
+_FEWEST_TO_JUDGE = 8  # runs
+
+LossIs = Literal["loss", "accuracy"]
+"""What the column of losses holds: losses, or accuracies from 0 to 1, of which 1 minus the accuracy is the loss."""
 
 UNNAMED = "all runs"
 """Name of the method of all runs in a table without a column of methods."""
@@ -112,8 +124,10 @@ def require_columns(columns: Columns) -> None:
                 )
 
 
-def read_table(path: Path, columns: Columns) -> list[Observation]:
-    """Return the observations of a CSV or TSV file, which may be compressed with gzip.
+def read_table(
+    path: Path, columns: Columns, *, where: str | None = None, loss_is: LossIs = "loss"
+) -> list[Observation]:
+    """Return the observations of a CSV, TSV or Parquet file; text may be compressed with gzip.
 
     Each row gives one observation, or one per column of losses if ``columns.tokens`` is ``columns``. An observation
     that no law can be fitted to states the reason in ``left_out``. A broken row, for example a row with a stray quote
@@ -123,28 +137,35 @@ def read_table(path: Path, columns: Columns) -> list[Observation]:
     Args:
         path: The file to read.
         columns: Names of the columns to read.
+        where: Conditions that a row must meet, for example ``outlier == 0``; None for all rows.
+        loss_is: What the column of losses holds.
 
     Raises:
-        ConfigError: If the factor of a column is not a finite number above 0.
-        RecordError: If the file cannot be read, lacks a column, has too many runs, or if N or D is in another unit.
+        ConfigError: If the factor of a column is not a finite number above 0, or if ``where`` is no condition.
+        RecordError: If the file cannot be read, lacks a column, has too many runs, if N or D is in another unit, or if
+            the losses rise with the FLOPs.
     """
     require_columns(columns)
-    table = _Table(path, _text(path), columns)
+    table = _Table(path, _text(path), columns, conditions_of(where))
     asked = table.asked
     amounts = table.amounts
     factor = asked["tokens"].factor if "tokens" in asked else 1.0
     found: list[Observation] = []
-    for number, row in table.rows():
+    rows = list(table.rows())
+    numbers = table.numbers(row for _, row in rows if not isinstance(row, str))
+    for number, row in rows:
         name = f"{path.name}:{number}"
         if isinstance(row, str):
             found.append(_broken(name, row))
+        elif not all(condition.holds(row, numbers) for condition in table.conditions):
+            found.append(_broken(name, f"it does not meet {plain_text(where)}"))
         elif amounts:
             found += [
-                _observation(f"{name}:{column}", row, asked, amount * factor, row[column])
+                _observation(f"{name}:{column}", row, asked, numbers, loss_is, amount * factor, row[column])
                 for amount, column in amounts.items()
             ]
         else:
-            found.append(_observation(name, row, asked, None, row[asked["loss"].name]))
+            found.append(_observation(name, row, asked, numbers, loss_is, None, row[asked["loss"].name]))
         if len(found) > _MOST_ROWS:
             raise RecordError(f"{_named(path)} has more than {_MOST_ROWS} runs, the maximum. Remove some rows.")
     if not found:
@@ -152,7 +173,33 @@ def read_table(path: Path, columns: Columns) -> list[Observation]:
     _require_unit(path, columns.parameters, "parameters", [row.parameters for row in found], _FEWEST_PARAMETERS)
     if columns.tokens is not None and not amounts:
         _require_unit(path, columns.tokens, "tokens", [row.tokens for row in found], _FEWEST_TOKENS)
-    return _without_repeats(found)
+    found = _without_repeats(found)
+    _require_falling(path, found, loss_is)
+    return found
+
+
+def _require_falling(path: Path, observations: Sequence[Observation], loss_is: LossIs) -> None:
+    """Check that losses do not rise with the FLOPs, as numbers would for which higher is better.
+
+    Raises:
+        RecordError: If the ranks of FLOPs and losses have a correlation above 0.5.
+    """
+    used = [row for row in observations if row.left_out is None]
+    if len(used) < _FEWEST_TO_JUDGE:
+        return
+    losses = np.array([row.loss for row in used])
+    correlation = spearmanr([row.flops for row in used], losses).statistic
+    if correlation > _RISING:
+        hint = (
+            "If the column holds accuracies from 0 to 1, add --loss_is accuracy. Of another number for which higher is "
+            "better, give a column with a number that falls."
+            if loss_is == "loss"
+            else "If the column holds losses or errors, leave out --loss_is."
+        )
+        raise RecordError(
+            f"The losses of {_named(path)} rise with the FLOPs (correlation of ranks {correlation:.2f}), and laws "
+            f"describe losses that fall. {hint}"
+        )
 
 
 def _without_repeats(observations: Sequence[Observation]) -> list[Observation]:
@@ -212,7 +259,7 @@ def _text(path: Path) -> str:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             what = "a folder, and folders of runs go to --runs" if path.is_dir() else "no regular file"
-            raise RecordError(f"{_named(path)} is {what}. Expected a CSV or TSV file with one row per run.")
+            raise RecordError(f"{_named(path)} is {what}. Expected a CSV, TSV or Parquet file with one row per run.")
         with path.open("rb") as file:
             content = _unpacked(file)
     except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: an impossible path
@@ -223,6 +270,8 @@ def _text(path: Path) -> str:
             f"{_named(path)} holds more than {_MOST_BYTES / 2**20:g} MiB, the maximum for a table of runs. Remove rows "
             "or columns."
         )
+    if content.startswith(_PARQUET):
+        return _text_of_parquet(path, content)
     for magic, kind in _NO_TEXT.items():
         if content.startswith(magic):
             what = kind or "only a pointer of Git LFS, and `git lfs pull` fetches the file"
@@ -245,6 +294,21 @@ def _text(path: Path) -> str:
     return text
 
 
+def _text_of_parquet(path: Path, content: bytes) -> str:
+    """Return the content of a Parquet file as the text of a CSV file."""
+    try:
+        table = parquet.read_table(io.BytesIO(content))
+    except (pa.ArrowException, OSError) as error:
+        raise RecordError(f"{_named(path)} cannot be read as a Parquet file: {plain_text(error)}.") from error
+    if table.num_rows > _MOST_ROWS:
+        raise RecordError(f"{_named(path)} has more than {_MOST_ROWS} runs, the maximum. Remove some rows.")
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(table.column_names)
+    writer.writerows(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    return text.getvalue()
+
+
 def _unpacked(file: io.BufferedReader) -> bytes:
     """Return the decompressed content of a file, cut one byte after the maximum size of a table.
 
@@ -264,8 +328,10 @@ class _Table:
         path: Path of the file, for messages.
         text: Text of the file.
         columns: Names of the columns to read.
+        conditions: Conditions of the rows, whose columns are read as well.
 
     Attributes:
+        conditions: Conditions that rows must meet; others are left out.
         asked: Column to read for each field of ``Columns`` that is set.
         amounts: Name of a column by the number of tokens that is its name, before any factor. Empty unless
             ``Columns.tokens`` is ``columns``.
@@ -274,8 +340,9 @@ class _Table:
         RecordError: If the text is empty, the header is too long, or a column is missing or ambiguous.
     """
 
-    def __init__(self, path: Path, text: str, columns: Columns) -> None:
+    def __init__(self, path: Path, text: str, columns: Columns, conditions: Sequence[Condition] = ()) -> None:
         self._path = path
+        self.conditions = conditions
         self._lines = io.StringIO(text, newline="").readlines()
         self._begin = next((number for number, line in enumerate(self._lines) if line.strip()), 0)
         own = "\t" if ".tsv" in path.suffixes else ","
@@ -301,7 +368,11 @@ class _Table:
             name: _column(column) if name in by_amount else self._found(column, self._header)
             for name, column in written.items()
         }
+        for condition in conditions:
+            if condition.column not in self._header:
+                self._refuse_column(condition.column, "--where")
         names = [column.name for name, column in self.asked.items() if name not in by_amount]
+        names += [condition.column for condition in conditions if condition.column not in names]
         for name in [*names, *self.amounts.values()]:
             if self._header.count(name) > 1:
                 raise RecordError(
@@ -330,14 +401,17 @@ class _Table:
         return None
 
     def _refuse(self, field: str, written: str) -> None:
-        name, header = _column(written).name, self._header
+        self._refuse_column(_column(written).name, f"columns.{field}")
+
+    def _refuse_column(self, name: str, option: str) -> None:
+        header = self._header
         shown = ", ".join(plain_text(one, longest=60) for one in header[:_MOST_NAMES])
         more = f" and {len(header) - _MOST_NAMES} more" if len(header) > _MOST_NAMES else ""
         hint = suggestion(name[:_LONGEST_NAME], [one for one in header[:_MOST_COMPARED] if len(one) <= _LONGEST_NAME])
         if all(map(_is_number, header)):
             hint = " Its first line holds numbers: insert a line with the names of the columns above."
         raise RecordError(
-            f"{_named(self._path)} has no column '{plain_text(name)}' (columns.{field}). Its columns are {shown}{more}."
+            f"{_named(self._path)} has no column '{plain_text(name)}' ({option}). Its columns are {shown}{more}."
             + plain_text(hint)
         )
 
@@ -359,6 +433,7 @@ class _Table:
     def rows(self) -> Iterator[tuple[int, dict[str, str] | str]]:
         """Yield the number of each row's first line (from 1) and the cells by column, or what is wrong with the row."""
         used = {column.name for column in self.asked.values()} | set(self.amounts.values())
+        used |= {condition.column for condition in self.conditions}
         places = {name: place for place, name in enumerate(self._header) if name in used}
         _, at = self._record(self._begin, self._delimiter)
         while at < len(self._lines):
@@ -378,6 +453,18 @@ class _Table:
                 continue
             yield number, {name: cells[place] for name, place in places.items()}
             at = behind
+
+    def numbers(self, rows: Iterable[Mapping[str, str]]) -> Numbers:
+        """Return how the numbers of the rows are written.
+
+        Args:
+            rows: Cells by column.
+        """
+        names = {column.name for field, column in self.asked.items() if field not in _TEXTS} | set(
+            self.amounts.values()
+        )
+        cells = (row[name] for row in rows for name in names if name in row)
+        return numbers_of(cells, are_commas_likely=self._delimiter != ",")
 
     def _record(self, at: int, delimiter: str) -> tuple[list[str] | None, int]:
         """Return the cells of the record that begins on a line, and the line after the record.
@@ -419,7 +506,13 @@ def _broken(name: str, reason: str) -> Observation:
 
 
 def _observation(
-    name: str, row: Mapping[str, str], asked: Mapping[str, _Column], tokens: float | None, loss_text: str
+    name: str,
+    row: Mapping[str, str],
+    asked: Mapping[str, _Column],
+    numbers: Numbers,
+    loss_is: LossIs,
+    tokens: float | None,
+    loss_text: str,
 ) -> Observation:
     """Return the observation of one row.
 
@@ -429,16 +522,15 @@ def _observation(
         name: Name of the observation.
         row: Cells of the row, by the names of the columns.
         asked: Column of each field that is read.
+        numbers: How the numbers of the table are written.
+        loss_is: What the column of losses holds.
         tokens: Number of tokens according to the name of the column of losses; None for a table with one run per row.
         loss_text: Cell with the loss.
     """
     wrong: list[str] = []
 
     def number(what: str, text: str, factor: float) -> float:
-        try:
-            value = float(text) * factor
-        except ValueError:
-            value = math.nan
+        value = numbers.read(text) * factor
         if not 1 / _LARGEST < value < _LARGEST:
             wrong.append(f"its {what} is {plain_text(repr(text), longest=40)}")
             return math.nan
@@ -448,7 +540,11 @@ def _observation(
         return number(what, row[asked[field].name], asked[field].factor)
 
     parameters = of("parameters", "number of parameters")
-    loss = number("loss", loss_text, 1.0 if tokens is not None else asked["loss"].factor)
+    loss = number(loss_is, loss_text, 1.0 if tokens is not None else asked["loss"].factor)
+    if loss_is == "accuracy" and not wrong:
+        loss = 1 - loss
+        if not 0 < loss < 1:
+            wrong.append(f"its accuracy is {plain_text(repr(loss_text), longest=40)}, and not between 0 and 1")
     flops = of("flops", "number of FLOPs") if "flops" in asked else None
     if tokens is not None:
         if not 0 < tokens < _LARGEST:
@@ -459,7 +555,7 @@ def _observation(
         tokens = (math.nan if flops is None else flops) / (6 * parameters)
     unique = min(tokens, of("unique_tokens", "number of unique tokens")) if "unique_tokens" in asked else tokens
     rate = of("learning_rate", "learning rate") if "learning_rate" in asked else None
-    texts = {field: row[asked[field].name] for field in ("method", "backbone", "family") if field in asked}
+    texts = {field: row[asked[field].name] for field in _TEXTS if field in asked}
     for field, text in texts.items():
         if len(text) > _LONGEST_CELL:
             wrong.append(f"its {field} has more than {_LONGEST_CELL} characters")

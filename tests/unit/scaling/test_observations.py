@@ -9,12 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from embedlab.errors import RecordError
+from embedlab.errors import ConfigError, RecordError
 from embedlab.scaling.observations import by_method, of_records, runs_of, with_best_learning_rates
 from embedlab.scaling.tables import Columns, read_table
 from helpers.run_records import DEFINITION, record
+
+ASKED_SIMPLY = Columns(parameters="N", tokens="D")
 
 
 def test_records_become_rows_with_their_repetition_and_family() -> None:
@@ -111,6 +115,82 @@ def test_the_best_learning_rate_of_a_table_is_fitted(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("cells", "numbers"),
+    [
+        ("1,5e8;1,234", [1.5e8, 1.234]),
+        ("100 000 000;3,25", [1e8, 3.25]),
+        ("100.000.000,0;3,25", [1e8, 3.25]),
+        ('"100,000,000",3.25', [1e8, 3.25]),
+        ('"100,000,000.5","3.25"', [1e8 + 0.5, 3.25]),
+        ("100'000'000,3.25", [1e8, 3.25]),
+        ("100\u202f000\u202f000\t3,25", [1e8, 3.25]),
+    ],
+)
+def test_numbers_are_read_as_countries_write_them(tmp_path: Path, cells: str, numbers: list[float]) -> None:
+    delimiter = next(one for one in ";\t," if one in cells)
+    path = written(tmp_path, f"N{delimiter}loss{delimiter}D\n{cells}{delimiter}1e9\n")
+    (row,) = read_table(path, Columns(parameters="N", tokens="D"))
+    assert [row.parameters, row.loss] == numbers and row.left_out is None
+
+
+def test_a_comma_that_may_mean_either_is_read_as_the_other_cells_say(tmp_path: Path) -> None:
+    rows = "N;D;loss\n1e8;1e9;3,125\n1e8;2e9;3,1\n"
+    assert [row.loss for row in read_table(written(tmp_path, rows), ASKED_SIMPLY)] == [3.125, 3.1]
+    quoted = 'N,D,loss\n"10,000","1,000,000",3.1\n'
+    (row,) = read_table(written(tmp_path, quoted), ASKED_SIMPLY)
+    assert (row.parameters, row.tokens) == (1e4, 1e6)
+    (odd,) = read_table(written(tmp_path, 'N,D,loss\n1e8,1e9,"3,1,2"\n'), ASKED_SIMPLY)
+    assert odd.left_out == "its loss is '3,1,2'"
+
+
+def test_a_parquet_file_is_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "runs.parquet"
+    parquet.write_table(
+        pa.table(
+            {"N": [1e8, 2e8, 4e8], "D": [10**9, 2 * 10**9, 4 * 10**9], "loss": [3.0, None, 2.9], "set": ["x", "y", "z"]}
+        ),
+        path,
+    )
+    rows = read_table(path, Columns(parameters="N", tokens="D", method="set"))
+    assert [(row.parameters, row.tokens, row.method) for row in rows] == [
+        (1e8, 1e9, "x"),
+        (2e8, 2e9, "y"),
+        (4e8, 4e9, "z"),
+    ]
+    assert [row.left_out for row in rows] == [None, "its loss is ''", None]
+
+
+def test_rows_that_meet_no_condition_are_left_out(tmp_path: Path) -> None:
+    path = written(tmp_path, "N,D,loss,outlier,set\n1e8,1e9,3,0,x\n1e8,2e9,9,1,x\n1e8,4e9,2,0.0,test\n")
+
+    def used(where: str) -> list[int]:
+        rows = read_table(path, ASKED_SIMPLY, where=where)
+        return [number for number, row in enumerate(rows) if row.left_out is None]
+
+    assert used("outlier == 0") == [0, 2] and used("outlier == 0 and set != 'test'") == [0]
+    assert used("loss<5") == [0, 2] and used("loss >= 3") == [0, 1] and used('set == "test"') == [2]
+    assert used("set > a") == [], "names have no order"
+    assert read_table(path, ASKED_SIMPLY, where="outlier == 0")[1].left_out == "it does not meet outlier == 0"
+    with pytest.raises(RecordError, match=r"no column 'outliers' \(--where\).*Did you mean 'outlier'"):
+        read_table(path, ASKED_SIMPLY, where="outliers == 0")
+    with pytest.raises(ConfigError, match=r"--where is 'outlier'\. Expected comparisons"):
+        read_table(path, ASKED_SIMPLY, where="outlier")
+
+
+def test_accuracies_are_read_as_errors_and_not_taken_for_losses(tmp_path: Path) -> None:
+    rows = "".join(f"1e8,{n}e9,{0.9 - 0.5 / n}\n" for n in range(1, 10))
+    path = written(tmp_path, f"N,D,loss\n{rows}")
+    with pytest.raises(RecordError, match=r"rise with the FLOPs \(correlation of ranks 1.00\).*add --loss_is accuracy"):
+        read_table(path, ASKED_SIMPLY)
+    found = read_table(path, ASKED_SIMPLY, loss_is="accuracy")
+    assert [row.loss for row in found] == pytest.approx([0.1 + 0.5 / n for n in range(1, 10)])
+    percent = read_table(written(tmp_path, "N,D,loss\n1e8,1e9,71.5\n"), ASKED_SIMPLY, loss_is="accuracy")
+    assert percent[0].left_out == "its accuracy is '71.5', and not between 0 and 1"
+    percent = read_table(path.parent / "runs.csv", replace(ASKED_SIMPLY, loss="loss*0.01"), loss_is="accuracy")
+    assert percent[0].loss == pytest.approx(0.285)
+
+
 def test_data_follow_from_flops_where_the_table_has_no_tokens(tmp_path: Path) -> None:
     path = written(tmp_path, "N,C,loss\n1e8,6e17,3\n")
     (row,) = read_table(path, Columns(parameters="N", flops="C"))
@@ -175,7 +255,7 @@ ASKED = Columns(parameters="N", tokens="D", method="set")
         (b"N,D,loss,set\n", "has a header and no rows"),
         (b"1e8,1e9,3.5,4\n2e8,2e9,3.1,5\n", "Its first line holds numbers"),
         (b"N,D,loss,set,D\n1e8,1e9,3.5,x,2e9\n", "has the column 'D' 2 times"),
-        (b"PAR1....", "is a Parquet file"),
+        (b"PAR1....", "cannot be read as a Parquet file"),
         (b"PK\x03\x04....", "is a spreadsheet or a ZIP archive"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (GOOD.encode("utf-16-le"), "NUL bytes"),
