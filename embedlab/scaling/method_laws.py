@@ -114,18 +114,27 @@ class MethodLaw:
     def quantity(self, of: Callable[[LawPart, Fit], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return the estimate of a quantity, weighted over the laws, and its values in the replicates of all laws.
 
+        The replicates of each law are moved so that their center is the weighted estimate. A mean of laws varies less
+        than each of them, about as much as bootstrap replicates of few runs vary too little, so
+        ``Replicates.spread`` is not applied to the replicates of several laws.
+
         Args:
             of: Function that returns the quantity of a fit or a replicate, on a scale without bounds.
         """
-        estimates, replicates = [], []
-        for part in self.parts:
-            estimate, values_R = part.replicates.quantity(lambda one, part=part: of(part, one))  # type: ignore[misc]
-            estimates.append(part.share * estimate)
-            replicates.append(values_R)
-        values_R = np.concatenate(replicates)
+        if len(self.parts) == 1:
+            (part,) = self.parts
+            return part.replicates.quantity(lambda one: of(part, one))
+        estimates = [np.asarray(of(part, part.replicates.fit), dtype=float) for part in self.parts]
+        mean = np.sum([part.share * estimate for part, estimate in zip(self.parts, estimates, strict=True)], axis=0)
+        values_R = np.concatenate(
+            [
+                mean + np.stack([np.asarray(of(part, one), dtype=float) for one in part.replicates.fits_R]) - estimate
+                for part, estimate in zip(self.parts, estimates, strict=True)
+            ]
+        )
         # In random order, replicates of two methods pair up without regard to their laws.
         order_R = np.random.default_rng([_SEED_OF_ERRORS, *self.method.encode()]).permutation(len(values_R))
-        return np.asarray(np.sum(estimates, axis=0)), values_R[order_R]
+        return np.asarray(mean), values_R[order_R]
 
     @property
     def caution(self) -> str:
@@ -168,13 +177,34 @@ class MethodLaw:
         Args:
             parameters_C: Model sizes, in parameters.
         """
+        log_sizes_S, log_per_parameter_S = self._costs
+        # The cost per parameter hardly changes with size, so it can stay constant beyond the sizes of the runs.
+        return np.asarray(parameters_C * np.exp(np.interp(np.log(parameters_C), log_sizes_S, log_per_parameter_S)))
+
+    def smooth_flops_per_token(self, parameters_C: np.ndarray) -> np.ndarray:
+        """Return the training FLOPs per token of models of any size, without what is special to single backbones: (C,).
+
+        The FLOPs per token and parameter are a parabola over the logarithm of size, and constant beyond the sizes of
+        the runs. Interpolated costs have kinks, at which an optimum over all sizes would get stuck, above all if a
+        table states nominal FLOPs.
+
+        Args:
+            parameters_C: Model sizes, in parameters.
+        """
+        log_sizes_S, log_per_parameter_S = self._costs
+        degree = min(2, max(0, len(log_sizes_S) - 2))
+        curve = np.polynomial.Polynomial.fit(log_sizes_S, log_per_parameter_S, degree) if degree else None
+        log_C = np.clip(np.log(parameters_C), log_sizes_S[0], log_sizes_S[-1])
+        return np.asarray(parameters_C * np.exp(log_per_parameter_S.mean() if curve is None else curve(log_C)))
+
+    @property
+    def _costs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms of the sizes of the runs, and of the median FLOPs per token and parameter at each size."""
         by_size: dict[float, list[float]] = {}
         for row in self.observations:
-            by_size.setdefault(row.parameters, []).append(row.flops / row.tokens)
-        sizes = np.array(sorted(by_size))
-        # The cost per parameter hardly changes with size, so it can stay constant beyond the sizes of the runs.
-        per_parameter = np.array([np.median(by_size[size]) / size for size in sizes])
-        return np.asarray(parameters_C * np.exp(np.interp(np.log(parameters_C), np.log(sizes), np.log(per_parameter))))
+            by_size.setdefault(row.parameters, []).append(row.flops / (row.tokens * row.parameters))
+        sizes = sorted(by_size)
+        return np.log(sizes), np.log([np.median(by_size[size]) for size in sizes])
 
     def knows(self, parameters: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Return where the tokens per parameter are within ``FARTHEST`` times the range of the runs.

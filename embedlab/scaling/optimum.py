@@ -57,7 +57,7 @@ def optimum(law: MethodLaw, budget: float) -> Optimum | None:
     if np.isnan(log_G[0]):
         return None
     size, size_R = np.exp(log_G), np.exp(log_RG[:, 0])
-    tokens, tokens_R = (budget / law.flops_per_token(sizes) for sizes in (size, size_R))
+    tokens, tokens_R = (budget / law.smooth_flops_per_token(sizes) for sizes in (size, size_R))
 
     def interval(values_R: np.ndarray) -> Interval:
         low, high = np.exp(quantiles(np.log(values_R), 0.8))
@@ -95,7 +95,7 @@ def best_sizes(law: MethodLaw, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndar
     sizes = [row.parameters for row in law.observations]
     log_C = np.linspace(np.log(min(sizes) / FARTHEST), np.log(max(sizes) * FARTHEST), _SIZES_TO_TRY)
     step = log_C[1] - log_C[0]
-    tokens_GC = flops_G[:, None] / law.flops_per_token(np.exp(log_C))
+    tokens_GC = flops_G[:, None] / law.smooth_flops_per_token(np.exp(log_C))
     sizes_GC = np.broadcast_to(np.exp(log_C), tokens_GC.shape)
     rows_G = np.arange(len(flops_G))
 

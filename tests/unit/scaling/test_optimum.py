@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -52,3 +54,18 @@ def test_chinchilla_s_tokens_a_parameter_are_as_uncertain_as_published() -> None
     # An 80 % interval of 10 to 29 (../shared/paper.md's issue); two bootstraps differ by some tenths of its ends.
     assert low == pytest.approx(10, rel=0.25) and high == pytest.approx(29, rel=0.25), (low, high)
     assert np.sqrt(low * high) == pytest.approx(found.tokens_per_parameter, rel=0.15)
+
+
+def test_nominal_costs_leave_the_optimum_without_kinks() -> None:
+    """A table that states planned FLOPs has costs per token that jump from size to size."""
+    law, truth = TRUTHS[0]
+    rows = observations(made(law, truth))
+    off = np.random.default_rng(0).normal(0, 0.05, 5)
+    sizes = sorted({row.parameters for row in rows})
+    jumping = [replace(row, flops=row.flops * float(np.exp(off[sizes.index(row.parameters)]))) for row in rows]
+    smooth, kinked = (law_of("all", its, num_replicates=3) for its in (rows, jumping))
+    budgets = np.geomspace(1e15, 1e18, 7)
+    expected, found = (np.array([optimum(one, budget).parameters for budget in budgets]) for one in (smooth, kinked))  # type: ignore[union-attr]
+    assert np.abs(np.log(found / expected)).max() < 0.1
+    steps = np.diff(np.log(found))
+    assert steps.max() < 1.3 * steps.min(), "best sizes rise evenly with the budget"
