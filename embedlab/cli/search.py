@@ -126,8 +126,8 @@ def _add_options(parser: ArgumentParser) -> None:
         "--replicates",
         type=int,
         default=NUM_REPLICATES,
-        help="Number of bootstrap replicates in the report: fits "
-        "to runs drawn with replacement, from which the intervals of parameters, best sizes and crossovers come.",
+        help="Number of bootstrap replicates in the report, which are fits to runs drawn with replacement. The "
+        "intervals of the parameters of laws, of best sizes and of crossovers come from them.",
     )
 
 

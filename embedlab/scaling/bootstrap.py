@@ -206,7 +206,7 @@ def profile_interval(
     def excess(value: float) -> float:
         start_K = estimate.theta_K.copy()
         start_K[number] = value
-        fixed = refit(estimate, runs, weights_P=weights_P, starts=[start_K], fixed={number: value})
+        fixed = refit(estimate, runs, weights_P=weights_P, start_K=start_K, fixed={number: value})
         return fixed.objective - estimate.objective - allowed
 
     def bound(limit: float) -> float:

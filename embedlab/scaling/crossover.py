@@ -56,7 +56,7 @@ class Crossover:
         probability: Probability that the methods change places within the searched budgets.
         looked_at: Smallest and largest searched budget in FLOPs; only budgets that both laws can predict are searched.
         measured: Changes of places in the runs, in the order of budgets.
-        is_on_frontier: Whether no third method is better at the crossover.
+        is_on_frontier: Whether no third method is better at the crossover, or at the largest budget if there is none.
     """
 
     below: str
@@ -67,8 +67,8 @@ class Crossover:
     interval_95: Interval
     probability: float
     looked_at: Interval
-    measured: tuple[MeasuredChange, ...] = ()
-    is_on_frontier: bool = True
+    measured: tuple[MeasuredChange, ...]
+    is_on_frontier: bool
 
     @property
     def exists(self) -> bool:
@@ -102,7 +102,7 @@ class Crossover:
             better, worse = (above, below) if self.flops == 0 else (below, above)
             said.append(f"By the laws, {better} is better than {worse} at every budget from {first} to {last} FLOPs.")
             if self.measured:
-                said.append("They do not show the change that the runs show, which may be noise.")
+                said.append("They do not show what the runs show, which may be noise.")
         said.append(f"The probability that they change places from {first} to {last} FLOPs is {self.probability:.0%}.")
         return " ".join(said)
 
@@ -152,7 +152,7 @@ def measured_changes(one: Sequence[Observation], other: Sequence[Observation]) -
     found = []
     for lower, higher in pairwise(sorted(pair, key=lambda row: row.loss) for pair in compared):
         if lower[0].method != higher[0].method:
-            bracket = Interval(float(max(row.flops for row in lower)), float(min(row.flops for row in higher)))
+            bracket = Interval(max(row.flops for row in lower), min(row.flops for row in higher))
             found.append(MeasuredChange(lower[0].method, higher[0].method, bracket))
     return tuple(found)
 
@@ -181,7 +181,7 @@ def crossovers(laws: Sequence[MethodLaw]) -> list[Crossover]:
     flops = [row.flops for law in laws for row in law.observations]
     log_flops_G = np.linspace(np.log(min(flops)), np.log(FARTHEST * max(flops)), _GRID)
     frontiers = [_Frontier(*law.frontier(sizes_C, np.exp(log_flops_G))) for law in laws]
-    least_G = np.nanmin([np.where(np.isnan(one.estimate_G), np.inf, one.estimate_G) for one in frontiers], axis=0)
+    least_G = np.min([np.where(np.isnan(one.estimate_G), np.inf, one.estimate_G) for one in frontiers], axis=0)
     found = []
     for (one, first), (other, second) in combinations(zip(laws, frontiers, strict=True), 2):
         its = [row.flops for row in (*one.observations, *other.observations)]
@@ -190,25 +190,6 @@ def crossovers(laws: Sequence[MethodLaw]) -> list[Crossover]:
         if between is not None:
             found.append(between)
     return found
-
-
-def crossover(one: MethodLaw, other: MethodLaw, sizes_C: Sequence[float], low: float, high: float) -> Crossover | None:
-    """Find the budget at which the minimum losses of two methods over all model sizes are equal.
-
-    Args:
-        one: Law of one method.
-        other: Law of the other method.
-        sizes_C: Numbers of parameters of the backbones (N).
-        low: Smallest budget to search, in FLOPs.
-        high: Largest budget to search, in FLOPs.
-
-    Returns:
-        The crossover, or None if fewer than two budgets on the grid can be predicted by both laws.
-    """
-    log_flops_G = np.linspace(np.log(low), np.log(high), _GRID)
-    first, second = (_Frontier(*law.frontier(np.asarray(sizes_C), np.exp(log_flops_G))) for law in (one, other))
-    everywhere_G = np.ones(_GRID, dtype=bool)
-    return _between(one, other, first, second, log_flops_G, everywhere_G, np.full(_GRID, np.inf))
 
 
 def _between(

@@ -307,9 +307,9 @@ def refit(
     found: Fit,
     runs: Runs,
     *,
+    start_K: np.ndarray | None = None,
+    num_starts: int | None = None,
     weights_P: np.ndarray | None = None,
-    starts: Sequence[np.ndarray] | None = None,
-    num_starts: int = NUM_STARTS,
     fixed: Mapping[int, float] | None = None,
     tolerance: float = _EXACT,
 ) -> Fit:
@@ -318,11 +318,11 @@ def refit(
     Args:
         found: Earlier fit of the law.
         runs: Runs to fit the law to.
-        weights_P: Weight of each run in the objective; 1 by default.
-        starts: Starting points; see ``fit``. By default the parameters of the earlier fit are the only one.
-        num_starts: Number of starting points to make if ``starts`` is empty.
-        fixed: Values of the parameters that are not fitted; see ``fit``.
-        tolerance: Relative change of the objective at which the last descent stops.
+        start_K: The only starting point; by default the parameters of the earlier fit.
+        num_starts: Number of starting points to make in place of the only one.
+        weights_P: See ``fit``.
+        fixed: See ``fit``.
+        tolerance: See ``fit``.
 
     Raises:
         ConfigError: If there are too few runs, sizes or amounts of data.
@@ -333,8 +333,8 @@ def refit(
         huber_delta=found.huber_delta,
         in_log=found.in_log,
         weights_P=weights_P,
-        starts=[found.theta_K] if starts is None else starts or None,
-        num_starts=num_starts,
+        starts=None if num_starts else [found.theta_K if start_K is None else start_K],
+        num_starts=num_starts or 1,
         fixed=fixed,
         tolerance=tolerance,
     )

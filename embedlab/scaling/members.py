@@ -173,7 +173,7 @@ def _near_best(evenly: Fit, runs: Runs) -> tuple[Fit, np.ndarray]:
     """
     once = refit(evenly, runs, weights_P=_weights(evenly, runs))
     weights_P = _weights(once, runs)
-    return refit(once, runs, weights_P=weights_P, starts=(), num_starts=_NEAR_STARTS), weights_P
+    return refit(once, runs, weights_P=weights_P, num_starts=_NEAR_STARTS), weights_P
 
 
 def _weights(found: Fit, runs: Runs) -> np.ndarray:

@@ -197,7 +197,7 @@ class MethodLaw:
         log_C = np.clip(np.log(parameters_C), log_sizes_S[0], log_sizes_S[-1])
         return np.asarray(parameters_C * np.exp(log_per_parameter_S.mean() if curve is None else curve(log_C)))
 
-    @property
+    @cached_property
     def _costs(self) -> tuple[np.ndarray, np.ndarray]:
         """Logarithms of the sizes of the runs, and of the median FLOPs per token and parameter at each size."""
         by_size: dict[float, list[float]] = {}

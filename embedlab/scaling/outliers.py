@@ -69,9 +69,9 @@ def outliers_of(law: Law, observations: Sequence[Observation], runs: Runs, huber
     spread = max(1.4826 * float(np.median(np.abs(residual_P))), _LEAST_SPREAD)
     far = max(_FAR * spread, _LEAST)
     is_far_P = np.abs(residual_P) > far
-    levels: Sequence[object] = runs.budget_P.tolist()
-    for groups in (levels, runs.backbones or levels):
-        is_far_P &= ~(np.abs(residual_P - _median_of_others(residual_P, groups)) <= far)
+    for groups in (runs.budget_P, runs.backbones):
+        if groups is not None:
+            is_far_P &= _are_far_from_others(residual_P, np.asarray(groups), far)
     if is_far_P.sum() > _MOST * (len(runs) - len(found.theta_K)):
         return []
     return [
@@ -80,14 +80,13 @@ def outliers_of(law: Law, observations: Sequence[Observation], runs: Runs, huber
     ]
 
 
-def _median_of_others(residual_P: np.ndarray, groups: Sequence[object]) -> np.ndarray:
-    """Return the median residual of the other runs of each run's group (P,); NaN where there are too few others."""
-    median_P = np.full(len(residual_P), np.nan)
-    places: dict[object, list[int]] = {}
-    for place, group in enumerate(groups):
-        places.setdefault(group, []).append(place)
-    for its in places.values():
-        if len(its) > _FEWEST_OTHERS:
-            for place in its:
-                median_P[place] = np.median([residual_P[other] for other in its if other != place])
-    return median_P
+def _are_far_from_others(residual_P: np.ndarray, groups_P: np.ndarray, far: float) -> np.ndarray:
+    """Return whether each run is far from the median of the other runs of its group, or has too few of them: (P,)."""
+    are_far_P = np.ones(len(residual_P), dtype=bool)
+    for group in np.unique(groups_P[np.abs(residual_P) > far]):
+        its = np.flatnonzero(groups_P == group)
+        for place in its[np.abs(residual_P[its]) > far]:
+            others = residual_P[its[its != place]]
+            if len(others) >= _FEWEST_OTHERS:
+                are_far_P[place] = abs(residual_P[place] - np.median(others)) > far
+    return are_far_P

@@ -87,9 +87,7 @@ def _hold_outs(laws: Sequence[MethodLaw], runs_M: Sequence[Runs], num_budgets: i
     if len(rest_M) < len(laws):
         return None
     try:
-        alone_M = [
-            refit(law.fit, rest, starts=(), num_starts=NUM_STARTS) for law, rest in zip(laws, rest_M, strict=True)
-        ]
+        alone_M = [refit(law.fit, rest, num_starts=NUM_STARTS) for law, rest in zip(laws, rest_M, strict=True)]
     except ConfigError:
         return None
     fits_M = _Joint(alone_M, rest_M).fit()

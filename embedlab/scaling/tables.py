@@ -297,11 +297,12 @@ def _text(path: Path) -> str:
 def _text_of_parquet(path: Path, content: bytes) -> str:
     """Return the content of a Parquet file as the text of a CSV file."""
     try:
-        table = parquet.read_table(io.BytesIO(content))
+        file = parquet.ParquetFile(io.BytesIO(content))
+        if file.metadata.num_rows > _MOST_ROWS:
+            raise RecordError(f"{_named(path)} has more than {_MOST_ROWS} runs, the maximum. Remove some rows.")
+        table = file.read()
     except (pa.ArrowException, OSError) as error:
-        raise RecordError(f"{_named(path)} cannot be read as a Parquet file: {plain_text(error)}.") from error
-    if table.num_rows > _MOST_ROWS:
-        raise RecordError(f"{_named(path)} has more than {_MOST_ROWS} runs, the maximum. Remove some rows.")
+        raise RecordError(f"{_named(path)} cannot be read as a Parquet file: {plain_text(error)}") from error
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(table.column_names)

@@ -86,6 +86,8 @@ def test_what_does_not_change_the_run_may_change(tmp_path: Path) -> None:
     options = ["--data.tokens_per_chunk", "32", "--data.num_workers", "1", "--model.recompute", "always"]
     options += ["--model.backbone.path", str(tmp_path / "moved"), "--data.cache", str(tmp_path / "other")]
     fit(config, "--trainer.max_steps", "4", "--ckpt_path", "last", *options)
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 4
 
 
 def recorded(run: Path) -> dict[str, RunRecord]:

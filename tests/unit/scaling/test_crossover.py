@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from embedlab.scaling.bootstrap import Interval, bootstrap
-from embedlab.scaling.crossover import MeasuredChange, crossover, crossovers, measured_changes, words_of
+from embedlab.scaling.crossover import Crossover, MeasuredChange, crossovers, measured_changes, words_of
 from embedlab.scaling.error_growth import ErrorGrowth
 from embedlab.scaling.fitting import fit
 from embedlab.scaling.laws import Chinchilla
@@ -69,12 +69,17 @@ def law(
     return MethodLaw(method, tuple(rows), (), (LawPart(1.0, replicates, NO_WORTHS),), (), growth)
 
 
+def crossover(one: MethodLaw, other: MethodLaw) -> Crossover:
+    (found,) = crossovers([one, other])
+    return found
+
+
 def test_the_crossover_is_where_the_truth_has_it() -> None:
     expected = true_crossover(QUICK, PATIENT)
-    found = crossover(law("quick", QUICK, num=5), law("patient", PATIENT, num=5), SIZES, LOW, HIGH)
+    found = crossover(law("quick", QUICK, num=5), law("patient", PATIENT, num=5))
     assert (found.below, found.above) == ("quick", "patient")
     assert found.flops == pytest.approx(expected, rel=0.01) and found.exists and found.probability == 1
-    turned = crossover(law("patient", PATIENT, num=5), law("quick", QUICK, num=5), SIZES, LOW, HIGH)
+    turned = crossover(law("patient", PATIENT, num=5), law("quick", QUICK, num=5))
     assert (turned.below, turned.above) == ("quick", "patient")
     assert turned.flops == pytest.approx(found.flops, rel=0.01)
 
@@ -82,31 +87,31 @@ def test_the_crossover_is_where_the_truth_has_it() -> None:
 def test_noise_and_hold_out_errors_make_it_an_interval() -> None:
     expected = true_crossover(QUICK, PATIENT)
     laws = [law("quick", QUICK, noise=0.002, seed=1), law("patient", PATIENT, noise=0.002, seed=2)]
-    found = crossover(*laws, SIZES, LOW, HIGH)
+    found = crossover(*laws)
     assert found.interval_95.low <= found.interval_80.low < found.interval_80.high <= found.interval_95.high
     assert expected in found.interval_95
 
     def width(error: float, highest: float) -> float:
         quick = law("quick", QUICK, noise=0.002, seed=1, error=error, highest=highest)
         patient = law("patient", PATIENT, noise=0.002, seed=2, highest=highest)
-        low, high = crossover(quick, patient, SIZES, LOW, HIGH).interval_80
+        low, high = crossover(quick, patient).interval_80
         return high / low
 
     assert width(0.05, 1e18) == width(0.0, 1e18), "inside the data the law has no error but that of its fit"
-    before = expected / 16  # smaller budgets, at which the methods do not change places
+    before = expected / 9  # smaller budgets, at which the methods do not change places
     assert width(0.02, before) > 1.2 * width(0.0, before)
 
 
 def test_a_method_that_is_better_throughout_has_no_crossover() -> None:
     worse = QUICK | {"E": 0.6}
-    found = crossover(law("worse", worse, num=20), law("quick", QUICK, num=20), SIZES, LOW, HIGH)
+    found = crossover(law("worse", worse, num=20), law("quick", QUICK, num=20))
     assert found.above == "quick" and found.flops == 0 and not found.exists and found.probability == 0
 
 
 def test_where_the_runs_do_not_say_a_bound_is_open() -> None:
     alike = QUICK | {"E": 0.401}
     laws = [law("one", QUICK, noise=0.01, seed=1), law("other", alike, noise=0.01, seed=2)]
-    found = crossover(*laws, SIZES, LOW, HIGH)
+    found = crossover(*laws)
     assert found.interval_95.low == 0 or found.interval_95.high == np.inf
     assert found.probability < 0.95
 
@@ -146,7 +151,7 @@ def test_every_measured_change_is_told_and_equal_losses_are_none() -> None:
 
 def test_the_change_in_the_runs_says_which_change_of_the_laws_is_meant() -> None:
     laws = [law("quick", QUICK, noise=0.002, seed=1), law("patient", PATIENT, noise=0.002, seed=2)]
-    found = crossover(*laws, SIZES, LOW, HIGH)
+    found = crossover(*laws)
     (change,) = found.measured
     assert (change.below, change.above) == (found.below, found.above) == ("quick", "patient")
     assert change.bracket.low < found.flops < change.bracket.high
@@ -172,5 +177,5 @@ def test_a_90_percent_interval_of_the_crossover_covers_the_truth_in_85_to_95_of_
             law("quick", QUICK, noise=0.003, seed=2 * seed, num=200),
             law("patient", PATIENT, noise=0.003, seed=2 * seed + 1, num=200),
         ]
-        covered += expected in crossover(*laws, SIZES, LOW, HIGH).interval_90
+        covered += expected in crossover(*laws).interval_90
     assert 0.85 <= covered / num_simulations <= 0.95
