@@ -20,17 +20,17 @@ class RunConfig(RunCallback, SaveConfigCallback):
     """Write ``config.yaml`` into the run's folder, and log hyperparameters and the whole file to TensorBoard."""
 
     _path: Path | None = None
+    _text = ""  # of the file
     _before: str | None = None  # previous text of the file, if the run resumes
     _took_a_step = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the configuration, after other callbacks have had their chance to refuse it."""
-        text = self.parser.dump(self.config, skip_none=False)
         for logger in trainer.loggers:
-            values = flattened(yaml.safe_load(text), separator="/")
+            values = flattened(yaml.safe_load(self._text), separator="/")
             logger.log_hyperparams({name: _loggable(value) for name, value in values.items()})
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("config", f"```yaml\n{text}\n```")
+                logger.experiment.add_text("config", f"```yaml\n{self._text}\n```")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the module the configuration for its checkpoints and, for a fit, write ``config.yaml``.
@@ -42,20 +42,21 @@ class RunConfig(RunCallback, SaveConfigCallback):
         self.config = self.config.clone()
         backbone = self.config.model.backbone
         backbone.path = absolute_path(backbone.path)  # so that a run can be resumed from any folder
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        if stage == "fit":
+            self.config.ckpt_path = None
+        self._text = self.parser.dump(self.config, skip_none=False)
+        config = yaml.safe_load(self._text)
         model = config["model"] | {"seed": module.seed}  # linked to seed_everything, so not in the dump
         # A checkpoint belongs to the very weights that it was trained on, which a rung's name does not tell.
         model["backbone"]["path"] = absolute_path(module.backbone_config.path)
         module.run_config = {"model": model, "data": config["data"]}
         if stage == "fit":  # an evaluation leaves the run's configuration as it is
-            self.config.ckpt_path = None
             if not trainer.is_global_zero:
                 return
             path = Path(trainer.default_root_dir) / self.config_filename
-            text = self.parser.dump(self.config, skip_none=False)
             try:
                 self._before = path.read_text(encoding="utf-8") if path.exists() else None
-                write_whole(path, text)
+                write_whole(path, self._text)
             except OSError as error:
                 raise cannot_write(path, error) from error
             self._path = path
