@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-minutes", type=float, default=0.0, help="Minutes of each fuzzing test; by default a short fixed round."
     )
+
+
+def pytest_sessionstart() -> None:
+    """Collects no garbage while the test modules are imported, whose objects stay."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Leaves out from now on what was imported."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
@@ -23,7 +22,7 @@ from embedlab.errors import EmbedLabError
 from embedlab.records import FILE, Ledger
 from embedlab.search.launchers.launcher import Job, JobResult, Launcher
 from embedlab.testing.backbones import save_tiny_backbone
-from helpers.runs import write_pairs
+from helpers.runs import OwnProcess, write_pairs
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 IN_THIS_PROCESS = ("--launcher", "helpers.searches.InThisProcess")
@@ -126,7 +125,7 @@ def search(config: Path, *options: str) -> list[str]:
 
 
 class SearchProcess:
-    """``python -m embedlab search`` in a process of its own, with all that it starts.
+    """``embedlab search`` in a process of its own, with all that it starts.
 
     Args:
         config: of the search.
@@ -135,14 +134,14 @@ class SearchProcess:
 
     def __init__(self, config: Path, *options: str) -> None:
         self._log = config.parent / "printed"
-        words = [sys.executable, "-m", "embedlab", "search", "--config", str(config), *options]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
+        command = ["search", "--config", str(config), *options]
+        environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self._process = OwnProcess([command], self._log, environment, first=os.setsid)
+        self._process.start()
 
     @property
     def is_alive(self) -> bool:
-        return self._process.poll() is None
+        return self._process.is_alive()
 
     def started(self) -> list[psutil.Process]:
         """The processes that it has started."""
@@ -153,7 +152,8 @@ class SearchProcess:
         return found
 
     def send(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
     def kill(self, *, workers: bool) -> None:
         """As a machine without memory left does: the search, or all that it has started too."""
@@ -164,15 +164,15 @@ class SearchProcess:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
-        self._process.wait()
+        self._process.join()
 
     def status(self, timeout: float = 840) -> int:
         """Of its end."""
-        try:
-            return self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
             self.kill(workers=True)
-            raise
+            raise TimeoutError(f"The search did not end in {timeout} s: {self.printed()}")
+        return self._process.exitcode
 
     def printed(self) -> str:
         return self._log.read_text()
