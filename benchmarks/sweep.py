@@ -1,15 +1,19 @@
-"""What the sweep of benchmarks/sweep.yaml says: the best method at each budget, and whether its laws come true.
+"""What a sweep says: the best method at each budget, and whether its laws come true.
 
     OMP_NUM_THREADS=1 embedlab search --config benchmarks/sweep.yaml --confirm 4e12
-    python benchmarks/sweep.py
+    OMP_NUM_THREADS=1 python benchmarks/sweep.py sweep
+    OMP_NUM_THREADS=1 python benchmarks/sweep.py smollm2 --predict 6.4e13
 
 The first trains, on two cores in about an hour, and trains the recipe for the largest budget, which it makes from runs
 of the smaller ones alone. The second fits each method's law without the largest budget, compares it with the runs
-there, and writes benchmarks/results/sweep.{parquet,json,md}.
+there, and writes benchmarks/results/sweep.{parquet,json,md}. The third writes down what the runs of smaller budgets say
+of every backbone and method at a larger one, in benchmarks/results/smollm2_prediction_6.4e+13.json, which no later call
+changes; the second compares it with the runs, once they are there.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import subprocess
@@ -22,12 +26,14 @@ from typing import Any
 
 import numpy as np
 
+from embedlab.errors import ConfigError
+from embedlab.files import require_new
 from embedlab.records import Ledger
 from embedlab.scaling.method_laws import MethodLaw, laws_of
 from embedlab.scaling.observations import Observation, by_method, of_records, runs_of, with_best_learning_rates
+from embedlab.scaling.recipe import recipe
 from embedlab.search.confirmation import confirmations
 
-RUNS = Path("runs/sweep")
 RESULTS = Path(__file__).parent / "results"
 SAME_BUDGET = 1.3
 
@@ -69,15 +75,108 @@ def held_out(law: MethodLaw, rows: Sequence[Observation]) -> list[dict[str, Any]
     return found
 
 
-def main() -> None:
-    ledger = Ledger([RUNS / "trials"])
+def read(runs: Path) -> list[Observation]:
+    """The runs of a sweep that laws are fitted to."""
+    ledger = Ledger([runs / "trials"])
     folders = [path.parent for path in ledger.paths()]
-    rows = [row for row in with_best_learning_rates(of_records(ledger.records(), folders)) if row.left_out is None]
+    return [row for row in with_best_learning_rates(of_records(ledger.records(), folders)) if row.left_out is None]
+
+
+def about(command: str) -> dict[str, Any]:
+    """When, where, by which versions and by which command something was measured."""
+    names = ("embedlab", "torch", "transformers", "lightning", "peft")
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "hardware": f"{platform.machine()}, CPU workers of one thread",
+        "versions": {name: version(name) for name in names} | {"git": revision},
+        "command": command,
+    }
+
+
+def predict(name: str, budget: float) -> None:
+    """Write down what runs of smaller budgets say of a budget."""
+    path = RESULTS / f"{name}_prediction_{budget:g}.json"
+    require_new(path)
+    rows = [row for row in read(Path("runs") / name) if row.flops * SAME_BUDGET < budget]
+    laws, refused = laws_of(by_method(rows))
+    answer = recipe(laws, budget)
+    said = {
+        **about(f"OMP_NUM_THREADS=1 python benchmarks/sweep.py {name} --predict {budget:g}"),
+        "budget": budget,
+        "runs": len(rows),
+        "largest_run": max(row.flops for row in rows),
+        "methods_without_a_law": refused,
+        "method_probability": answer.method_probability,
+        "configurations": [
+            {
+                "method": one.method,
+                "backbone": Path(one.backbone).name,
+                "loss": one.loss,
+                "interval_80": one.interval_80,
+                "interval_95": one.interval_95,
+                "probability_best": one.probability_best,
+            }
+            for one in answer.configurations
+        ],
+    }
+    path.write_text(json.dumps(said, indent=1) + "\n")
+    print(path)
+
+
+def outcome(path: Path, methods: dict[str, list[Observation]]) -> list[str]:
+    """A prediction that was written down, beside the runs of its budget that have ended since."""
+    said = json.loads(path.read_text())
+    lines = [
+        "",
+        f"Predicted for {said['budget']:g} FLOPs on {said['date']} from {said['runs']} runs of at most "
+        f"{said['largest_run']:.3g} FLOPs ({path.name}):",
+        "",
+        "| method | backbone | P(best) | predicted | 80 % | 95 % | measured | off |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    inside = {"interval_80": 0, "interval_95": 0}
+    trained = 0
+    for one in said["configurations"]:
+        losses = [
+            row.loss for row in at(methods.get(one["method"], []), said["budget"]) if name_of(row) == one["backbone"]
+        ]
+        ranges = [f"{low:.3f} to {high:.3f}" for low, high in (one["interval_80"], one["interval_95"])]
+        measured, off = "not trained", ""
+        if losses:
+            measured, off = f"{min(losses):.3f}", f"{min(losses) / one['loss'] - 1:+.1%}"
+            trained += 1
+            for key in inside:
+                inside[key] += one[key][0] <= min(losses) <= one[key][1]
+        lines.append(
+            f"| {one['method']} | {one['backbone']} | {one['probability_best']:.0%} | {one['loss']:.3f} | "
+            f"{' | '.join(ranges)} | {measured} | {off} |"
+        )
+    lines += [
+        "",
+        f"Of {trained} runs {inside['interval_80']} lie in the 80 % interval, {inside['interval_95']} in that of 95 %.",
+    ]
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=["sweep", "smollm2"], help="sweep, whose runs are in runs/NAME")
+    parser.add_argument("--predict", type=float, metavar="BUDGET", help="FLOPs to predict the losses of")
+    options = parser.parse_args()
+    if options.predict:
+        try:
+            predict(options.name, options.predict)
+        except ConfigError as error:
+            sys.exit(str(error))
+        return
+    runs, name = Path("runs") / options.name, options.name
+    rows = read(runs)
     budgets = budgets_of(rows)
     methods = by_method(rows)
-    export = ["runs", "export", "--runs", str(RUNS / "trials"), "--format", "parquet", "--output"]
-    (RESULTS / "sweep.parquet").unlink(missing_ok=True)
-    subprocess.run([sys.executable, "-m", "embedlab", *export, str(RESULTS / "sweep.parquet")], check=True)
+    export = ["runs", "export", "--runs", str(runs), "--format", "parquet", "--output"]
+    (RESULTS / f"{name}.parquet").unlink(missing_ok=True)
+    subprocess.run([sys.executable, "-m", "embedlab", *export, str(RESULTS / f"{name}.parquet")], check=True)
 
     best = {
         f"{budget:.3g}": {
@@ -93,12 +192,9 @@ def main() -> None:
         law.method: [np.log(one["predicted"] / one["measured"]) for one in predictions if one["method"] == law.method]
         for law in laws
     }
-    made = [str(one) for one in confirmations(RUNS / "confirmation")]
+    made = [str(one) for one in confirmations(runs / "confirmation")]
     result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": f"{platform.machine()}, 2 CPU workers of one thread",
-        "versions": {name: version(name) for name in ("embedlab", "torch", "transformers", "lightning", "peft")},
-        "commands": [line.strip() for line in (__doc__ or "").splitlines() if line.startswith("    ")],
+        **about(f"OMP_NUM_THREADS=1 python benchmarks/sweep.py {name}"),
         "losses": best,
         "held_out": predictions,
         "root_mean_square_error": {
@@ -107,13 +203,12 @@ def main() -> None:
         "methods_without_a_law": refused,
         "confirmations": made,
     }
-    (RESULTS / "sweep.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     lines = ["| budget | " + " | ".join(methods) + " |", "|---|" + "---|" * len(methods)]
     for budget, of_budget in best.items():
         cells = []
         for losses in of_budget.values():
-            (backbone, loss), *_ = losses.items()
-            cells.append(f"{loss:.3f} ({backbone})")
+            cells.append(next((f"{loss:.3f} ({backbone})" for backbone, loss in losses.items()), ""))
         lines.append(f"| {budget} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -141,7 +236,9 @@ def main() -> None:
     ]
     lines += [f"Without a law: {method}. {reason}" for method, reason in refused.items()]
     lines += ["", *made]
-    (RESULTS / "sweep.md").write_text("\n".join(lines) + "\n")
+    for path in sorted(RESULTS.glob(f"{name}_prediction_*.json")):
+        lines += outcome(path, methods)
+    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
