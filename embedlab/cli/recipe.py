@@ -32,7 +32,7 @@ from embedlab.scaling.bootstrap import Interval
 from embedlab.scaling.crossover import crossovers
 from embedlab.scaling.method_laws import MethodLaw, laws_of
 from embedlab.scaling.observations import Observation, by_method, with_best_learning_rates
-from embedlab.scaling.optimum import Optimum, optimum
+from embedlab.scaling.optimum import Optimum, optimum, optimum_growth
 from embedlab.scaling.recipe import Constraints, Recipe, recipe
 from embedlab.scaling.recipe_config import recipe_config
 from embedlab.scaling.shared_constant import share_irreducible_loss
@@ -215,6 +215,10 @@ def _law_as_dict(law: MethodLaw) -> dict[str, Any]:
         "starts_in_the_best_basin": fit.num_in_basin,
         "at_a_bound": fit.at_bound,
         "weakly_identified": law.weakly_identified,
+        "objective": fit.objective,
+        "huber_delta": fit.huber_delta,
+        "r_squared": law.r_squared,
+        "optimum_growth": None if (growth := optimum_growth(law)) is None else asdict(growth),
         "largest_flops": law.largest_flops,
         "caution": law.caution,
         "held_out": [
@@ -240,7 +244,12 @@ def _print_laws(
     screen: Console, laws: Sequence[MethodLaw], refused: dict[str, str], observations: Sequence[Observation]
 ) -> None:
     table = Table(
-        "method", "runs", "laws and weights", "parameters [90 % interval]", "error with 1 / 2 / 3 budgets held out"
+        "method",
+        "runs",
+        "laws and weights",
+        "parameters [90 % interval]",
+        "R² of log loss",
+        "error with 1 / 2 / 3 budgets held out",
     )
     for law in laws:
         values = []
@@ -251,7 +260,8 @@ def _print_laws(
         errors = " / ".join(f"{error:.2%}" for error in law.held_out_error) or "unknown: too few budgets"
         weights = ", ".join(f"{name} {weight:.0%}" for name, weight in law.weights.items())
         first = f"{law.fit.law.name}: " if len(law.weights) > 1 else ""
-        add_row(table, law.method, law.fit.num_runs, weights, first + ", ".join(values), errors)
+        of_fit = f"{law.r_squared:.4f}"
+        add_row(table, law.method, law.fit.num_runs, weights, first + ", ".join(values), of_fit, errors)
     screen.print(table)
     for law in laws:
         fit = law.fit
@@ -282,6 +292,8 @@ def _print_laws(
                 f"{name}: no budget could be held out, so the error of the law is not known from these runs. The "
                 "intervals assume twice the usual error.",
             )
+        if (growth := optimum_growth(law)) is not None:
+            line(screen, growth.words)
         if law.caution:
             line(screen, f"{name}: {law.caution}")
     _print_some(screen, [f"{plain_text(method)} is left out. {reason}" for method, reason in refused.items()])

@@ -19,6 +19,7 @@ from embedlab.report.figure import Figure, as_dict, colors, compact
 from embedlab.report.page_laws import is_product, page_laws
 from embedlab.scaling.method_laws import MethodLaw
 from embedlab.scaling.observations import Observation
+from embedlab.scaling.optimum import optimum_growth
 from embedlab.scaling.recipe import Constraints
 from embedlab.scaling.tables import UNNAMED
 from embedlab.search.confirmation import Confirmation
@@ -124,6 +125,8 @@ def _law(law: MethodLaw) -> dict[str, Any]:
         "startsInBasin": fit.num_in_basin,
         "heldOut": [[held.num_budgets, held.num_runs, held.root_mean_square] for held in law.hold_outs],
         "caution": law.caution,
+        "rSquared": law.r_squared,
+        "growth": "" if (growth := optimum_growth(law)) is None else growth.words,
         "tried": [[choice.name, *compact([choice.error, choice.weight])] for choice in law.choices],
     }
 

@@ -98,6 +98,14 @@ class MethodLaw:
         return tuple(held.root_mean_square for held in self.hold_outs if held.num_budgets <= 3)
 
     @property
+    def r_squared(self) -> float:
+        """Share of the variance of log loss over the runs that the weighted mean of the laws explains."""
+        log_loss_P = np.log([row.loss for row in self.observations])
+        residual_P = log_loss_P - self.log_loss(self.runs.configurations)
+        total = float(np.square(log_loss_P - log_loss_P.mean()).sum())
+        return 1 - float(np.square(residual_P).sum()) / total if total else 1.0
+
+    @property
     def weights(self) -> dict[str, float]:
         """Share of each formula in predictions, by its name; the formula of ``fit`` comes first."""
         found: dict[str, float] = {}

@@ -230,10 +230,10 @@
     return element(
       "div", "law", element("h3", "", named(law.method, colors[law.method])), formula(law),
       table(heads, noted ? rows : rows.map((row) => row.slice(0, 3))),
-      element("p", "note", `${law.name}, fitted to ${law.runs} runs. ` +
+      element("p", "note", `${law.name}, fitted to ${law.runs} runs, R² of log loss ${general(law.rSquared, 4)}. ` +
         `${law.startsInBasin} of ${law.starts} starting points led to this minimum. ${words}` +
         (tried.length > 1 ? ` Predictions are weighted means of these laws. Mean errors on held-out budget levels: ${tried.join("; ")}.` : "") +
-        (law.caution && ` ${law.caution}`)),
+        (law.growth && ` ${law.growth}`) + (law.caution && ` ${law.caution}`)),
     );
   }
 

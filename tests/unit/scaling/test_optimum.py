@@ -12,7 +12,7 @@ from embedlab.scaling.laws import Chinchilla
 from embedlab.scaling.members import Member
 from embedlab.scaling.method_laws import law_of
 from embedlab.scaling.observations import Observation
-from embedlab.scaling.optimum import optimum
+from embedlab.scaling.optimum import optimum, optimum_growth
 from helpers.tables import TRUTHS, chinchilla_runs, made, needs_shared
 
 
@@ -42,6 +42,39 @@ def test_the_optimum_is_the_formula_s() -> None:
     scale = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / (p["alpha"] + p["beta"]))
     assert found is not None and found.parameters == pytest.approx(scale * (1e18 / 6) ** share, rel=1e-3)
     assert found.tokens == pytest.approx(1e18 / 6 / found.parameters)
+
+
+def test_a_budget_far_beyond_the_runs_has_an_optimum_too() -> None:
+    law = law_of("all", observations(made(*TRUTHS[0])), num_replicates=3)
+    near, far = (optimum(law, budget) for budget in (1e18, 1e26))
+    p = TRUTHS[0][1]
+    assert near is not None and far is not None
+    share = p["beta"] / (p["alpha"] + p["beta"])
+    assert far.parameters / near.parameters == pytest.approx(1e8**share, rel=1e-2)
+
+
+def test_the_growth_of_the_optimum_is_the_formula_s() -> None:
+    law = law_of("all", observations(made(*TRUTHS[0])), num_replicates=3)
+    growth = optimum_growth(law)
+    p = TRUTHS[0][1]
+    share = p["beta"] / (p["alpha"] + p["beta"])
+    assert growth is not None and growth.parameters == pytest.approx(share, abs=1e-3)
+    assert growth.tokens == pytest.approx(1 - share, abs=1e-3)
+    assert f"the optimal N grows with compute to the power of {share:.2f}" in growth.words
+    assert law.r_squared == pytest.approx(1)
+
+
+def test_noise_of_runs_widens_the_growth_of_the_optimum_and_is_not_explained() -> None:
+    runs = made(*TRUTHS[0])
+    noise_P = np.random.default_rng(1).normal(0, 0.02, len(runs.loss_P))
+    noisy = replace(runs, loss_P=runs.loss_P * np.exp(noise_P))
+    law = law_of("all", observations(noisy), num_replicates=30)
+    growth = optimum_growth(law)
+    assert growth is not None
+    low, high = growth.parameters_80
+    assert low < growth.parameters < high and high - low > 0.005
+    explained = 1 - np.var(noise_P) / np.var(np.log(noisy.loss_P))
+    assert law.r_squared == pytest.approx(explained, abs=0.3 * (1 - explained))
 
 
 @needs_shared
