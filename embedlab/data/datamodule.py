@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from embedlab.data.collate import EpochSteps, PairBatch, TrainingBatches
+from embedlab.data.evaluation.metrics import CANDIDATES
 from embedlab.data.evaluation.sets import RetrievalFiles, StsFile, TextFile
 from embedlab.data.evaluation.tasks import EvaluationTask, HeldOutPairs, TextRows
 from embedlab.data.sampler import BatchPlan, require_weights
@@ -57,6 +58,8 @@ class PairDataModule(LightningDataModule):
         validation_fraction: Share of the pairs that is held out for validation. Pairs with an equal value in the
             ``split_key`` of their source stay together.
         test_fraction: Share of the pairs that is held out for ``embedlab test``, chosen as for validation.
+        candidates: Number of held-out pairs that the loss of held-out pairs contrasts with each other at a time. The
+            loss grows with this number, so runs that are compared must have the same.
         retrieval: Retrieval sets to evaluate on, each with the paths of its files ``corpus``, ``queries`` and ``qrels``
             (relevance judgments).
         sts: Files of sentence pairs with human similarity scores to evaluate on, each with its ``path``.
@@ -78,6 +81,7 @@ class PairDataModule(LightningDataModule):
         max_length: int = 128,
         validation_fraction: float = 0.0,
         test_fraction: float = 0.0,
+        candidates: int = CANDIDATES,
         retrieval: list[RetrievalFiles] | None = None,
         sts: list[StsFile] | None = None,
         predict: TextFile | None = None,
@@ -94,6 +98,7 @@ class PairDataModule(LightningDataModule):
         self.max_length = max_length
         self.validation_fraction = validation_fraction
         self.test_fraction = test_fraction
+        self.candidates = candidates
         self.retrieval = retrieval or []
         self.sts = sts or []
         self.predict = predict
@@ -113,6 +118,10 @@ class PairDataModule(LightningDataModule):
         for name, value in (("batch_size", self.batch_size), ("max_length", self.max_length)):
             if value < 1:
                 raise ConfigError(f"data.{name} must be at least 1, got {value}.")
+        if self.candidates < 2:
+            raise ConfigError(
+                f"data.candidates must be at least 2, because the loss contrasts pairs, got {self.candidates}."
+            )
         most_workers = max(_MANY_WORKERS, 4 * (os.cpu_count() or 1))
         if not 0 <= self.num_workers <= most_workers:
             raise ConfigError(
@@ -295,7 +304,7 @@ class PairDataModule(LightningDataModule):
             tasks: list[EvaluationTask] = []
             fraction = self.validation_fraction if split == "validation" else self.test_fraction
             if fraction:
-                tasks += [HeldOutPairs(store, self._split(store, split)) for store in self._stores()]
+                tasks += [HeldOutPairs(store, self._split(store, split), self.candidates) for store in self._stores()]
             sets: list[RetrievalFiles | StsFile] = [*self.retrieval, *self.sts]
             for files in sets:
                 tasks.append(files.task(self.tokenizer, max_length=self.max_length, cache_dir=self.cache))

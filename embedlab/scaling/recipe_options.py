@@ -170,6 +170,7 @@ class _Data:
     batch_size: _CountFromOne | None = None
     max_length: _CountFromOne | None = None
     validation_fraction: _Share | None = None
+    candidates: _CountFromOne | None = None
     test_fraction: _Share | None = None
     retrieval: list[_RetrievalFiles] | None = None
     sts: list[_StsFile] | None = None

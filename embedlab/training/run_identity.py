@@ -31,6 +31,7 @@ def identity_of(trainer: Trainer, module: EmbeddingModule) -> Identity:
         "data.train": data.sources_fingerprint(),
         "data.validation_fraction": data.validation_fraction,
         "data.test_fraction": data.test_fraction,
+        "data.candidates": data.candidates,
         "data.batch_size": data.batch_size,
         "data.max_length": data.max_length,
         "seed_everything": module.seed,

@@ -22,17 +22,18 @@ from torchmetrics.utilities import dim_zero_cat
 from embedlab.errors import DataError
 
 PAIR_LOSS_TEMPERATURE: Final = 0.025
-PAIR_LOSS_BLOCK: Final = 256
-LOSS_PROTOCOL: Final[dict[str, str | float | int | bool]] = {
+LOSS_PROTOCOL: Final[dict[str, str | float | bool]] = {
     "loss": "symmetric InfoNCE",
     "temperature": PAIR_LOSS_TEMPERATURE,
-    "block_size": PAIR_LOSS_BLOCK,
     "order": "as in the file",
     "incomplete_block": "dropped unless it is the only one",
     "hard_negatives": False,
     "false_negative_masking": False,
 }
-"""Definition of the loss that ``pair_loss`` computes. Losses under another protocol are not comparable."""
+"""Definition of the loss that ``pair_loss`` computes, except for its number of candidates."""
+
+CANDIDATES: Final = 256
+"""Default number of documents among which ``pair_loss`` looks for the document of a query."""
 
 _NEVER: Final = 1 << 40  # rank given to a document that is not in the corpus
 
@@ -248,15 +249,18 @@ def uniformity(embeddings_UD: Tensor, *, rows_per_chunk: int = 1024) -> float:
     return float(torch.log(total / (num_texts * (num_texts - 1))))
 
 
-def pair_loss(queries_PD: Tensor, positives_PD: Tensor) -> tuple[float, float]:
+def pair_loss(queries_PD: Tensor, positives_PD: Tensor, candidates: int = CANDIDATES) -> tuple[float, float]:
     """Return the contrastive loss under ``LOSS_PROTOCOL``, the loss that runs are compared by.
 
-    The loss is symmetric InfoNCE over consecutive blocks of 256 pairs, in the given order. Since the loss grows with
-    the number of candidates, that number must not depend on the batch size or the number of ranks of a run.
+    The loss is symmetric InfoNCE over consecutive blocks of pairs, in the given order. Since the loss grows with the
+    number of candidates, that number must not depend on the batch size or the number of ranks of a run, and losses with
+    different numbers of candidates are not comparable.
 
     Args:
         queries_PD: Unit-norm embeddings of the queries.
         positives_PD: Unit-norm embeddings of the positives.
+        candidates: Number of pairs in a block, which is the number of documents among which the document of a query is
+            looked for. With fewer pairs in all, they are one block.
 
     Returns:
         Mean loss over the pairs in nats, and the standard error of the mean. Pairs of a block share their candidates,
@@ -271,9 +275,9 @@ def pair_loss(queries_PD: Tensor, positives_PD: Tensor) -> tuple[float, float]:
     if num_pairs < 2:
         raise DataError(
             f"The evaluation loss contrasts pairs with each other, got {num_pairs} pair. Give at least 2 pairs, "
-            f"better several times {PAIR_LOSS_BLOCK}."
+            f"better several times {candidates}."
         )
-    size = min(PAIR_LOSS_BLOCK, num_pairs)
+    size = min(candidates, num_pairs)
     own = torch.arange(size, device=queries_PD.device)
     losses = []
     for start in range(0, num_pairs - size + 1, size):

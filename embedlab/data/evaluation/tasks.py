@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embedlab.data.evaluation.metrics import PAIR_LOSS_BLOCK, pair_loss, retrieval_metrics, spearman
+from embedlab.data.evaluation.metrics import CANDIDATES, pair_loss, retrieval_metrics, spearman
 from embedlab.data.texts import TokenizedTexts
 from embedlab.data.tokenized import TokenizedPairs
 from embedlab.errors import DataError
@@ -245,6 +245,7 @@ class HeldOutPairs(EvaluationTask):
     Args:
         store: Tokenized source.
         pairs: Rows of the source's held-out pairs.
+        candidates: Maximum number of documents among which the loss looks for the document of a query.
 
     Attributes:
         fingerprint: Hexadecimal digits that identify the texts in the loss and their order.
@@ -254,7 +255,7 @@ class HeldOutPairs(EvaluationTask):
         DataError: If fewer than two held-out pairs have different texts.
     """
 
-    def __init__(self, store: TokenizedPairs, pairs: np.ndarray) -> None:
+    def __init__(self, store: TokenizedPairs, pairs: np.ndarray, candidates: int = CANDIDATES) -> None:
         queries_P, positives_P = store.queries_N[pairs], store.positives_N[pairs]
         is_new = np.isin(np.arange(len(pairs)), np.unique(positives_P, return_index=True)[1])
         first = np.flatnonzero(is_new)[np.sort(np.unique(queries_P[is_new], return_index=True)[1])]
@@ -277,7 +278,7 @@ class HeldOutPairs(EvaluationTask):
         )
         super().__init__(store.name, store.texts, self._retrieval.rows_to_encode(), self._retrieval)
         self.fingerprint = store.texts.fingerprint(np.concatenate([queries_P[first], positives_P[first]]))
-        self.num_candidates = min(PAIR_LOSS_BLOCK, len(first))
+        self.num_candidates = min(candidates, len(first))
         self._queries_P, self._positives_P = (
             torch.from_numpy(np.searchsorted(self.rows_U, rows[first])) for rows in (queries_P, positives_P)
         )
@@ -285,5 +286,7 @@ class HeldOutPairs(EvaluationTask):
     def metrics(self, embeddings_UD: Tensor) -> dict[str, float]:
         """Return ``loss`` and ``loss_standard_error`` of ``pair_loss``, and the metrics of ``Retrieval.metrics``."""
         queries_P, positives_P = (rows.to(embeddings_UD.device) for rows in (self._queries_P, self._positives_P))
-        loss, standard_error = pair_loss(embeddings_UD[queries_P], embeddings_UD[positives_P])
+        loss, standard_error = pair_loss(
+            embeddings_UD[queries_P], embeddings_UD[positives_P], candidates=self.num_candidates
+        )
         return {"loss": loss, "loss_standard_error": standard_error, **self._retrieval.metrics(embeddings_UD)}

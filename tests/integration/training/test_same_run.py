@@ -47,6 +47,7 @@ CHANGES = {
     "data.max_length": ["--data.max_length", "16"],
     "data.validation_fraction": ["--data.validation_fraction", "0.4"],
     "data.test_fraction": ["--data.test_fraction", "0.1"],
+    "data.candidates": ["--data.candidates", "8"],
     "data.train": ["--data.train", "OTHER_PAIRS"],
     "seed_everything": ["--seed_everything", "2"],
     "another backbone": ["--model.backbone.path", "OTHER_BACKBONE"],

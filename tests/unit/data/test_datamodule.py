@@ -30,6 +30,7 @@ def data_module(path: Path | str = "nowhere", **options: Any) -> PairDataModule:
     ("options", "message"),
     [
         ({"batch_size": 0}, "data.batch_size must be at least 1, got 0"),
+        ({"candidates": 1}, "data.candidates must be at least 2, .* got 1"),
         ({"max_length": -1}, "data.max_length must be at least 1, got -1"),
         ({"num_workers": -1}, "data.num_workers must lie between 0 and"),
         ({"num_workers": 10**6}, "got 1000000"),

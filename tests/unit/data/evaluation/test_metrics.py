@@ -203,7 +203,7 @@ def test_pair_loss_uses_an_incomplete_block_that_is_the_only_one() -> None:
 
 def test_the_loss_protocol_can_be_recorded() -> None:
     assert json.loads(json.dumps(LOSS_PROTOCOL)) == LOSS_PROTOCOL
-    assert (LOSS_PROTOCOL["temperature"], LOSS_PROTOCOL["block_size"]) == (0.025, 256)
+    assert LOSS_PROTOCOL["temperature"] == 0.025
 
 
 def test_the_table_is_in_row_order_and_in_float32() -> None:

@@ -116,6 +116,13 @@ def test_the_loss_of_held_out_pairs_says_over_which_texts_it_is(tmp_path: Path) 
     assert task.fingerprint == alike.fingerprint != other.fingerprint
 
 
+def test_the_loss_of_held_out_pairs_has_as_many_candidates_as_it_is_told(tmp_path: Path) -> None:
+    store = store_of(tmp_path, PAIRS)
+    few, all_of_them = HeldOutPairs(store, np.arange(6), candidates=2), HeldOutPairs(store, np.arange(6), candidates=9)
+    assert (few.num_candidates, all_of_them.num_candidates) == (2, 4)
+    assert few.metrics(encoded(few))["loss"] < all_of_them.metrics(encoded(all_of_them))["loss"]
+
+
 def test_perfect_embeddings_of_held_out_pairs_score_one(tmp_path: Path) -> None:
     task = HeldOutPairs(store_of(tmp_path, PAIRS), np.array([1, 4, 5]))
     directions = torch.eye(3)
