@@ -53,15 +53,18 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str,
     return rows
 
 
-def test_eight_pythias_under_every_method_take_less_than_a_minute_and_four_gibibytes(tmp_path: Path) -> None:
-    folders = [str(PYTHIA / name) for name in SIZES]
+def test_pythias_under_every_method_take_seconds_and_less_than_four_gibibytes(tmp_path: Path) -> None:
+    names = ["14m", "70m", "410m", "2.8b"]
+    folders = [str(PYTHIA / name) for name in names]
     command = [sys.executable, "-m", "embedlab", "flops", "--suite", *folders, "--methods", "all", "--json"]
     command += ["--budget", "1.5e15"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     rows = json.loads(result.stdout)
-    assert [(Path(row["backbone"]).name, row["method"]) for row in rows] == [(s, m) for s in SIZES for m in METHODS]
+    assert [(Path(row["backbone"]).name, row["method"]) for row in rows] == [
+        (name, method) for name in names for method in METHODS
+    ]
     for row in rows:
         size = SIZES[Path(row["backbone"]).name]
         assert row["nonembedding_parameters"] == size
@@ -71,8 +74,8 @@ def test_eight_pythias_under_every_method_take_less_than_a_minute_and_four_gibib
         assert row["pairs"] == int(1.5e15 / row["flops_per_pair"])
         assert row["tokens"] == 78 * row["pairs"]
     # The processor's time, since other tests may be running beside this one, which make it half as fast again at worst:
-    # the minute itself is measured by benchmarks/flop_table.py.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 90
+    # benchmarks/flop_table.py measures the minute that all eight may take.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 50
     assert after.ru_maxrss < 4 * 2**20
 
 

@@ -215,7 +215,7 @@ def test_records_can_be_found_sorted_and_are_all_there(browser: Browser, page: P
 
 @needs_chromium
 @needs_shared
-@pytest.mark.parametrize("table", COLUMNS)
+@pytest.mark.parametrize("table", [table for table in COLUMNS if "gigaword" not in table and "wmt19" not in table])
 def test_somebody_elses_runs_have_a_report(browser: Browser, tmp_path: Path, table: str) -> None:
     main(["report", *options_of(table), "--output", str(tmp_path / "report"), "--replicates", "10"])
     browser.open(tmp_path / "report" / "report.html")

