@@ -19,7 +19,7 @@ from scipy.optimize import brentq
 from scipy.stats import chi2
 
 from embedlab.errors import ConfigError
-from embedlab.scaling.fitting import Fit, Runs, refit
+from embedlab.scaling.fitting import Fit, Runs, refit, refit_many
 
 NUM_REPLICATES = 1000
 REPLICATE_TOLERANCE = 1e-10
@@ -124,18 +124,17 @@ def bootstrap(
     Raises:
         ConfigError: If there are fewer than 3 families to draw from.
     """
-    found: dict[bytes, Fit] = {}  # with few families, many draws are equal
-    draws = list(drawn_weights(runs, num_replicates, seed))
-    for drawn_P in draws:
-        if drawn_P.tobytes() not in found:
-            found[drawn_P.tobytes()] = refit(
-                estimate,
-                runs,
-                weights_P=drawn_P if weights_P is None else drawn_P * weights_P,
-                tolerance=REPLICATE_TOLERANCE,
-            )
-    fits = tuple(found[drawn_P.tobytes()] for drawn_P in draws)
-    return Replicates(estimate, fits, spread_of(estimate, runs, weights_P), weights_P)
+    drawn_RP = np.array(list(drawn_weights(runs, num_replicates, seed)))
+    # With few families, many draws are equal.
+    different_RP, place_R = np.unique(drawn_RP, axis=0, return_inverse=True)
+    fits = refit_many(
+        estimate,
+        runs,
+        different_RP if weights_P is None else different_RP * weights_P,
+        tolerance=REPLICATE_TOLERANCE,
+    )
+    of_draws = tuple(fits[place] for place in place_R.ravel())
+    return Replicates(estimate, of_draws, spread_of(estimate, runs, weights_P), weights_P)
 
 
 def drawn_weights(runs: Runs, num_replicates: int, seed: int | tuple[int, ...]) -> Iterator[np.ndarray]:

@@ -1,6 +1,7 @@
 """Numerical minimization of residuals, which fits a law to runs.
 
-Names of arrays end in their axes: P points, one per run; K parameters.
+Names of arrays end in their axes: P points, one per run; K parameters; R problems that share the residuals but not the
+weights.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import numpy as np
 from scipy import optimize
 
 _FLATTEST = 1e-12  # minimum curvature of a direction, as a share of the maximum curvature
+_MOST_STEPS = 200  # of a descent of many problems
+_LONGEST = 0.5  # change of a parameter in a step; parameters are logarithms and exponents
+_DAMPING = 4.0  # factor by which the damping falls after a step down, and rises after a step that is not taken
 
 Residuals = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Function of the parameters (K,) that returns the residuals (P,) and their derivatives by parameter (K, P)."""
@@ -67,6 +71,84 @@ def least_huber(
             return theta_K, float(end.fun) * delta
     end = optimize.minimize(objective, start_K, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return end.x, float(end.fun) * delta
+
+
+def least_huber_of_many(
+    residuals: Residuals,
+    start_K: np.ndarray,
+    weights_RP: np.ndarray,
+    bounds: list[tuple[float, float]],
+    tolerance: float,
+    delta: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Minimize many weighted sums of Huber losses of the same residuals at once, from one starting point.
+
+    Each step solves a linear system for each problem. Its matrix has the curvature of the residuals below ``delta``,
+    and a share of the curvature of iteratively reweighted least squares of the others: with the whole share each step
+    is short but goes down, and with none it is Newton's, which ends at the minimum. The share adapts as the damping of
+    Levenberg and Marquardt does. A parameter at a bound beyond which the sum would fall is held (Bertsekas 1982,
+    projected Newton methods).
+
+    Args:
+        residuals: Residuals (R, P) and their derivatives (K, R, P), as a function of the parameters (K, R).
+        start_K: Starting values of the parameters of all problems, near the minima.
+        weights_RP: Weight of each residual in each sum.
+        bounds: Lower and upper bound of each parameter.
+        tolerance: Expected relative change of a sum at which its descent stops.
+        delta: Absolute residual above which the Huber loss is linear; infinite for half the sum of squares.
+
+    Returns:
+        Parameters at the end (R, K), sums of Huber losses there (R,), and whether a descent came to a minimum (R,).
+    """
+
+    def values(residual_RP: np.ndarray, some_R: np.ndarray) -> np.ndarray:
+        slope_RP = np.clip(residual_RP, -delta, delta)
+        return np.asarray((weights_RP[some_R] * slope_RP * (residual_RP - 0.5 * slope_RP)).sum(axis=1))
+
+    num_problems = len(weights_RP)
+    low_K, high_K = np.array(bounds).T
+    theta_RK = np.repeat(np.clip(start_K, low_K, high_K)[None], num_problems, axis=0)
+    is_found_R = np.zeros(num_problems, dtype=bool)
+    active_R = np.arange(num_problems)
+    damping_R = np.ones(num_problems)
+    with np.errstate(all="ignore"):
+        residual_RP, jacobian_KRP = residuals(theta_RK.T)
+        value_R = values(residual_RP, active_R)
+        for _ in range(_MOST_STEPS):
+            weights = weights_RP[active_R]
+            gradient_RK = np.einsum("krp,rp->rk", jacobian_KRP, weights * np.clip(residual_RP, -delta, delta))
+            here_RK = theta_RK[active_R]
+            is_held_RK = np.where(gradient_RK > 0, here_RK <= low_K, here_RK >= high_K)
+            gradient_RK[is_held_RK] = 0.0
+            size_RP = np.abs(residual_RP)
+            share_RP = np.where(size_RP <= delta, 1.0, np.minimum(damping_R, 1.0)[:, None] * delta / size_RP)
+            share_RP *= weights * np.maximum(damping_R, 1.0)[:, None]
+            jacobian_RKP = jacobian_KRP.transpose(1, 0, 2)
+            matrix_RKK = (jacobian_RKP * share_RP[:, None]) @ jacobian_RKP.transpose(0, 2, 1)
+            matrix_RKK[is_held_RK[:, :, None] | is_held_RK[:, None, :]] = 0.0
+            diagonal_RK = np.einsum("rkk->rk", matrix_RKK)
+            diagonal_RK += _FLATTEST * diagonal_RK.max(axis=1, keepdims=True) + 1e-300
+            step_RK = -np.linalg.solve(matrix_RKK, gradient_RK[..., None])[..., 0]
+            step_RK *= np.minimum(1.0, _LONGEST / np.abs(step_RK).max(axis=1, keepdims=True))
+            target_RK = np.clip(here_RK + step_RK, low_K, high_K)
+            step_RK = target_RK - here_RK
+            expected_R = -(gradient_RK * step_RK).sum(axis=1)
+            is_over_R = (damping_R <= 1) & (expected_R <= tolerance * value_R[active_R])
+            is_found_R[active_R[is_over_R]] = True
+            goes_on_R = ~is_over_R & np.isfinite(step_RK).all(axis=1)
+            active_R, damping_R, trial_RK = active_R[goes_on_R], damping_R[goes_on_R], target_RK[goes_on_R]
+            residual_RP, jacobian_KRP = residual_RP[goes_on_R], jacobian_KRP[:, goes_on_R]
+            if not len(active_R):
+                break
+            residual, jacobian = residuals(trial_RK.T)
+            value = values(residual, active_R)
+            is_down_R = value < value_R[active_R]
+            down_R = active_R[is_down_R]
+            theta_RK[down_R], value_R[down_R] = trial_RK[is_down_R], value[is_down_R]
+            residual_RP = np.where(is_down_R[:, None], residual, residual_RP)
+            jacobian_KRP = np.where(is_down_R[:, None], jacobian, jacobian_KRP)
+            damping_R = np.where(is_down_R, damping_R / _DAMPING, damping_R * _DAMPING)
+    return theta_RK, value_R, is_found_R
 
 
 def _inverse_root(matrix_KK: np.ndarray) -> np.ndarray:

@@ -7,12 +7,13 @@ the parameters are so correlated that few starts reach the same minimum. Names o
 
     P  points, one per run      T  terms of the law      S  shapes of the law
     K  all parameters: log coefficients, then shapes      F  the parameters that are not fixed
+    R  fits of one law to the same runs with different weights
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
@@ -20,13 +21,14 @@ import numpy as np
 from scipy.optimize import nnls
 
 from embedlab.errors import ConfigError
-from embedlab.scaling.descent import least_huber, least_squares
+from embedlab.scaling.descent import least_huber, least_huber_of_many, least_squares
 from embedlab.scaling.laws import Law, Points
 
 HUBER_DELTA = 1e-3
 """Absolute residual of log loss above which the Huber loss is linear. Without noise, all residuals are smaller."""
 
 NUM_STARTS = 16
+_POINTS_AT_ONCE = 50_000  # runs times fits that are computed together: some tens of MiB
 _ROUGH_RUNS = 250  # maximum number of runs for the first descents; the last descent uses all runs
 # Relative changes of the objective at which a descent stops: first descents of both methods, then the last descent.
 _ROUGH_SQUARES, _ROUGH_HUBER, _EXACT = 1e-9, 1e-8, 1e-15
@@ -340,6 +342,55 @@ def refit(
     )
 
 
+def refit_many(found: Fit, runs: Runs, weights_RP: np.ndarray, *, tolerance: float) -> list[Fit]:
+    """Fit a law again to the runs that it was fitted to, once with each set of weights.
+
+    The fits are computed together, which is several times faster than ``refit``. A fit that does not end at a minimum
+    is computed by ``refit``.
+
+    Args:
+        found: Fit of the law to the same runs.
+        runs: The runs (P of them).
+        weights_RP: Weights of the runs in each of R fits.
+        tolerance: Relative change of the objective at which a fit stops.
+
+    Raises:
+        ConfigError: If there are too few runs, sizes or amounts of data.
+    """
+    # If a term has vanished, the way to where it has not is long and flat.
+    if not found.in_log or set(found.at_bound) & set(found.law.coefficients):
+        return [refit(found, runs, weights_P=weights_P, tolerance=tolerance) for weights_P in weights_RP]
+    points = _points(runs.parameters_P, runs.tokens_P, runs.unique_tokens_P, found.center_N, found.center_D)
+    log_loss_P = np.log(runs.loss_P)
+    delta = np.inf if found.huber_delta is None else found.huber_delta
+
+    def residuals(theta_KR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        predicted_RP, jacobian_KRP = _log_loss(found.law, theta_KR, points.repeated(theta_KR.shape[1]))
+        return predicted_RP - log_loss_P, jacobian_KRP
+
+    fits: list[Fit] = []
+    at_once = max(1, _POINTS_AT_ONCE // len(runs))
+    for begin in range(0, len(weights_RP), at_once):
+        some_RP = weights_RP[begin : begin + at_once]
+        ends = least_huber_of_many(residuals, found.theta_K, some_RP, found.bounds, tolerance, delta)
+        for weights_P, theta_K, value, is_found in zip(some_RP, *ends, strict=True):
+            if is_found:
+                at_bound = _at_bound(found.law, theta_K, found.bounds)
+                fits.append(
+                    replace(
+                        found,
+                        theta_K=theta_K,
+                        objective=float(value),
+                        num_starts=1,
+                        num_in_basin=1,
+                        at_bound=at_bound,
+                    )
+                )
+            else:
+                fits.append(refit(found, runs, weights_P=weights_P, tolerance=tolerance))
+    return fits
+
+
 class LogResiduals:
     """Residuals of log loss as a function of the parameters of a law that is fitted jointly with other laws.
 
@@ -416,10 +467,14 @@ def _points(
 
 
 def _log_loss(law: Law, theta_K: np.ndarray, points: Points) -> tuple[np.ndarray, np.ndarray]:
-    """Return the predicted log loss at each point (P,), and the derivatives by parameter (K, P)."""
+    """Return the predicted log loss at each point (P,), and the derivatives by parameter (K, P).
+
+    With parameters (K, R) and points (R, P), both results have an axis R in front of P.
+    """
     num_terms = len(law.coefficients)
-    terms = law.terms(theta_K[num_terms:], points)
-    log_TP = theta_K[:num_terms, None] + terms.log_TP
+    shapes = theta_K[num_terms:]
+    terms = law.terms(shapes if shapes.ndim == 1 else shapes[..., None], points)
+    log_TP = theta_K[:num_terms, ..., None] + terms.log_TP
     largest_P = log_TP.max(axis=0)
     share_TP = np.exp(log_TP - largest_P)
     total_P = share_TP.sum(axis=0)

@@ -35,6 +35,14 @@ class Points:
     log_tokens_P: np.ndarray
     log_epochs_P: np.ndarray
 
+    def repeated(self, num_copies: int) -> Points:
+        """Return the points as arrays (R, P) with equal rows, to evaluate a law with R sets of parameters at once.
+
+        Args:
+            num_copies: Number of rows (R).
+        """
+        return Points(*(np.broadcast_to(values_P, (num_copies, len(values_P))) for values_P in vars(self).values()))
+
     def where(self, some_P: np.ndarray | slice) -> Points:
         """Return the points that indices, a mask or a slice select."""
         return Points(self.log_parameters_P[some_P], self.log_tokens_P[some_P], self.log_epochs_P[some_P])
@@ -105,7 +113,8 @@ class Law(ABC):
         """Return the terms of the law at some points, with their derivatives.
 
         Args:
-            shape_S: Values of the shapes, in the order of ``shapes``.
+            shape_S: Values of the shapes, in the order of ``shapes``. The value of a shape may also be an array (R, 1),
+                with points (R, P); all results then have an axis R in front of P.
             points: Points at which the terms are evaluated.
         """
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from embedlab.errors import ConfigError
-from embedlab.scaling.fitting import Runs, fit
-from embedlab.scaling.laws import Chinchilla, Law, Multiplicative
+from embedlab.scaling import fitting
+from embedlab.scaling.fitting import Runs, fit, refit, refit_many
+from embedlab.scaling.laws import Chinchilla, Law, Multiplicative, Rectified
 from helpers.tables import TRUTHS, chinchilla_runs, column, made, needs_shared, table
 
 
@@ -88,3 +89,34 @@ def test_too_few_runs_and_runs_of_one_size_are_refused() -> None:
 def test_a_loss_that_is_no_number_above_0_is_refused(value: float) -> None:
     with pytest.raises(ConfigError, match=r"loss of run 1 is .*1 of 3"):
         Runs(np.ones(3), np.ones(3), np.array([1.0, value, 1.0]))
+
+
+@pytest.mark.parametrize("huber_delta", [None, 1e-3])
+@pytest.mark.parametrize(("law", "truth"), TRUTHS, ids=[f"{type(law).__name__}{len(t)}" for law, t in TRUTHS])
+def test_fits_that_are_computed_together_are_those_that_are_computed_alone(
+    monkeypatch: pytest.MonkeyPatch, law: Law, truth: dict[str, float], huber_delta: float | None
+) -> None:
+    runs = made(law, truth, noise=0.01)
+    found = fit(law, runs, huber_delta=huber_delta)
+    weights_RP = np.random.default_rng(1).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), 20).astype(float)
+    alone = [refit(found, runs, weights_P=weights_P, tolerance=1e-10) for weights_P in weights_RP]
+    calls = []
+    monkeypatch.setattr(fitting, "refit", lambda *_, weights_P, **__: calls.append(weights_P) or found)
+    together = refit_many(found, runs, weights_RP, tolerance=1e-10)
+    assert len(calls) <= 10, "few are computed alone"
+    for weights_P, one, other in zip(weights_RP, alone, together, strict=True):
+        if not any(weights_P is call or np.array_equal(weights_P, call) for call in calls):
+            assert other.objective <= one.objective * (1 + 1e-6)
+            assert (one.names, one.num_runs, one.num_starts) == (other.names, other.num_runs, other.num_starts)
+
+
+@needs_shared
+def test_fits_that_are_computed_together_stay_within_the_bounds() -> None:
+    runs = chinchilla_runs()
+    found = fit(Rectified(), runs)
+    assert found.at_bound == ("D_0",), "no data are seen earlier"
+    weights_RP = np.random.default_rng(2).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), 20).astype(float)
+    for weights_P, one in zip(weights_RP, refit_many(found, runs, weights_RP, tolerance=1e-10), strict=True):
+        alone = refit(found, runs, weights_P=weights_P, tolerance=1e-10)
+        assert all(low <= value <= high for value, (low, high) in zip(one.theta_K, one.bounds, strict=True))
+        assert one.objective <= alone.objective * (1 + 1e-6)
