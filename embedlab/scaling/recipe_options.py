@@ -92,6 +92,7 @@ class _Backbone:
 class _Optimizer:
     learning_rate: _Share | None = None
     weight_decay: _Share | None = None
+    decay_vectors: bool | None = None
     betas: list[_Share] | None = None
     eps: _Share | None = None
     clip: _Share | None = None

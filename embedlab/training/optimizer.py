@@ -22,7 +22,8 @@ class OptimizerConfig:
 
     Args:
         learning_rate: Peak learning rate. The default is the method's own learning rate for the backbone.
-        weight_decay: Weight decay of matrices. Vectors (norms, biases) have no weight decay.
+        weight_decay: Weight decay of matrices. By default, vectors (norms, biases) have no weight decay.
+        decay_vectors: Whether vectors have the weight decay, too.
         betas: Decay rates of the first and the second moment of the gradient.
         eps: Number added to the denominator of the update.
         clip: Maximum norm of the whole gradient, to which larger gradients are scaled down. None turns clipping off.
@@ -35,6 +36,7 @@ class OptimizerConfig:
 
     learning_rate: float | None = None
     weight_decay: float = 0.1
+    decay_vectors: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip: float | None = 1.0

@@ -43,6 +43,7 @@ def identity_of(trainer: Trainer, module: EmbeddingModule) -> Identity:
         "model.loss": f"{type(module.loss).__name__}({module.loss.extra_repr()})",
         "model.optimizer.learning_rate": module.learning_rate,
         "model.optimizer.weight_decay": optimizer.weight_decay,
+        "model.optimizer.decay_vectors": optimizer.decay_vectors,
         "model.optimizer.betas": str(tuple(optimizer.betas)),
         "model.optimizer.eps": optimizer.eps,
         "model.optimizer.clip": optimizer.clip,

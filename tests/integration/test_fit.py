@@ -259,6 +259,13 @@ def test_options_of_the_optimizer_are_the_configurations_after_a_resume(tmp_path
     assert all(tuple(group["betas"]) == (0.8, 0.9) for group in groups)
 
 
+def test_vectors_decay_if_that_is_asked_for(tmp_path: Path) -> None:
+    fit(write_config(tmp_path), "--model.optimizer.decay_vectors", "true", "--trainer.max_steps", "1")
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    (optimizer,) = saved["optimizer_states"]
+    assert [group["weight_decay"] for group in optimizer["param_groups"]] == [0.1, 0.1]
+
+
 def test_eight_bit_optimizer_states_train(tmp_path: Path) -> None:
     fit(write_config(tmp_path), "--model.optimizer.states", "8bit", "--trainer.max_steps", "2")
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()

@@ -57,6 +57,7 @@ CHANGES = {
     "model.loss": ["--model.loss.temperature", "0.5"],
     "model.optimizer.learning_rate": ["--model.optimizer.learning_rate", "0.02"],
     "model.optimizer.weight_decay": ["--model.optimizer.weight_decay", "0.2"],
+    "model.optimizer.decay_vectors": ["--model.optimizer.decay_vectors", "true"],
     "model.optimizer.clip": ["--model.optimizer.clip", "null"],
     "model.schedule": ["--model.schedule", "Constant"],
     "trainer.precision": ["--trainer.precision", "bf16-mixed"],
