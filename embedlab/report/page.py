@@ -58,6 +58,7 @@ def page(
         "figures": [as_dict(figure) for figure in figures],
         "laws": [_law(law) for law in laws],
         "refused": dict(refused),
+        "banner": [f"{law.method}: {law.chance_warning}" for law in laws if law.chance_warning],
         "records": _records(observations, laws),
         "recipe": page_laws(laws) if laws else None,
         "constraints": vars(constraints),

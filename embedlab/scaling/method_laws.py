@@ -147,19 +147,24 @@ class MethodLaw:
     @property
     def caution(self) -> str:
         """Warnings about runs that no law describes: outliers, and runs that have hardly learned; empty without any."""
-        found = []
+        found = [self.chance_warning] if self.chance_warning else []
         if self.outliers:
             listed = "; ".join(plain_text(one.words, longest=None) for one in self.outliers)
-            found.append(f"Left out, because their losses are far from those of all other runs: {listed}.")
-        near = [row for row in self.observations if row.is_near_chance]
-        if near:
-            found.append(
-                f"{len(near)} of {len(self.observations)} runs, of up to {max(row.flops for row in near):.3g} FLOPs, "
-                f"have losses near the loss of random guessing ({near[0].chance:.3g}). Early in training, losses fall "
-                "faster than a power law, so the law may predict too high losses for larger runs. Leave out small "
-                "budgets, or add larger budgets."
-            )
+            found.insert(0, f"Left out, because their losses are far from those of all other runs: {listed}.")
         return " ".join(found)
+
+    @property
+    def chance_warning(self) -> str:
+        """A warning about runs whose losses are near the loss of random guessing; empty if there are none."""
+        near = [row for row in self.observations if row.is_near_chance]
+        if not near:
+            return ""
+        return (
+            f"{len(near)} of {len(self.observations)} runs, of up to {max(row.flops for row in near):.3g} FLOPs, "
+            f"have losses near the loss of random guessing ({near[0].chance:.3g}). Early in training, losses fall "
+            "faster than a power law, so the law may predict too high losses for larger runs. Leave out small "
+            "budgets, or add larger budgets."
+        )
 
     @cached_property
     def weakly_identified(self) -> dict[str, Interval]:

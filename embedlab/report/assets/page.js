@@ -23,6 +23,13 @@
     document.getElementById("summary").textContent = `${words.join(", ")}.`;
   }
 
+  function banner() {
+    if (!data.banner.length) return;
+    const place = document.getElementById("banner");
+    place.append(...data.banner.map((line) => element("p", "warning", line)));
+    place.hidden = false;
+  }
+
   // ---- the recipe
 
   function number(text) {
@@ -33,6 +40,15 @@
     const constraints = {};
     for (const name of Object.keys(data.constraints)) constraints[name] = number(question.elements[name].value);
     return [number(question.elements.budget.value) ?? NaN, constraints, question.elements.extrapolate.checked];
+  }
+
+  // An end of an interval that the runs do not limit is null or, for a coefficient, 0 or infinite.
+  function bounds([low, high], digits) {
+    const isLow = low !== null && Number.isFinite(low) && low !== 0;
+    const isHigh = high !== null && Number.isFinite(high);
+    if (isLow && isHigh) return `${general(low, digits)} to ${general(high, digits)}`;
+    if (isLow) return `above ${general(low, digits)}`;
+    return isHigh ? `below ${general(high, digits)}` : "not known from these runs";
   }
 
   function range([low, high]) {
@@ -211,7 +227,7 @@
   function describe(law) {
     const rows = law.parameters.map(({ name, value, interval, atBound }) => [
       [element("i", "", sub(name)), ""], [general(value, 4), "number"],
-      [interval.map((bound) => general(bound ?? Infinity, 3)).join(" to "), "number"],
+      [bounds(interval, 3), "number"],
       [atBound ? "at a bound: not determined by the runs" : "", ""],
     ]);
     const noted = rows.some(([, , , [text]]) => text);
@@ -247,6 +263,7 @@
   }
 
   summary();
+  banner();
   startRecipe();
   confirmations();
   report.drawAll(data.figures, data.methods);

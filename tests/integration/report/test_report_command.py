@@ -284,11 +284,21 @@ def test_the_page_shows_what_came_of_predictions(browser: Browser, tmp_path: Pat
 def test_runs_that_have_hardly_learned_are_warned_of(browser: Browser, page: Path, tmp_path: Path) -> None:
     guessing = [replace(row, chance=1.01 * max(one.loss for one in runs())) for row in runs()]
     path = write_report(tmp_path / "report", "runs", guessing, Constraints(), num_replicates=REPLICATES)
-    read = "return document.getElementById('laws-list').textContent"
+    read = "return [...document.querySelectorAll('#banner, #laws-list')].map((one) => one.innerText)"
     browser.open(path)
-    assert "have losses near the loss of random guessing" in browser(read) and not browser.errors()
+    assert all("have losses near the loss of random guessing" in text for text in browser(read))
+    assert not browser.errors()
     browser.open(page)
-    assert "guess" not in browser(read)
+    assert not any("guess" in text for text in browser(read))
+    assert browser("return document.getElementById('banner').hidden") is True
+
+
+@needs_chromium
+def test_an_interval_that_the_runs_do_not_limit_is_said_in_words(browser: Browser, tmp_path: Path) -> None:
+    few = [row for row in runs() if row.method == runs()[0].method and row.flops < 1e15]
+    path = write_report(tmp_path / "report", "runs", few, Constraints(), num_replicates=REPLICATES)
+    browser.open(path)
+    assert not re.search("∞|null|NaN", browser("return document.getElementById('laws-list').innerText"))
 
 
 @needs_chromium
