@@ -6,9 +6,9 @@
 
 The first trains, on two cores in about an hour, and trains the recipe for the largest budget, which it makes from runs
 of the smaller ones alone. The second fits each method's law without the largest budget, compares it with the runs
-there, and writes benchmarks/results/sweep.{parquet,json,md}. The third writes down what the runs of smaller budgets say
-of every backbone and method at a larger one, in benchmarks/results/smollm2_prediction_6.4e+13.json, which no later call
-changes; the second compares it with the runs, once they are there.
+there, and writes benchmarks/results/sweep.{parquet,json,md,png}. The third writes down what the runs of smaller budgets
+say of every backbone and method at a larger one, in benchmarks/results/smollm2_prediction_6.4e+13.json, which no later
+call changes; the second compares it with the runs, once they are there.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from embedlab.errors import ConfigError
 from embedlab.files import require_new
 from embedlab.records import Ledger
+from embedlab.scaling.crossover import crossovers
 from embedlab.scaling.method_laws import MethodLaw, laws_of
 from embedlab.scaling.observations import Observation, by_method, of_records, runs_of, with_best_learning_rates
 from embedlab.scaling.recipe import recipe
@@ -57,6 +59,8 @@ def name_of(row: Observation) -> str:
 
 def held_out(law: MethodLaw, rows: Sequence[Observation]) -> list[dict[str, Any]]:
     """What a law said of runs that it was not fitted to."""
+    if not rows:
+        return []
     predicted_C, log_RC = law.log_losses(runs_of(rows).configurations)
     found = []
     for number, row in enumerate(rows):
@@ -149,7 +153,7 @@ def outcome(path: Path, methods: dict[str, list[Observation]]) -> list[str]:
             for key in inside:
                 inside[key] += one[key][0] <= min(losses) <= one[key][1]
         lines.append(
-            f"| {one['method']} | {one['backbone']} | {one['probability_best']:.0%} | {one['loss']:.3f} | "
+            f"| {short(one['method'])} | {one['backbone']} | {one['probability_best']:.0%} | {one['loss']:.3f} | "
             f"{' | '.join(ranges)} | {measured} | {off} |"
         )
     lines += [
@@ -157,6 +161,48 @@ def outcome(path: Path, methods: dict[str, list[Observation]]) -> list[str]:
         f"Of {trained} runs {inside['interval_80']} lie in the 80 % interval, {inside['interval_95']} in that of 95 %.",
     ]
     return lines
+
+
+def picture(path: Path, methods: dict[str, list[Observation]], predictions: Sequence[Path]) -> None:
+    """The best loss of each method at each budget, and what was predicted before it was measured."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    colors = {}
+    for method, rows in methods.items():
+        budgets = budgets_of(rows)
+        losses = [min(row.loss for row in at(rows, budget)) for budget in budgets]
+        (line,) = axes.loglog(budgets, losses, marker="o", label=short(method))
+        colors[method] = line.get_color()
+    for said in (json.loads(one.read_text()) for one in predictions):
+        seen: set[str] = set()
+        for one in said["configurations"]:  # the lowest predicted loss of a method comes first
+            if one["method"] in seen or one["method"] not in colors:
+                continue
+            at_x = said["budget"] * (0.91 + 0.06 * len(seen))
+            low, high = one["interval_80"]
+            axes.errorbar(
+                [at_x], [one["loss"]], [[one["loss"] - low], [high - one["loss"]]], color=colors[one["method"]],
+                marker="D", fillstyle="none", capsize=3, alpha=0.8,
+            )  # fmt: skip
+            seen.add(one["method"])
+    axes.set(xlabel="training FLOPs", ylabel="loss on held-out pairs")
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.yaxis.set_minor_formatter("{x:.3g}")
+    axes.legend(title="best run (filled), prediction with 80 % (open)")
+    figure.savefig(path, dpi=150)
+
+
+def short(method: str) -> str:
+    """A method's name with its rank alone."""
+    name, _, options = method.partition("(")
+    rank = [word.strip(")") for word in options.split(", ") if word.startswith("rank=")]
+    return name + "".join(f"({one})" for one in rank)
+
+
+def in_short(words: str, methods: Iterable[str]) -> str:
+    """Words with the methods' names cut."""
+    for method in methods:
+        words = words.replace(method, short(method))
+    return words
 
 
 def main() -> None:
@@ -198,13 +244,13 @@ def main() -> None:
         "losses": best,
         "held_out": predictions,
         "root_mean_square_error": {
-            method: float(np.sqrt(np.mean(np.square(values)))) for method, values in errors.items()
+            method: float(np.sqrt(np.mean(np.square(values)))) for method, values in errors.items() if values
         },
         "methods_without_a_law": refused,
         "confirmations": made,
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    lines = ["| budget | " + " | ".join(methods) + " |", "|---|" + "---|" * len(methods)]
+    lines = ["| budget | " + " | ".join(map(short, methods)) + " |", "|---|" + "---|" * len(methods)]
     for budget, of_budget in best.items():
         cells = []
         for losses in of_budget.values():
@@ -218,7 +264,7 @@ def main() -> None:
     for one in predictions:
         ranges = [f"{low:.3f} to {high:.3f}" for low, high in (one["interval_80"], one["interval_95"])]
         lines.append(
-            f"| {one['method']} | {one['backbone']} | {one['predicted']:.3f} | {' | '.join(ranges)} | "
+            f"| {short(one['method'])} | {one['backbone']} | {one['predicted']:.3f} | {' | '.join(ranges)} | "
             f"{one['measured']:.3f} |"
         )
     shares = [
@@ -231,11 +277,14 @@ def main() -> None:
         f"{shares[1]} in that of 95 %.",
     ]
     lines += [
-        f"Root-mean-square error of {method}: {value:.2%}."
+        f"Root-mean-square error of {short(method)}: {value:.2%}."
         for method, value in result["root_mean_square_error"].items()
     ]
     lines += [f"Without a law: {method}. {reason}" for method, reason in refused.items()]
     lines += ["", *made]
+    of_all, _ = laws_of(methods)
+    lines += ["", *(in_short(one.words, methods) for one in crossovers(of_all))]
+    picture(RESULTS / f"{name}.png", methods, sorted(RESULTS.glob(f"{name}_prediction_*.json")))
     for path in sorted(RESULTS.glob(f"{name}_prediction_*.json")):
         lines += outcome(path, methods)
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
