@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.progress import track as rich_track
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +29,16 @@ def console() -> Console:
         return Console()
     columns = os.environ.get("COLUMNS", "")
     return Console(width=max(_WIDTH, int(columns) if columns.isdecimal() else 0))
+
+
+def track(names: Collection[str]) -> Iterable[str]:
+    """Return names as they are, and show a bar of how many were asked for if the errors go to a terminal.
+
+    Args:
+        names: Names of methods that laws are fitted for.
+    """
+    screen = Console(stderr=True)
+    return rich_track(names, "Fitting laws", console=screen, transient=True, disable=not screen.is_terminal)
 
 
 def say(text: object) -> None:

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from embedlab.cli.console import add_row, console, line, say
+from embedlab.cli.console import add_row, console, line, say, track
 from embedlab.cli.run_arguments import (
     MOST_FLOPS,
     add_fitting,
@@ -80,7 +80,7 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
             f"--device is {plain_text(options.device)}, but no run states which share of its device's peak it used, so "
             "the hours on another device are unknown. Leave --device out."
         )
-    laws, refused = laws_of(by_method(observations), num_replicates=options.replicates)
+    laws, refused = laws_of(by_method(observations), num_replicates=options.replicates, track=track)
     if options.share_irreducible_loss:
         laws = share_irreducible_loss(laws, num_replicates=options.replicates)
     answers = [

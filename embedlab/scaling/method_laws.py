@@ -7,7 +7,7 @@ Recipes, crossovers and reports are computed from these laws. Names of arrays en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -472,6 +472,7 @@ def laws_of(
     *,
     huber_delta: float | None = HUBER_DELTA,
     num_replicates: int = NUM_REPLICATES,
+    track: Callable[[Collection[str]], Iterable[str]] = iter,
 ) -> tuple[list[MethodLaw], dict[str, str]]:
     """Fit a law for each method.
 
@@ -479,6 +480,7 @@ def laws_of(
         observations: Runs of each method, by the name of the method.
         huber_delta: Absolute residual of log loss above which the Huber loss is linear; None for least squares.
         num_replicates: Number of bootstrap replicates.
+        track: Function that returns the names of the methods as they are, and may show how many were asked for.
 
     Returns:
         The laws, and for each method without a law the reason.
@@ -488,7 +490,8 @@ def laws_of(
     """
     found: list[MethodLaw] = []
     refused: dict[str, str] = {}
-    for number, (method, rows) in enumerate(observations.items()):
+    for number, method in enumerate(track(observations.keys())):
+        rows = observations[method]
         try:  # a seed per method, so that the replicates of methods are independent
             found.append(law_of(method, rows, huber_delta=huber_delta, num_replicates=num_replicates, seed=number))
         except ConfigError as error:
