@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from embedlab.cli.console import say
+from embedlab.cli.console import say, track
 from embedlab.cli.run_arguments import (
     add_fitting,
     add_runs,
@@ -49,4 +49,7 @@ def report_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
         )
     source = options.table or ", ".join(options.runs)
     shared = options.share_irreducible_loss
-    say(write_report(folder, source, observations, constraints, num_replicates=options.replicates, share=shared))
+    page = write_report(
+        folder, source, observations, constraints, num_replicates=options.replicates, share=shared, track=track
+    )
+    say(page)

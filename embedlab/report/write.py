@@ -9,7 +9,7 @@ from pathlib import Path
 from embedlab.errors import ConfigError, RecordError
 from embedlab.files import cannot_write, require_new, whole_file, write_whole
 from embedlab.scaling.bootstrap import NUM_REPLICATES
-from embedlab.scaling.method_laws import MethodLaw, laws_of
+from embedlab.scaling.method_laws import MethodLaw, Track, laws_of
 from embedlab.scaling.observations import Observation, by_method
 from embedlab.scaling.recipe import Constraints
 from embedlab.scaling.shared_constant import share_irreducible_loss
@@ -27,6 +27,7 @@ def write_report(
     num_replicates: int = NUM_REPLICATES,
     share: bool = False,
     confirmations: Sequence[Confirmation] = (),
+    track: Track = iter,
 ) -> Path:
     """Fit a law to the runs of each method, and write the page and its figures.
 
@@ -38,6 +39,7 @@ def write_report(
         num_replicates: Number of bootstrap replicates.
         share: Whether all methods share one irreducible loss.
         confirmations: Recipes that were trained, with the predicted and the measured loss.
+        track: Shows how many laws are fitted already; by default, nothing is shown.
 
     Returns:
         Path of the page.
@@ -57,7 +59,7 @@ def write_report(
         runs: Mapping[str, Sequence[Observation]] = by_method(observations)
     except RecordError:  # all runs are left out; the table of runs shows the reasons
         runs = {}
-    laws, refused = _laws(runs, num_replicates)
+    laws, refused = _laws(runs, num_replicates, track)
     if share and laws:
         laws = share_irreducible_loss(laws, num_replicates=num_replicates)
     drawn = figures(runs, laws)
@@ -100,7 +102,9 @@ def require_room(folder: Path) -> None:
         require_new(folder / name)
 
 
-def _laws(runs: Mapping[str, Sequence[Observation]], num_replicates: int) -> tuple[list[MethodLaw], dict[str, str]]:
+def _laws(
+    runs: Mapping[str, Sequence[Observation]], num_replicates: int, track: Track
+) -> tuple[list[MethodLaw], dict[str, str]]:
     """Return the laws of all methods, and for each method without a law the reason.
 
     Unlike ``laws_of``, this function returns no laws instead of raising an error if no method has a law, because a
@@ -109,11 +113,12 @@ def _laws(runs: Mapping[str, Sequence[Observation]], num_replicates: int) -> tup
     Args:
         runs: Runs of each method, by the name of the method.
         num_replicates: Number of bootstrap replicates.
+        track: Shows how many laws are fitted already.
     """
     if not runs:
         return [], {}
     try:
-        return laws_of(runs, num_replicates=num_replicates)
+        return laws_of(runs, num_replicates=num_replicates, track=track)
     except ConfigError:
         return [], {method: _refusal(method, rows, num_replicates) for method, rows in runs.items()}
 

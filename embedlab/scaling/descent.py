@@ -49,8 +49,7 @@ def least_huber(
 
     def objective(theta_K: np.ndarray) -> tuple[float, np.ndarray]:  # divided by delta
         residual_P, jacobian_KP = residuals(theta_K)
-        slope_P = np.clip(residual_P, -delta, delta)
-        value_P = slope_P * (residual_P - 0.5 * slope_P)
+        value_P, slope_P = _huber(residual_P, delta)
         return float(weights_P @ value_P) / delta, jacobian_KP @ (weights_P * slope_P) / delta
 
     options = {"maxiter": 5000, "maxfun": 20000, "ftol": tolerance, "gtol": 1e-10}
@@ -100,11 +99,6 @@ def least_huber_of_many(
     Returns:
         Parameters at the end (R, K), sums of Huber losses there (R,), and whether a descent came to a minimum (R,).
     """
-
-    def values(residual_RP: np.ndarray, some_R: np.ndarray) -> np.ndarray:
-        slope_RP = np.clip(residual_RP, -delta, delta)
-        return np.asarray((weights_RP[some_R] * slope_RP * (residual_RP - 0.5 * slope_RP)).sum(axis=1))
-
     num_problems = len(weights_RP)
     low_K, high_K = np.array(bounds).T
     theta_RK = np.repeat(np.clip(start_K, low_K, high_K)[None], num_problems, axis=0)
@@ -113,23 +107,14 @@ def least_huber_of_many(
     damping_R = np.ones(num_problems)
     with np.errstate(all="ignore"):
         residual_RP, jacobian_KRP = residuals(theta_RK.T)
-        value_R = values(residual_RP, active_R)
+        value_R = (weights_RP * _huber(residual_RP, delta)[0]).sum(axis=1)
         for _ in range(_MOST_STEPS):
-            weights = weights_RP[active_R]
-            gradient_RK = np.einsum("krp,rp->rk", jacobian_KRP, weights * np.clip(residual_RP, -delta, delta))
-            here_RK = theta_RK[active_R]
+            here_RK, of_active_RP = theta_RK[active_R], weights_RP[active_R]
+            gradient_RK = np.einsum("krp,rp->rk", jacobian_KRP, of_active_RP * _huber(residual_RP, delta)[1])
             is_held_RK = np.where(gradient_RK > 0, here_RK <= low_K, here_RK >= high_K)
             gradient_RK[is_held_RK] = 0.0
-            size_RP = np.abs(residual_RP)
-            share_RP = np.where(size_RP <= delta, 1.0, np.minimum(damping_R, 1.0)[:, None] * delta / size_RP)
-            share_RP *= weights * np.maximum(damping_R, 1.0)[:, None]
-            jacobian_RKP = jacobian_KRP.transpose(1, 0, 2)
-            matrix_RKK = (jacobian_RKP * share_RP[:, None]) @ jacobian_RKP.transpose(0, 2, 1)
-            matrix_RKK[is_held_RK[:, :, None] | is_held_RK[:, None, :]] = 0.0
-            diagonal_RK = np.einsum("rkk->rk", matrix_RKK)
-            diagonal_RK += _FLATTEST * diagonal_RK.max(axis=1, keepdims=True) + 1e-300
-            step_RK = -np.linalg.solve(matrix_RKK, gradient_RK[..., None])[..., 0]
-            step_RK *= np.minimum(1.0, _LONGEST / np.abs(step_RK).max(axis=1, keepdims=True))
+            curvature_RP = of_active_RP * _curvature(residual_RP, delta, damping_R)
+            step_RK = _newton_step(gradient_RK, jacobian_KRP.transpose(1, 0, 2), curvature_RP, is_held_RK)
             target_RK = np.clip(here_RK + step_RK, low_K, high_K)
             step_RK = target_RK - here_RK
             expected_R = -(gradient_RK * step_RK).sum(axis=1)
@@ -141,7 +126,7 @@ def least_huber_of_many(
             if not len(active_R):
                 break
             residual, jacobian = residuals(trial_RK.T)
-            value = values(residual, active_R)
+            value = (weights_RP[active_R] * _huber(residual, delta)[0]).sum(axis=1)
             is_down_R = value < value_R[active_R]
             down_R = active_R[is_down_R]
             theta_RK[down_R], value_R[down_R] = trial_RK[is_down_R], value[is_down_R]
@@ -149,6 +134,35 @@ def least_huber_of_many(
             jacobian_KRP = np.where(is_down_R[:, None], jacobian, jacobian_KRP)
             damping_R = np.where(is_down_R, damping_R / _DAMPING, damping_R * _DAMPING)
     return theta_RK, value_R, is_found_R
+
+
+def _huber(residual: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the Huber loss of each residual, and its derivative."""
+    slope = np.clip(residual, -delta, delta)
+    return slope * (residual - 0.5 * slope), slope
+
+
+def _curvature(residual_RP: np.ndarray, delta: float, damping_R: np.ndarray) -> np.ndarray:
+    """Return the curvature of each residual's loss in the matrix of a step (R, P).
+
+    It is 1 below ``delta``. Beyond, where that of the Huber loss is 0, it is a share of the curvature of iteratively
+    reweighted least squares: ``damping_R``, up to 1. A damping above 1 raises all curvatures, for shorter steps.
+    """
+    size_RP = np.abs(residual_RP)
+    share_RP = np.where(size_RP <= delta, 1.0, np.minimum(damping_R, 1.0)[:, None] * delta / size_RP)
+    return np.asarray(share_RP * np.maximum(damping_R, 1.0)[:, None])
+
+
+def _newton_step(
+    gradient_RK: np.ndarray, jacobian_RKP: np.ndarray, curvature_RP: np.ndarray, is_held_RK: np.ndarray
+) -> np.ndarray:
+    """Return the step of each problem (R, K), which is 0 for held parameters and nowhere longer than ``_LONGEST``."""
+    matrix_RKK = (jacobian_RKP * curvature_RP[:, None]) @ jacobian_RKP.transpose(0, 2, 1)
+    matrix_RKK[is_held_RK[:, :, None] | is_held_RK[:, None, :]] = 0.0
+    diagonal_RK = np.einsum("rkk->rk", matrix_RKK)
+    diagonal_RK += _FLATTEST * diagonal_RK.max(axis=1, keepdims=True) + 1e-300
+    step_RK = -np.linalg.solve(matrix_RKK, gradient_RK[..., None])[..., 0]
+    return np.asarray(step_RK * np.minimum(1.0, _LONGEST / np.abs(step_RK).max(axis=1, keepdims=True)))
 
 
 def _inverse_root(matrix_KK: np.ndarray) -> np.ndarray:

@@ -305,6 +305,10 @@ class MethodLaw:
         return np.asarray(student_t.ppf(probability_R, self.growth.degrees))
 
 
+Track = Callable[[Collection[str]], Iterable[str]]
+"""Function that returns the names of methods as they are, and may show how many were asked for."""
+
+
 def members_to_try(runs: Runs) -> list[Member]:
     """Return the members that the runs can tell apart, the preferred ones first.
 
@@ -472,7 +476,7 @@ def laws_of(
     *,
     huber_delta: float | None = HUBER_DELTA,
     num_replicates: int = NUM_REPLICATES,
-    track: Callable[[Collection[str]], Iterable[str]] = iter,
+    track: Track = iter,
 ) -> tuple[list[MethodLaw], dict[str, str]]:
     """Fit a law for each method.
 
@@ -480,7 +484,7 @@ def laws_of(
         observations: Runs of each method, by the name of the method.
         huber_delta: Absolute residual of log loss above which the Huber loss is linear; None for least squares.
         num_replicates: Number of bootstrap replicates.
-        track: Function that returns the names of the methods as they are, and may show how many were asked for.
+        track: Shows how many laws are fitted already; by default, nothing is shown.
 
     Returns:
         The laws, and for each method without a law the reason.

@@ -141,9 +141,10 @@ class EmbeddingModule(LightningModule):
         """Return AdamW over the method's parameter groups, and over the temperature if it is learned."""
         options = self.optimizer_config
         groups = self.method.parameter_groups(self._encoder.backbone)
-        for group in groups if options.decay_vectors else []:
-            if all(parameter.ndim < 2 for parameter in group["params"]):
-                group["weight_decay"] = options.weight_decay
+        if options.decay_vectors:
+            for group in groups:
+                if all(parameter.ndim < 2 for parameter in group["params"]):
+                    group["weight_decay"] = options.weight_decay
         loss_parameters = list(self.loss.parameters())
         if loss_parameters:
             groups.append({"params": loss_parameters, "weight_decay": 0.0})
