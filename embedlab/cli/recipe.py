@@ -205,7 +205,7 @@ def _law_as_dict(law: MethodLaw) -> dict[str, Any]:
     fit = law.fit
     return {
         "method": law.method,
-        "law": type(fit.law).__name__,
+        "law": fit.law.name,
         "runs": fit.num_runs,
         "parameters": {
             name: {"estimate": value, "interval_90": law.replicates.parameter(name)}

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from embedlab.errors import plain_text
 from embedlab.report.figure import Figure, as_dict, colors, compact
-from embedlab.report.page_laws import is_product, page_laws
+from embedlab.report.page_laws import form_of, page_laws
 from embedlab.scaling.method_laws import MethodLaw
 from embedlab.scaling.observations import Observation
 from embedlab.scaling.optimum import optimum_growth
@@ -116,7 +116,7 @@ def _law(law: MethodLaw) -> dict[str, Any]:
     return {
         "method": law.method,
         "name": fit.law.name,
-        "isProduct": is_product(fit.law),
+        **form_of(fit.law),
         "parameters": [
             {"name": name, "value": value, "interval": compact(bounds[name]), "atBound": name in fit.at_bound}
             for name, value in fit.parameters.items()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from embedlab.scaling.fitting import Fit
-from embedlab.scaling.laws import Law, Multiplicative, Repeated
+from embedlab.scaling.laws import Bounded, Law, Multiplicative, Repeated
 from embedlab.scaling.method_laws import FARTHEST, NUM_DRAWS, LawPart, MethodLaw
 from embedlab.scaling.observations import Observation
 from embedlab.scaling.recipe import (
@@ -45,13 +45,20 @@ def page_laws(laws: Sequence[MethodLaw]) -> dict[str, Any]:
     }
 
 
-def is_product(law: Law) -> bool:
-    """Return whether a law multiplies powers of size and data, instead of adding a term for each.
+def form_of(law: Law) -> dict[str, Any]:
+    """Return what the page needs of the formula of a law, beside the names of its parameters.
 
     Args:
         law: Formula of the law.
+
+    Returns:
+        ``isProduct``: whether the law multiplies powers of size and data, instead of adding a term for each; and
+        ``chance``: the loss of random guessing that bounds the law, None for a law without this bound.
     """
-    return isinstance(law.law if isinstance(law, Repeated) else law, Multiplicative)
+    chance = law.chance if isinstance(law, Bounded) else None
+    while isinstance(law, Bounded | Repeated):
+        law = law.law
+    return {"isProduct": isinstance(law, Multiplicative), "chance": chance}
 
 
 def _method(
@@ -106,7 +113,7 @@ def _part(part: LawPart, backbones: Sequence[str]) -> dict[str, Any]:
     fit = part.replicates.fit
     return {
         "share": part.share,
-        "isProduct": is_product(fit.law),
+        **form_of(fit.law),
         "names": list(fit.names),
         "estimate": _encoded(_numbers(fit)),
         "worths": _encoded(np.asarray(at_one_token_C)),

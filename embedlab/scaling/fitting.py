@@ -18,7 +18,6 @@ from functools import cached_property
 from itertools import product
 
 import numpy as np
-from scipy.optimize import nnls
 
 from embedlab.errors import ConfigError
 from embedlab.scaling.descent import least_huber, least_huber_of_many, least_squares
@@ -71,6 +70,7 @@ class Runs:
             with one seed), so the bootstrap draws them together. By default, each run is a family of its own.
         flops_P: Training cost in FLOPs; 6 N D by default.
         backbones: Name of the backbone of each run. By default, runs are told apart by model size alone.
+        chance: Loss of a model that chances uniformly among the candidates; None if it is unknown.
 
     Raises:
         ConfigError: If a number is not finite or not above 0.
@@ -83,6 +83,7 @@ class Runs:
     family_P: np.ndarray | None = None
     flops_P: np.ndarray | None = None
     backbones: tuple[str, ...] | None = None
+    chance: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("parameters_P", "tokens_P", "loss_P", "unique_tokens_P", "flops_P"):
@@ -110,6 +111,7 @@ class Runs:
             None if self.family_P is None else self.family_P[mask_P],
             None if self.flops_P is None else self.flops_P[mask_P],
             None if self.backbones is None else tuple(np.asarray(self.backbones, dtype=object)[mask_P].tolist()),
+            self.chance,
         )
 
     @property
@@ -207,7 +209,7 @@ class Fit:
         """
         parameters_P, tokens_P = np.broadcast_arrays(np.atleast_1d(parameters_P), np.atleast_1d(tokens_P))
         points = _points(parameters_P, tokens_P, unique_tokens_P, self.center_N, self.center_D)
-        return np.asarray(np.exp(_log_loss(self.law, self.theta_K, points)[0]))
+        return np.asarray(np.exp(self.law.log_loss(self.theta_K, points)[0]))
 
     def residuals(self, runs: Runs) -> np.ndarray:
         """Return the logarithm of the predicted loss minus that of the measured loss, as an array (P,) with
@@ -269,7 +271,7 @@ def fit(
 
         def residuals(free_theta_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             theta_K[free_F] = free_theta_F
-            predicted_P, jacobian_KP = _log_loss(law, theta_K, of_some)
+            predicted_P, jacobian_KP = law.log_loss(theta_K, of_some)
             if in_log:
                 return predicted_P - log_loss_P[some_P], jacobian_KP[free_F]
             return np.exp(predicted_P) - measured_P, jacobian_KP[free_F] * np.exp(predicted_P)
@@ -365,7 +367,7 @@ def refit_many(found: Fit, runs: Runs, weights_RP: np.ndarray, *, tolerance: flo
     delta = np.inf if found.huber_delta is None else found.huber_delta
 
     def residuals(theta_KR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        predicted_RP, jacobian_KRP = _log_loss(found.law, theta_KR, points.repeated(theta_KR.shape[1]))
+        predicted_RP, jacobian_KRP = found.law.log_loss(theta_KR, points.repeated(theta_KR.shape[1]))
         return predicted_RP - log_loss_P, jacobian_KRP
 
     fits: list[Fit] = []
@@ -411,7 +413,7 @@ class LogResiduals:
         Args:
             theta_K: Parameters in the form of ``Fit.theta_K`` for the given runs.
         """
-        predicted_P, jacobian_KP = _log_loss(self._law, theta_K, self._points)
+        predicted_P, jacobian_KP = self._law.log_loss(theta_K, self._points)
         return predicted_P - self._log_loss_P, jacobian_KP
 
 
@@ -466,23 +468,6 @@ def _points(
     return Points(np.log(parameters_P) - center_N, log_tokens_P - center_D, np.maximum(epochs_P, 0.0))
 
 
-def _log_loss(law: Law, theta_K: np.ndarray, points: Points) -> tuple[np.ndarray, np.ndarray]:
-    """Return the predicted log loss at each point (P,), and the derivatives by parameter (K, P).
-
-    With parameters (K, R) and points (R, P), both results have an axis R in front of P.
-    """
-    num_terms = len(law.coefficients)
-    shapes = theta_K[num_terms:]
-    terms = law.terms(shapes if shapes.ndim == 1 else shapes[..., None], points)
-    log_TP = theta_K[:num_terms, ..., None] + terms.log_TP
-    largest_P = log_TP.max(axis=0)
-    share_TP = np.exp(log_TP - largest_P)
-    total_P = share_TP.sum(axis=0)
-    share_TP /= total_P
-    by_shape_SP = (share_TP[:, None] * terms.by_shape_TSP).sum(axis=0)
-    return largest_P + np.log(total_P), np.concatenate([share_TP, by_shape_SP])
-
-
 def _bounds(law: Law, log_loss: float) -> list[tuple[float, float]]:
     of_coefficients = (log_loss + np.log(_VANISHING), log_loss + np.log(_LARGE))
     return [*(of_coefficients for _ in law.coefficients), *((shape.low, shape.high) for shape in law.shapes)]
@@ -500,15 +485,10 @@ def _starts(law: Law, points: Points, loss_P: np.ndarray, num_starts: int) -> li
     starts = []
     for constant in constants[: -(-num_starts // len(grid))]:
         for shape_S in grid:
-            basis_TP = np.exp(law.terms(shape_S, points).log_TP)
-            if constant is None:
-                coefficients_T, _ = nnls((basis_TP / loss_P).T, np.ones(len(loss_P)))
-            else:
-                fixed = constant * loss_P.min()
-                others_T, _ = nnls((basis_TP[1:] / loss_P).T, 1 - fixed / loss_P)
-                coefficients_T = np.array([fixed, *others_T])
+            fixed = None if constant is None else constant * float(loss_P.min())
+            coefficients_T = law.coefficients_near(shape_S, points, loss_P, fixed)
             floor = 1e-3 * loss_P.mean()
             starts.append(np.concatenate([np.log(np.maximum(coefficients_T, floor)), shape_S]))
     log_loss_P = np.log(loss_P)
-    starts.sort(key=lambda theta_K: float(np.abs(_log_loss(law, theta_K, points)[0] - log_loss_P).sum()))
+    starts.sort(key=lambda theta_K: float(np.abs(law.log_loss(theta_K, points)[0] - log_loss_P).sum()))
     return starts[:num_starts]

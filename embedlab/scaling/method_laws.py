@@ -19,7 +19,7 @@ from embedlab.scaling.bootstrap import NUM_REPLICATES, Interval, Replicates, boo
 from embedlab.scaling.error_growth import ErrorGrowth, error_growth
 from embedlab.scaling.fitting import HUBER_DELTA, NUM_STARTS, Configurations, Fit, Runs
 from embedlab.scaling.isoflop import has_interior_optimum
-from embedlab.scaling.laws import Chinchilla, Law, Multiplicative, Rectified, Repeated
+from embedlab.scaling.laws import Bounded, Chinchilla, Law, Multiplicative, Rectified, Repeated
 from embedlab.scaling.members import FittedMember, Member, Worths, fitted_members, log_loss, weighted_sum
 from embedlab.scaling.observations import Observation, runs_of
 from embedlab.scaling.outliers import Outlier, outliers_of
@@ -33,6 +33,7 @@ NUM_DRAWS = 1000
 
 _SEED_OF_ERRORS = 1
 _NEARLY = 0.5  # share of the largest weight from which a simpler law is the one that is reported
+_HIGH = 0.5  # loss as a share of that of a guess, below which a bound of losses hardly changes a law
 MANY_EPOCHS = 1.5  # epochs of at least one run, above which the effect of repeated data is fitted
 
 
@@ -159,11 +160,15 @@ class MethodLaw:
         near = [row for row in self.observations if row.is_near_chance]
         if not near:
             return ""
-        return (
+        found = (
             f"{len(near)} of {len(self.observations)} runs, of up to {max(row.flops for row in near):.3g} FLOPs, "
-            f"have losses near the loss of random guessing ({near[0].chance:.3g}). Early in training, losses fall "
-            "faster than a power law, so the law may predict too high losses for larger runs. Leave out small "
-            "budgets, or add larger budgets."
+            f"have losses near the loss of random guessing ({near[0].chance:.3g}). "
+        )
+        if sum(part.share for part in self.parts if isinstance(part.replicates.fit.law, Bounded)) > 0.5:
+            return found + "The law is bounded by this loss, but such runs say little about larger budgets."
+        return found + (
+            "Early in training, losses fall faster than a power law, so the law may predict too high losses for larger "
+            "runs. Leave out small budgets, or add larger budgets."
         )
 
     @cached_property
@@ -314,18 +319,23 @@ def members_to_try(runs: Runs) -> list[Member]:
 
     A sum of power terms can have its best model size inside the range of sizes. A product of powers has its best size
     at an end of the range, so ``Multiplicative`` is not tried if the runs show a best size in between. If a run repeats
-    its data, each law is tried with and without the correction for repeated data.
+    its data, each law is tried with and without the correction for repeated data. If a loss is near that of random
+    guessing, the first law is tried in its bounded form, too.
 
     Args:
         runs: Runs of one method.
     """
     one_size = len(np.unique(runs.parameters_P)) == 1
     laws: list[Law] = [Rectified(one_model=True)] if one_size else [Chinchilla(), Rectified()]
+    to_bound = laws[:1]
     if not one_size and not has_interior_optimum(runs):
         laws.append(Multiplicative())
     unique_P = runs.tokens_P if runs.unique_tokens_P is None else runs.unique_tokens_P
     if (runs.tokens_P > MANY_EPOCHS * unique_P).any():
         laws = [*(Repeated(law) for law in laws), *laws]
+        to_bound = [laws[0], *to_bound]
+    if runs.chance is not None and runs.loss_P.max() > _HIGH * runs.chance:
+        laws += [Bounded(law, runs.chance) for law in to_bound]
     has_worths = (False,) if runs.backbones is None or len(set(runs.backbones)) < 2 else (False, True)
     is_near_best = (False,) if one_size else (False, True)
     return [Member(law, near, worths) for law in laws for near in is_near_best for worths in has_worths]

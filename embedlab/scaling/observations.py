@@ -210,6 +210,7 @@ def by_method(observations: Iterable[Observation]) -> dict[str, list[Observation
 
 def runs_of(observations: Sequence[Observation]) -> Runs:
     """Return the numbers of the rows as arrays, one entry per row."""
+    chances = {row.chance for row in observations}
     _, family_P = np.unique([row.family for row in observations], return_inverse=True)
     return Runs(
         parameters_P=np.array([row.parameters for row in observations]),
@@ -219,4 +220,5 @@ def runs_of(observations: Sequence[Observation]) -> Runs:
         family_P=family_P,
         flops_P=np.array([row.flops for row in observations]),
         backbones=tuple(row.backbone for row in observations),
+        chance=chances.pop() if len(chances) == 1 else None,
     )

@@ -210,15 +210,22 @@
   function formula(law) {
     const has = new Set(law.parameters.map((one) => one.name));
     const [alpha, beta] = ["α", has.has("beta") ? "β" : "α"];
-    const power = (base, exponent) => [element("i", "", base), element("sup", "", exponent)];
+    const letter = (name) => element("i", "", name);
+    const power = (base, exponent) => [letter(base), element("sup", "", exponent)];
     const data = has.has("R") ? "D′" : "D";
-    const made = element("p", "formula", element("i", "", "L"), " = ", element("i", "", "E"));
-    if (law.isProduct) made.append(" + ", element("i", "", "A"), " / (", ...power("N", alpha), " ", ...power(data, beta), ")");
+    const terms = [];
+    if (law.isProduct) terms.push([letter("A"), " / (", ...power("N", alpha), " ", ...power(data, beta), ")"]);
     else {
-      if (has.has("A")) made.append(" + ", element("i", "", "A"), " / ", ...power("N", alpha));
-      made.append(" + ", element("i", "", "B"), " / ");
-      if (has.has("D_0")) made.append("(", element("i", "", "D₀"), " + ", ...power(data, beta), ")");
-      else made.append(...power(data, beta));
+      if (has.has("A")) terms.push([letter("A"), " / ", ...power("N", alpha)]);
+      const pretrained = has.has("D_0") ? ["(", letter("D₀"), " + ", ...power(data, beta), ")"] : power(data, beta);
+      terms.push([letter("B"), " / ", ...pretrained]);
+    }
+    const sum = terms.flatMap((term, number) => (number ? [" + ", ...term] : term));
+    const made = element("p", "formula", letter("L"), " = ", letter("E"), " + ");
+    if (law.chance === null) made.append(...sum);
+    else {
+      made.append(`(${general(law.chance, 4)} − `, letter("E"), ") ", letter("h"), " / (1 + ", letter("h"), "), where ");
+      made.append(letter("h"), " = ", ...sum);
     }
     if (has.has("R")) made.append(", where D′ = U + U R (1 − exp(−(D / U − 1) / R)), and U of the D tokens are unique");
     return made;

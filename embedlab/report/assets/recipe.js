@@ -33,13 +33,14 @@
     const beta = of("beta") ?? alpha;
     let data = tokens;
     if (R !== undefined && uniqueTokens !== null) data = worth(data, Math.min(data, uniqueTokens), R);
-    let loss = E;
+    let above = 0;
     if (part.isProduct) {
-      loss += A * Math.exp(-alpha * Math.log(size) - beta * Math.log(data));
+      above = A * Math.exp(-alpha * Math.log(size) - beta * Math.log(data));
     } else {
-      if (A !== undefined) loss += A * Math.exp(-alpha * Math.log(size));
-      loss += B / ((D_0 ?? 0) + Math.exp(beta * Math.log(data)));
+      if (A !== undefined) above = A * Math.exp(-alpha * Math.log(size));
+      above += B / ((D_0 ?? 0) + Math.exp(beta * Math.log(data)));
     }
+    const loss = E + (part.chance === null ? above : ((part.chance - E) * above) / (1 + above));
     return Math.log(loss) + part.worths[place] + part.slopes[place] * Math.log(tokens);
   }
 

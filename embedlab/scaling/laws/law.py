@@ -1,10 +1,10 @@
-"""The interface of scaling laws: each law is a constant plus power terms in model size and data, with derivatives.
+"""The interface of scaling laws: each law predicts the logarithm of a loss from model size and data, with derivatives.
 
-L(N, D) = sum over terms t of c_t phi_t(N, D; s), with coefficients c_t > 0 and shapes s, most of which are exponents.
-A law is linear in its coefficients, so good starting values are easy to compute. All terms are positive, so the
-logarithm of the loss is a log-sum-exp; laws are fitted in this form. Names of arrays end in their axes:
+Most laws are a constant plus power terms: L(N, D) = sum over terms t of c_t phi_t(N, D; s), with coefficients c_t > 0
+and shapes s, most of which are exponents. All terms are positive, so the logarithm of the loss is a log-sum-exp; laws
+are fitted in this form. Names of arrays end in their axes:
 
-    P  points, one per run      T  terms      S  shapes
+    P  points, one per run      T  terms      S  shapes      K  all parameters: log coefficients, then shapes
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import nnls
 
 IRREDUCIBLE = "E"
 """Name of the coefficient of the constant term: the loss that remains at unlimited model size and data."""
@@ -118,6 +119,38 @@ class Law(ABC):
             points: Points at which the terms are evaluated.
         """
 
+    def log_loss(self, theta_K: np.ndarray, points: Points) -> tuple[np.ndarray, np.ndarray]:
+        """Return the predicted log loss at each point (P,), and its derivatives by parameter (K, P).
+
+        Args:
+            theta_K: Natural logarithms of the coefficients, then the shapes. With parameters (K, R) and points (R, P),
+                both results have an axis R in front of P.
+            points: Points at which the loss is predicted.
+        """
+        log_coefficients, shapes = split(self, theta_K)
+        terms = self.terms(shapes, points)
+        log_sum_P, share_TP, by_shape_SP = log_sum(log_coefficients + terms.log_TP, terms.by_shape_TSP)
+        return log_sum_P, np.concatenate([share_TP, by_shape_SP])
+
+    def coefficients_near(
+        self, shape_S: np.ndarray, points: Points, loss_P: np.ndarray, constant: float | None
+    ) -> np.ndarray:
+        """Return coefficients (T,) that bring the law near measured losses, to start a fit from.
+
+        They come from least squares of relative residuals without negative coefficients.
+
+        Args:
+            shape_S: Values of the shapes, in the order of ``shapes``.
+            points: Points of the measured losses.
+            loss_P: Measured losses.
+            constant: Value of the constant E; None to compute the constant, too.
+        """
+        basis_TP = np.exp(self.terms(shape_S, points).log_TP)
+        if constant is None:
+            return np.asarray(nnls((basis_TP / loss_P).T, np.ones(len(loss_P)))[0])
+        others_T, _ = nnls((basis_TP[1:] / loss_P).T, 1 - constant / loss_P)
+        return np.array([constant, *others_T])
+
     @abstractmethod
     def uncentered(
         self, coefficients: Mapping[str, float], shapes: Mapping[str, float], center_N: float, center_D: float
@@ -130,3 +163,29 @@ class Law(ABC):
             center_N: Mean of the natural logarithm of N over the fitted runs.
             center_D: Mean of the natural logarithm of D over the fitted runs.
         """
+
+
+def split(law: Law, theta_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the log coefficients with a last axis for points, and the shapes as ``Law.terms`` takes them.
+
+    Args:
+        law: Law that the parameters belong to.
+        theta_K: Log coefficients, then shapes: (K,) or (K, R).
+    """
+    num_terms = len(law.coefficients)
+    shapes = theta_K[num_terms:]
+    return theta_K[:num_terms, ..., None], shapes if shapes.ndim == 1 else shapes[..., None]
+
+
+def log_sum(log_TP: np.ndarray, by_shape_TSP: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the logarithm of a sum of terms (P,), the shares of the terms (T, P), and derivatives by shape (S, P).
+
+    Args:
+        log_TP: Natural logarithms of the terms.
+        by_shape_TSP: Derivatives of ``log_TP`` with respect to the shapes.
+    """
+    largest_P = log_TP.max(axis=0)
+    share_TP = np.exp(log_TP - largest_P)
+    total_P = share_TP.sum(axis=0)
+    share_TP /= total_P
+    return largest_P + np.log(total_P), share_TP, (share_TP[:, None] * by_shape_TSP).sum(axis=0)

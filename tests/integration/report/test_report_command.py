@@ -24,6 +24,7 @@ from embedlab.scaling.observations import Observation, by_method
 from embedlab.scaling.recipe import Constraints, MeasuredBest, recipe
 from embedlab.search.confirmation import Confirmation
 from helpers.browser import DESKTOP, PHONE, Browser, chromium, needs_chromium
+from helpers.near_chance import CHANCE, runs_near_chance
 from helpers.published import COLUMNS
 from helpers.run_records import prediction
 from helpers.runs import error_of
@@ -282,12 +283,18 @@ def test_the_page_shows_what_came_of_predictions(browser: Browser, tmp_path: Pat
 
 @needs_chromium
 def test_runs_that_have_hardly_learned_are_warned_of(browser: Browser, page: Path, tmp_path: Path) -> None:
-    guessing = [replace(row, chance=1.01 * max(one.loss for one in runs())) for row in runs()]
+    guessing = runs_near_chance()
     path = write_report(tmp_path / "report", "runs", guessing, Constraints(), num_replicates=REPLICATES)
     read = "return [...document.querySelectorAll('#banner, #laws-list')].map((one) => one.innerText)"
     browser.open(path)
     assert all("have losses near the loss of random guessing" in text for text in browser(read))
     assert not browser.errors()
+    assert f"L = E + ({CHANCE:.4g} − E) h / (1 + h), where h = A / Nα + B / Dβ" in browser(
+        "return document.querySelector('.formula').innerText"
+    )
+    laws, _ = laws_of(by_method(guessing), num_replicates=REPLICATES)
+    for budget in (1e13, 3e14, 2.5e15):
+        assert_same(browser(RECIPE, budget, vars(Constraints()), False), python_s(laws, budget, Constraints()))
     browser.open(page)
     assert not any("guess" in text for text in browser(read))
     assert browser("return document.getElementById('banner').hidden") is True

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from embedlab.scaling.bootstrap import quantiles
-from embedlab.scaling.fitting import Configurations
-from embedlab.scaling.method_laws import law_of
-from embedlab.scaling.observations import by_method
+from embedlab.scaling.fitting import Configurations, Runs
+from embedlab.scaling.laws import Bounded
+from embedlab.scaling.method_laws import law_of, members_to_try
+from embedlab.scaling.observations import by_method, runs_of
+from helpers.near_chance import CHANCE, runs_near_chance
 from helpers.two_methods import runs
 
 
@@ -40,3 +42,30 @@ def test_one_bad_run_at_the_largest_budget_hardly_moves_a_prediction_and_its_int
     assert outlier.name == rows[bad].name and outlier.deviation == pytest.approx(factor - 1, abs=0.03)
     assert f"{rows[bad].name} (" in laws[1].caution and "times their spread" in laws[1].caution
     assert outlier.name not in {row.name for row in laws[1].observations}
+
+
+def test_losses_that_begin_near_a_guess_are_predicted_by_a_bounded_law() -> None:
+    rows = runs_near_chance()
+    known = [row for row in rows if row.flops < 1e14]
+    larger = runs_of([row for row in rows if row.flops > 1e14])
+    bounded = law_of("lora", known, num_replicates=1)
+    assert isinstance(bounded.choices[0].member.law, Bounded)
+    plain = law_of("lora", [replace(row, chance=None) for row in known], num_replicates=1)
+    assert not any(isinstance(choice.member.law, Bounded) for choice in plain.choices)
+    off, off_of_plain = (
+        np.sqrt(np.mean((law.log_loss(larger.configurations) - np.log(larger.loss_P)) ** 2)) for law in (bounded, plain)
+    )
+    assert off < 0.5 * off_of_plain
+    lost = replace(known[0], loss=0.96 * CHANCE)
+    assert "The law is bounded by this loss" in law_of("lora", [*known[1:], lost], num_replicates=1).chance_warning
+
+
+def test_a_bounded_law_is_tried_only_for_losses_near_those_of_a_guess() -> None:
+    def of(loss: float, repeats: float) -> set[str]:
+        numbers_P = np.array([1.0, 2.0, 4.0])
+        runs_P = Runs(numbers_P, numbers_P, loss / numbers_P, unique_tokens_P=numbers_P / repeats, chance=CHANCE)
+        return {member.law.name for member in members_to_try(runs_P)}
+
+    assert not {name for name in of(0.49 * CHANCE, 1) if "bounded" in name}
+    assert {name for name in of(0.51 * CHANCE, 1) if "bounded" in name} == {"Chinchilla, bounded"}
+    assert "Chinchilla, repeated, bounded" in of(0.9 * CHANCE, 2)
