@@ -50,10 +50,11 @@ def write_config(
     method: object = "FullFineTuning",
     loss: object = "SymmetricInfoNCE",
     schedule: object = None,
+    num_layers: int = 2,
     **data: object,
 ) -> Path:
     """A configuration of 12 steps an epoch of 5 pairs a step, on a tiny backbone, without validation."""
-    backbone = save_tiny_backbone(folder / "backbone", family, dropout=dropout)
+    backbone = save_tiny_backbone(folder / "backbone", family, dropout=dropout, num_hidden_layers=num_layers)
     config = {
         "output": str(folder / "run"),
         "seed_everything": 1,

@@ -273,7 +273,7 @@ def test_a_backbone_that_has_moved_can_be_named(run: Path, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="--backbone PATH"):
         restore(checkpoint)
     assert restore(checkpoint, backbone=str(moved / "backbone"))[0].encoder is not None
-    save_tiny_backbone(tmp_path / "other", "gpt_neox", initializer_range=0.03)
+    save_tiny_backbone(tmp_path / "other", "gpt_neox", num_hidden_layers=2, initializer_range=0.03)
     with pytest.raises(ConfigError, match="another backbone"):
         restore(checkpoint, backbone=str(tmp_path / "other"))
 

@@ -57,7 +57,7 @@ def test_the_executed_count_is_torchs_where_memory_lasts_for_some_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setattr(GradCache, "_free_bytes", lambda *_: 900_000.0)
-    config = write_config(tmp_path, method=method, tokens_per_chunk=32)
+    config = write_config(tmp_path, method=method, num_layers=4, tokens_per_chunk=32)
     options = ["--trainer.callbacks+", f"{__name__}.TorchsCounter", "--model.recompute", "auto"]
     fit(config, *options, "--trainer.max_steps", "4", "--trainer.log_every_n_steps", "1")
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["flops"]
