@@ -79,6 +79,6 @@ def test_a_first_step_that_breaks_the_weights_is_said_at_once(
 def test_a_checkpoint_goes_on_only_on_its_own_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path, method="LoRA")
     fit(config, "--trainer.max_steps", "2")
-    save_tiny_backbone(tmp_path / "backbone", initializer_range=0.03)
+    save_tiny_backbone(tmp_path / "backbone", num_hidden_layers=2, initializer_range=0.03)
     command = ["fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_steps", "4"]
     assert "another backbone" in error_of(capsys, command)
