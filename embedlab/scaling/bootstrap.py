@@ -1,16 +1,17 @@
 """Uncertainty of fitted laws: intervals from a bootstrap over families of runs, and from profile likelihoods.
 
-Each replicate weights a whole family by the number of times that the family was drawn, so runs that share noise stay
-together. Bootstrap intervals from few runs are too narrow by a factor of about sqrt(P / (P - K)) for P runs and K
-fitted parameters, so the distance of each replicate from the estimate is multiplied by this factor. Simulations in the
-tests check the coverage of the intervals. Names of arrays end in their axes:
+It is the Bayesian bootstrap (Rubin 1981): each replicate weights whole families with random weights, so runs that share
+noise stay together. No run is ever left out, so a replicate of few runs determines a law as well as the runs do.
+Intervals from few runs are too narrow by a factor of about sqrt(P / (P - K)) for P runs and K fitted parameters, so the
+distance of each replicate from the estimate is multiplied by this factor. Simulations in the tests check the coverage
+of the intervals. Names of arrays end in their axes:
 
     R  bootstrap replicates      P  points, one per run      K  parameters
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ class Replicates:
 
     Attributes:
         fit: Fit to all runs.
-        fits_R: Fits to families of runs drawn with replacement, one per replicate.
+        fits_R: Fits to runs with random weights, one per replicate.
         spread: Factor that multiplies the distance of each replicate from the estimate before quantiles are computed.
         weights_P: Weight of each run in the fit to all runs; None if all runs weigh the same.
     """
@@ -109,44 +110,38 @@ def bootstrap(
     runs: Runs,
     *,
     num_replicates: int = NUM_REPLICATES,
-    seed: int | tuple[int, ...] = 0,
+    seed: int = 0,
     weights_P: np.ndarray | None = None,
 ) -> Replicates:
-    """Fit a law to families of runs drawn with replacement; each fit starts at the estimate.
+    """Fit a law to runs whose families have random weights; each fit starts at the estimate.
 
     Args:
         estimate: Fit of the law to all runs.
         runs: Runs that the estimate was fitted to, with their families.
         num_replicates: Number of bootstrap replicates (R).
-        seed: Seed of the random draws.
+        seed: Seed of the random weights.
         weights_P: Weight of each run in the estimate; 1 by default.
 
     Raises:
-        ConfigError: If there are fewer than 3 families to draw from.
+        ConfigError: If there are fewer than 3 families.
     """
-    drawn_RP = np.array(list(drawn_weights(runs, num_replicates, seed)))
-    # With few families, many draws are equal.
-    different_RP, place_R = np.unique(drawn_RP, axis=0, return_inverse=True)
+    random_RP = random_weights(runs, num_replicates, seed)
     fits = refit_many(
-        estimate,
-        runs,
-        different_RP if weights_P is None else different_RP * weights_P,
-        tolerance=REPLICATE_TOLERANCE,
+        estimate, runs, random_RP if weights_P is None else random_RP * weights_P, tolerance=REPLICATE_TOLERANCE
     )
-    of_draws = tuple(fits[place] for place in place_R.ravel())
-    return Replicates(estimate, of_draws, spread_of(estimate, runs, weights_P), weights_P)
+    return Replicates(estimate, tuple(fits), spread_of(estimate, runs, weights_P), weights_P)
 
 
-def drawn_weights(runs: Runs, num_replicates: int, seed: int | tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Yield the weights (P,) of the runs in each replicate: how often the family of each run was drawn.
+def random_weights(runs: Runs, num_replicates: int, seed: int) -> np.ndarray:
+    """Return the weights (R, P) of the runs in each replicate: the same for all runs of a family, 1 in the mean.
 
     Args:
         runs: Runs with their families.
         num_replicates: Number of bootstrap replicates.
-        seed: Seed of the random draws.
+        seed: Seed of the random weights.
 
     Raises:
-        ConfigError: If there are fewer than 3 families to draw from.
+        ConfigError: If there are fewer than 3 families.
     """
     families, family_P = np.unique(
         np.arange(len(runs)) if runs.family_P is None else runs.family_P, return_inverse=True
@@ -156,10 +151,8 @@ def drawn_weights(runs: Runs, num_replicates: int, seed: int | tuple[int, ...]) 
             f"The {len(runs)} runs belong to {len(families)} families, and an interval needs at least 3 independent "
             "families. Add runs with another seed, size or learning rate."
         )
-    generator = np.random.default_rng(seed)
-    for _ in range(num_replicates):
-        drawn = generator.multinomial(len(families), np.full(len(families), 1 / len(families)))
-        yield drawn[family_P].astype(float)
+    shares_RF = np.random.default_rng(seed).dirichlet(np.ones(len(families)), num_replicates)
+    return np.asarray(len(families) * shares_RF[:, family_P])
 
 
 def spread_of(estimate: Fit, runs: Runs, weights_P: np.ndarray | None = None) -> float:

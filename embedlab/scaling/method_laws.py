@@ -32,6 +32,8 @@ NUM_DRAWS = 1000
 """Number of random draws of the losses of a run."""
 
 _SEED_OF_ERRORS = 1
+_MOST_SHARES = 5  # laws among which the replicates are divided at most, since bounds of intervals need enough of them
+_SAME_COST = 1e-3  # share by which costs may differ without being told apart
 _NEARLY = 0.5  # share of the largest weight from which a simpler law is the one that is reported
 _HIGH = 0.5  # loss as a share of that of a guess, below which a bound of losses hardly changes a law
 MANY_EPOCHS = 1.5  # epochs of at least one run, above which the effect of repeated data is fitted
@@ -120,30 +122,27 @@ class MethodLaw:
         """Whether most of the weight is on laws that correct for repeated data."""
         return sum(part.share for part in self.parts if "R" in part.replicates.fit.names) > 0.5
 
-    def quantity(self, of: Callable[[LawPart, Fit], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the estimate of a quantity, weighted over the laws, and its values in the replicates of all laws.
+    def quantity(self, of: Callable[[np.ndarray], np.ndarray], at: Configurations) -> tuple[np.ndarray, np.ndarray]:
+        """Return the estimate of what follows from predicted losses, and its values (R, ...) in the replicates.
 
-        The replicates of each law are moved so that their center is the weighted estimate. A mean of laws varies less
-        than each of them, about as much as bootstrap replicates of few runs vary too little, so
-        ``Replicates.spread`` is not applied to the replicates of several laws.
+        All laws were fitted to the same draws of the runs, so a replicate is a weighted mean of laws like the
+        estimate.
 
         Args:
-            of: Function that returns the quantity of a fit or a replicate, on a scale without bounds.
+            of: Function of the logarithms of predicted losses (C,) that returns the quantity, on a scale without
+                bounds.
+            at: Configurations whose losses are predicted.
         """
-        if len(self.parts) == 1:
-            (part,) = self.parts
-            return part.replicates.quantity(lambda one: of(part, one))
-        estimates = [np.asarray(of(part, part.replicates.fit), dtype=float) for part in self.parts]
-        mean = np.sum([part.share * estimate for part, estimate in zip(self.parts, estimates, strict=True)], axis=0)
-        values_R = np.concatenate(
-            [
-                mean + np.stack([np.asarray(of(part, one), dtype=float) for one in part.replicates.fits_R]) - estimate
-                for part, estimate in zip(self.parts, estimates, strict=True)
-            ]
-        )
-        # In random order, replicates of two methods pair up without regard to their laws.
-        order_R = np.random.default_rng([_SEED_OF_ERRORS, *self.method.encode()]).permutation(len(values_R))
-        return np.asarray(mean), values_R[order_R]
+        estimate = np.asarray(of(self.log_loss(at)), dtype=float)
+        replicates = zip(*(part.replicates.fits_R for part in self.parts), strict=True)
+        values_R = np.stack([np.asarray(of(self._mean(fits, at)), dtype=float) for fits in replicates])
+        spread = sum(part.share * part.replicates.spread for part in self.parts)
+        return estimate, estimate + spread * (values_R - estimate)
+
+    def _mean(self, fits: Sequence[Fit], at: Configurations) -> np.ndarray:
+        """Return the weighted mean of the log losses that one fit of each law predicts: (C,)."""
+        means = [part.share * part.log_loss(fit, at) for part, fit in zip(self.parts, fits, strict=True)]
+        return np.asarray(np.sum(means, axis=0))
 
     @property
     def caution(self) -> str:
@@ -202,18 +201,34 @@ class MethodLaw:
     def smooth_flops_per_token(self, parameters_C: np.ndarray) -> np.ndarray:
         """Return the training FLOPs per token of models of any size, without what is special to single backbones: (C,).
 
-        The FLOPs per token and parameter are a parabola over the logarithm of size, and constant beyond the sizes of
-        the runs. Interpolated costs have kinks, at which an optimum over all sizes would get stuck, above all if a
-        table states nominal FLOPs.
+        The FLOPs per token and parameter are a polynomial over the logarithm of size, and constant beyond the sizes of
+        the runs. Its degree, at most 2, has the least Bayesian information criterion (Schwarz 1978). Interpolated
+        costs have kinks, at which an optimum over all sizes would get stuck, above all if a table states nominal FLOPs.
 
         Args:
             parameters_C: Model sizes, in parameters.
         """
-        log_sizes_S, log_per_parameter_S = self._costs
-        degree = min(2, max(0, len(log_sizes_S) - 2))
-        curve = np.polynomial.Polynomial.fit(log_sizes_S, log_per_parameter_S, degree) if degree else None
+        log_sizes_S, _ = self._costs
         log_C = np.clip(np.log(parameters_C), log_sizes_S[0], log_sizes_S[-1])
-        return np.asarray(parameters_C * np.exp(log_per_parameter_S.mean() if curve is None else curve(log_C)))
+        return np.asarray(parameters_C * np.exp(self._smooth_cost(log_C)))
+
+    @cached_property
+    def _smooth_cost(self) -> np.polynomial.Polynomial:
+        """The logarithm of the FLOPs per token and parameter as a polynomial of the logarithm of size."""
+        log_sizes_S, log_per_parameter_S = self._costs
+        num_sizes = len(log_sizes_S)
+        if num_sizes == 1:
+            return np.polynomial.Polynomial(log_per_parameter_S)
+        curves = [
+            np.polynomial.Polynomial.fit(log_sizes_S, log_per_parameter_S, degree)
+            for degree in range(min(2, max(0, num_sizes - 2)) + 1)
+        ]
+
+        def criterion(curve: np.polynomial.Polynomial) -> float:
+            variance = max(float(np.mean((curve(log_sizes_S) - log_per_parameter_S) ** 2)), _SAME_COST**2)
+            return num_sizes * float(np.log(variance)) + len(curve.coef) * float(np.log(num_sizes))
+
+        return min(curves, key=criterion)
 
     @cached_property
     def _costs(self) -> tuple[np.ndarray, np.ndarray]:
@@ -256,12 +271,11 @@ class MethodLaw:
         none_G = ~is_known_GC.any(axis=1)
         at = Configurations(sizes_GC.ravel(), tokens_GC.ravel(), None, names)
 
-        def least(part: LawPart, one: Fit) -> np.ndarray:
-            loss_GC = part.log_loss(one, at).reshape(sizes_GC.shape)
-            least_G = np.where(is_known_GC, loss_GC, np.inf).min(axis=1)
+        def least(log_loss_C: np.ndarray) -> np.ndarray:
+            least_G = np.where(is_known_GC, log_loss_C.reshape(sizes_GC.shape), np.inf).min(axis=1)
             return np.asarray(np.where(none_G, np.nan, least_G))
 
-        estimate_G, log_RG = self.quantity(least)
+        estimate_G, log_RG = self.quantity(least, at)
         growth_G = self.growth.per_decade * self.decades(flops_G)
         return estimate_G, log_RG + growth_G * self.draws("", len(log_RG))[:, None]
 
@@ -275,7 +289,7 @@ class MethodLaw:
         Args:
             at: Configurations to predict the losses of.
         """
-        return np.asarray(np.sum([part.share * part.log_loss(part.replicates.fit, at) for part in self.parts], axis=0))
+        return self._mean([part.replicates.fit for part in self.parts], at)
 
     def log_losses(self, at: Configurations, num_draws: int = NUM_DRAWS) -> tuple[np.ndarray, np.ndarray]:
         """Return the logarithms of predicted losses of single runs.
@@ -428,7 +442,7 @@ def _without_first(ranked: Sequence[Choice]) -> list[Choice]:
 def law_parts(
     fitted: Sequence[FittedMember], weights: Sequence[float], runs: Runs, *, num_replicates: int, seed: int
 ) -> tuple[LawPart, ...]:
-    """Return the laws of fitted members with bootstrap replicates, whose number is in proportion to their weights.
+    """Return the laws of fitted members with bootstrap replicates. A replicate has the same draw of runs for all laws.
 
     The first law is the one whose parameters are reported: the law with the fewest parameters among those with at least
     half of the largest weight.
@@ -437,7 +451,8 @@ def law_parts(
         fitted: Members with a weight, the largest weight first.
         weights: Weight of each member.
         runs: Runs that the members were fitted to.
-        num_replicates: Number of bootstrap replicates of all laws together; each law has at least one.
+        num_replicates: Number of fits of all laws together. Each law has the same number of replicates, at least a
+            fifth of this number.
         seed: Seed of the bootstrap.
 
     Raises:
@@ -452,13 +467,12 @@ def law_parts(
     simplest = min(near, key=lambda n: (len(groups[n][0][0].fit.theta_K), groups[n][0][0].member.is_near_best))
     groups.insert(0, groups.pop(simplest))
     shares.insert(0, shares.pop(simplest))
-    counts = [max(1, int(share * num_replicates)) for share in shares]  # a law without replicates would be left out
-    counts[0] += max(0, num_replicates - sum(counts))
+    count = -(-num_replicates // min(len(groups), _MOST_SHARES))
     parts = []
-    for number, (group, share, count) in enumerate(zip(groups, shares, counts, strict=True)):
+    for group, share in zip(groups, shares, strict=True):
         one = group[0][0]
         weights_P = one.weights_P if one.member.is_near_best else None
-        replicates = bootstrap(one.fit, runs, num_replicates=count, seed=(seed, number), weights_P=weights_P)
+        replicates = bootstrap(one.fit, runs, num_replicates=count, seed=seed, weights_P=weights_P)
         worths = weighted_sum((weight / share, member.worths) for member, weight in group)
         parts.append(LawPart(share, replicates, worths))
     return tuple(parts)

@@ -13,8 +13,8 @@ import numpy as np
 
 from embedlab.errors import plain_text
 from embedlab.scaling.bootstrap import Interval, quantiles
-from embedlab.scaling.fitting import Configurations, Fit
-from embedlab.scaling.method_laws import FARTHEST, LawPart, MethodLaw
+from embedlab.scaling.fitting import Configurations
+from embedlab.scaling.method_laws import FARTHEST, MethodLaw
 
 _STEP = 0.1  # between two sizes on the search grid, in log N, at most
 _FEWEST_SIZES = 97  # on the search grid
@@ -184,10 +184,8 @@ def best_sizes(law: MethodLaw, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndar
 
     at = Configurations(sizes_GC.ravel(), tokens_GC.ravel())
 
-    def log_loss(part: LawPart, fit: Fit) -> np.ndarray:
-        return part.log_loss(fit, at).reshape(tokens_GC.shape)
-
-    def best(loss_GC: np.ndarray) -> np.ndarray:
+    def best(log_loss_C: np.ndarray) -> np.ndarray:
+        loss_GC = log_loss_C.reshape(tokens_GC.shape)
         least_G = loss_GC.argmin(axis=1)
         inner_G = np.clip(least_G, 1, len(log_C) - 2)
         before_G, at_G, after_G = (loss_GC[rows_G, inner_G + shift] for shift in (-1, 0, 1))
@@ -196,7 +194,6 @@ def best_sizes(law: MethodLaw, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndar
         found_G = log_C[inner_G] + step * np.clip(shift_G, -1, 1)
         return np.asarray(np.where(least_G == inner_G, found_G, log_C[least_G]))
 
-    estimate_G = best(np.sum([part.share * log_loss(part, part.replicates.fit) for part in law.parts], axis=0))
-    _, log_RG = law.quantity(lambda part, fit: best(log_loss(part, fit)))
+    estimate_G, log_RG = law.quantity(best, at)
     is_end_G = np.isclose(estimate_G, log_C[0]) | np.isclose(estimate_G, log_C[-1])
     return np.where(is_end_G, np.nan, estimate_G), np.clip(log_RG, log_C[0], log_C[-1])

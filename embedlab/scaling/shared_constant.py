@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from embedlab.errors import ConfigError
-from embedlab.scaling.bootstrap import REPLICATE_TOLERANCE, Replicates, drawn_weights, spread_of
+from embedlab.scaling.bootstrap import REPLICATE_TOLERANCE, Replicates, random_weights, spread_of
 from embedlab.scaling.descent import least_huber
 from embedlab.scaling.fitting import NO_NOISE, SAME_BASIN, Fit, LogResiduals, Runs, refit
 from embedlab.scaling.members import FittedMember, Member, worths_of
@@ -34,7 +34,7 @@ def share_irreducible_loss(laws: Sequence[MethodLaw], *, num_replicates: int) ->
 
     Args:
         laws: Laws of the methods, each fitted with Huber residuals of log loss.
-        num_replicates: Number of bootstrap replicates. In each replicate, families are drawn separately per method.
+        num_replicates: Number of bootstrap replicates. In each replicate, every method has random weights of its own.
 
     Raises:
         ConfigError: If a method has too few families to draw from, or if a law cannot share E.
@@ -42,8 +42,8 @@ def share_irreducible_loss(laws: Sequence[MethodLaw], *, num_replicates: int) ->
     runs_M = [law.runs for law in laws]
     joint = _Joint([law.fit for law in laws], runs_M)
     fits_M = joint.fit()
-    drawn = zip(*(drawn_weights(runs, num_replicates, seed) for seed, runs in enumerate(runs_M)), strict=True)
-    replicates_R = [joint.descent(fits_M, weights_M, REPLICATE_TOLERANCE) for weights_M in drawn]
+    weights = zip(*(random_weights(runs, num_replicates, seed) for seed, runs in enumerate(runs_M)), strict=True)
+    replicates_R = [joint.descent(fits_M, weights_M, REPLICATE_TOLERANCE) for weights_M in weights]
     held_out = [found for number in HELD_OUT if (found := _hold_outs(laws, runs_M, number))]
     shared = []
     for number, (law, one, runs) in enumerate(zip(laws, fits_M, runs_M, strict=True)):

@@ -45,7 +45,9 @@ def test_an_earlier_record_opens() -> None:
 
 
 def test_an_earlier_configuration_and_checkpoint_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_config(tmp_path, method="BiasTuning", num_layers=4, validation_fraction=0.2)  # makes the backbone and the pairs
+    write_config(
+        tmp_path, method="BiasTuning", num_layers=4, validation_fraction=0.2
+    )  # makes the backbone and the pairs
     config = tmp_path / "earlier.yaml"
     config.write_text(earlier("config.yaml", tmp_path))
     fit(config, "--output", str(tmp_path / "run"))

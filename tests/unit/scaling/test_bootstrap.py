@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from embedlab.errors import ConfigError
-from embedlab.scaling.bootstrap import bootstrap, drawn_weights, profile_interval
+from embedlab.scaling.bootstrap import bootstrap, profile_interval, random_weights
 from embedlab.scaling.fitting import Fit, Runs, fit
 from embedlab.scaling.laws import Chinchilla
 from helpers.tables import TRUTHS, chinchilla_runs, made, needs_shared
@@ -40,7 +40,7 @@ def test_the_standard_error_on_chinchilla_s_runs_is_the_published_one() -> None:
     assert replicates.standard_error(balance) == pytest.approx(0.019, abs=0.003)
 
 
-def test_runs_of_a_family_are_drawn_together() -> None:
+def test_runs_of_a_family_have_one_weight() -> None:
     runs = made(LAW, TRUTH, noise=0.01)
     twice = runs.where(np.repeat(np.arange(len(runs)), 2))
     together = replace(twice, family_P=np.repeat(np.arange(len(runs)), 2))
@@ -52,15 +52,14 @@ def test_runs_of_a_family_are_drawn_together() -> None:
     assert errors["apart"] < 0.85 * errors["once"]
 
 
-def test_what_is_drawn_twice_is_fitted_once() -> None:
+def test_random_weights_are_those_of_families_and_one_in_the_mean() -> None:
     runs = made(LAW, TRUTH, noise=0.01)
-    runs = replace(runs, family_P=np.arange(len(runs)) % 3)
-    replicates = bootstrap(fit(LAW, runs), runs, num_replicates=200)
-    assert len(replicates.fits_R) == 200
-    draws = [weights_P.tobytes() for weights_P in drawn_weights(runs, 200, seed=0)]
-    assert len(set(map(id, replicates.fits_R))) == len(set(draws)) == 10, "ways to draw three of three"
-    for draw, one in zip(draws, replicates.fits_R, strict=True):
-        assert one is replicates.fits_R[draws.index(draw)]
+    runs = replace(runs, family_P=np.arange(len(runs)) % 5)
+    weights_RP = random_weights(runs, 2000, seed=0)
+    np.testing.assert_allclose(weights_RP.mean(axis=1), 1)
+    np.testing.assert_array_equal(weights_RP[:, :5], weights_RP[:, 5:10])
+    assert weights_RP.min() > 0, "no run is ever left out"
+    np.testing.assert_allclose(weights_RP[:, :5].var(axis=0), 4 / 6, rtol=0.1)  # of a Dirichlet distribution
 
 
 def test_two_families_are_too_few() -> None:

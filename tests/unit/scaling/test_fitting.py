@@ -7,7 +7,7 @@ import pytest
 
 from embedlab.errors import ConfigError
 from embedlab.scaling import fitting
-from embedlab.scaling.bootstrap import drawn_weights
+from embedlab.scaling.bootstrap import random_weights
 from embedlab.scaling.fitting import Runs, fit, refit, refit_many
 from embedlab.scaling.laws import Chinchilla, Law, Multiplicative, Rectified
 from helpers.tables import TRUTHS, chinchilla_runs, column, made, needs_shared, table
@@ -99,7 +99,7 @@ def test_fits_that_are_computed_together_are_those_that_are_computed_alone(
 ) -> None:
     runs = made(law, truth, noise=0.01)
     found = fit(law, runs, huber_delta=huber_delta)
-    weights_RP = np.array(list(drawn_weights(runs, 20, seed=1)))
+    weights_RP = random_weights(runs, 20, seed=1)
     alone = [refit(found, runs, weights_P=weights_P, tolerance=1e-10) for weights_P in weights_RP]
     calls = []
     monkeypatch.setattr(fitting, "refit", lambda *_, weights_P, **__: calls.append(weights_P) or found)
@@ -116,7 +116,7 @@ def test_fits_that_are_computed_together_stay_within_the_bounds() -> None:
     law = Rectified()
     found = fit(law, runs, fixed={law.names.index("D_0"): law.shapes[1].low})  # no data are seen earlier
     assert found.at_bound == ("D_0",)
-    weights_RP = np.array(list(drawn_weights(runs, 20, seed=2)))
+    weights_RP = random_weights(runs, 20, seed=2)
     for weights_P, one in zip(weights_RP, refit_many(found, runs, weights_RP, tolerance=1e-10), strict=True):
         alone = refit(found, runs, weights_P=weights_P, tolerance=1e-10)
         assert all(low <= value <= high for value, (low, high) in zip(one.theta_K, one.bounds, strict=True))
