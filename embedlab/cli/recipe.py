@@ -20,6 +20,7 @@ from embedlab.cli.run_arguments import (
     MOST_FLOPS,
     add_fitting,
     add_runs,
+    loss_of,
     observations_of,
     require_budgets,
     require_replicates,
@@ -88,9 +89,11 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     ]
     optima_of_answers = [[found for law in laws if (found := optimum(law, budget))] for budget in options.budget]
     pairs = crossovers(laws)
-    written, notes = _written(Path(options.output), answers, laws) if options.output else ([], [])
+    loss = loss_of(options)
+    written, notes = _written(Path(options.output), answers, laws, loss) if options.output else ([], [])
     if options.json:
         report = {
+            "loss": loss,
             "laws": [_law_as_dict(law) for law in laws],
             "methods_without_a_law": refused,
             "left_out": {row.name: row.left_out for row in observations if row.left_out},
@@ -108,7 +111,7 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     _print_laws(screen, laws, refused, observations)
     _print_some(screen, [one.words for one in pairs if one.is_told(len(laws))])
     for answer, optima in zip(answers, optima_of_answers, strict=True):
-        _print_recipe(screen, answer, optima)
+        _print_recipe(screen, answer, optima, loss)
     for note in notes:
         line(screen, note)
     for path in written:
@@ -173,13 +176,16 @@ def _peak_of(device: str) -> float:
     return peak
 
 
-def _written(folder: Path, answers: Sequence[Recipe], laws: Sequence[MethodLaw]) -> tuple[list[Path], list[str]]:
+def _written(
+    folder: Path, answers: Sequence[Recipe], laws: Sequence[MethodLaw], loss: str
+) -> tuple[list[Path], list[str]]:
     """Write a configuration for each recipe.
 
     Args:
         folder: Folder for the files.
         answers: Recipes, one per budget.
         laws: Laws that the recipes were computed from.
+        loss: What the predicted losses are, in words.
 
     Returns:
         Paths of the files, and notes for the user about options that are left out.
@@ -188,7 +194,7 @@ def _written(folder: Path, answers: Sequence[Recipe], laws: Sequence[MethodLaw])
         ConfigError: If a recipe has no configuration, or a file cannot be written.
         RecordError: If the configuration of a run cannot be read.
     """
-    configs = {_path(folder, answer.budget): recipe_config(answer, laws) for answer in answers}
+    configs = {_path(folder, answer.budget): recipe_config(answer, laws, loss) for answer in answers}
     for path, config in configs.items():
         try:
             write_whole(path, config.text, replace=False)
@@ -331,10 +337,14 @@ def _weak(name: str, profile: Interval) -> str:
     return f"{name} is weakly identified: {bounds}"
 
 
-def _print_recipe(screen: Console, answer: Recipe, optima: Sequence[Optimum]) -> None:
+def _print_recipe(screen: Console, answer: Recipe, optima: Sequence[Optimum], loss: str) -> None:
     best = answer.best
     table = Table("method", "backbone", title=f"{answer.budget:g} FLOPs", title_justify="left")
-    for name in ("N", "tokens", "loss", "80 % interval", "95 % interval", "P(best)"):
+    _, minus, metric = loss.rpartition(" - ")
+    short = ("1 - " if minus else "") + metric.rpartition("/")[2]
+    if short != "loss" or metric != "loss":
+        line(screen, f"Predictions are of {plain_text(loss)}.")
+    for name in ("N", "tokens", plain_text(short), "80 % interval", "95 % interval", "P(best)"):
         table.add_column(name, justify="right")
     optional = {"pairs": "pairs", "epochs": "epochs", "learning rate": "learning_rate", "hours": "hours"}
     optional |= {"GiB": "memory_bytes"}

@@ -11,6 +11,7 @@ from embedlab.cli.console import say, track
 from embedlab.cli.run_arguments import (
     add_fitting,
     add_runs,
+    loss_of,
     observations_of,
     require_replicates,
     require_source,
@@ -48,6 +49,8 @@ def report_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
             "There is no run to report. Name folders that contain runs with --runs, or a table with rows with --table."
         )
     source = options.table or ", ".join(options.runs)
+    if (loss := loss_of(options)) != "loss":
+        source += f" (losses are {loss})"
     shared = options.share_irreducible_loss
     page = write_report(
         folder, source, observations, constraints, num_replicates=options.replicates, share=shared, track=track

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from embedlab.errors import ConfigError, plain_text
 from embedlab.records import Ledger
 from embedlab.scaling.bootstrap import NUM_REPLICATES
-from embedlab.scaling.observations import Observation, of_ledger
+from embedlab.scaling.observations import Observation, is_loss, of_ledger
 from embedlab.scaling.table_cells import conditions_of
 from embedlab.scaling.tables import Columns, LossIs, read_table, require_columns
 
@@ -34,6 +34,13 @@ def add_runs(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="Path to a configuration file.")
     parser.add_argument(
         "--runs", nargs="+", metavar="FOLDER", help="Folders that contain runs of `embedlab fit`, at any depth."
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="Metric of the runs that takes the place of the held-out loss, for example validation/arxiv/ndcg@10. Of a "
+        "metric from 0 to 1, for which higher is better, laws are fitted to 1 minus the metric, and this number is "
+        "predicted.",
     )
     parser.add_argument(
         "--table",
@@ -116,6 +123,17 @@ def require_budgets(option: str, budgets: Iterable[float]) -> None:
         written.add(f"{budget:g}")
 
 
+def loss_of(options: Any) -> str:
+    """Return what the losses of the runs are, in words: ``loss``, a metric, or 1 minus a metric.
+
+    Args:
+        options: Parsed options of ``add_runs``.
+    """
+    if options.metric is None:
+        return "loss" if options.loss_is == "loss" else "1 - accuracy"
+    return str(options.metric) if is_loss(options.metric) else f"1 - {options.metric}"
+
+
 def observations_of(options: Any) -> list[Observation]:
     """Return the runs that the parsed options name.
 
@@ -129,7 +147,7 @@ def observations_of(options: Any) -> list[Observation]:
     require_source(options)
     if options.table is not None:
         return read_table(Path(options.table), options.columns, where=options.where, loss_is=options.loss_is)
-    return of_ledger(Ledger([Path(folder) for folder in options.runs]))
+    return of_ledger(Ledger([Path(folder) for folder in options.runs]), options.metric)
 
 
 def require_source(options: Any) -> None:
@@ -146,6 +164,11 @@ def require_source(options: Any) -> None:
         raise ConfigError(
             "Expected either --runs or --table. Name folders with runs of `embedlab fit` with --runs, or a file with "
             "runs that were trained elsewhere with --table."
+        )
+    if options.table is not None and options.metric is not None:
+        raise ConfigError(
+            "--metric is for --runs. Of a table, name the column with --columns.loss, and for accuracies add --loss_is "
+            "accuracy."
         )
     if options.table is not None:
         require_columns(options.columns)

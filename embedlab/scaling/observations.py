@@ -70,23 +70,26 @@ class Observation:
         return self.chance is not None and self.loss > _NEAR_CHANCE * self.chance
 
 
-def of_ledger(ledger: Ledger) -> list[Observation]:
+def of_ledger(ledger: Ledger, metric: str | None = None) -> list[Observation]:
     """Return the rows of all usable records of a ledger, with the folders of their runs.
 
     For records that cannot be used, the ledger prints lines to standard error.
 
     Args:
         ledger: The ledger to read.
+        metric: See ``of_records``.
 
     Raises:
-        RecordError: If a folder is missing, if no record can be used, or if the losses of the runs to fit have
-            different definitions.
+        RecordError: If a folder is missing, if no record can be used, if the losses of the runs to fit have different
+            definitions, or if no record has the metric.
     """
     entries = ledger.usable()
-    return of_records([record for _, record in entries], [path.parent for path, _ in entries])
+    return of_records([record for _, record in entries], [path.parent for path, _ in entries], metric)
 
 
-def of_records(records: Iterable[RunRecord], folders: Iterable[Path] | None = None) -> list[Observation]:
+def of_records(
+    records: Iterable[RunRecord], folders: Iterable[Path] | None = None, metric: str | None = None
+) -> list[Observation]:
     """Return the rows of run records.
 
     A method that was run with several sets of options becomes several methods, one for each set.
@@ -94,11 +97,16 @@ def of_records(records: Iterable[RunRecord], folders: Iterable[Path] | None = No
     Args:
         records: Records of the runs.
         folders: Folder of each run, in the order of ``records``; None if the folders are unknown.
+        metric: Name of a metric of the records that takes the place of the loss. Of a metric from 0 to 1, for which
+            higher is better, 1 minus the metric is the loss, and 1 that of a guess; of a metric whose name ends in
+            ``loss`` it is the metric itself. None for the loss of the records.
 
     Raises:
-        RecordError: If the losses of the runs to fit have different definitions.
+        RecordError: If the losses of the runs to fit have different definitions, or if no record has the metric.
     """
     records = list(records)
+    if metric is not None:
+        records = _with_metric(records, metric)
     _require_one_definition([record for record in records if record.left_out is None])
     options: dict[str, set[str]] = {}
     for record in records:
@@ -121,11 +129,53 @@ def of_records(records: Iterable[RunRecord], folders: Iterable[Path] | None = No
             utilization=_utilization(record),
             memory_bytes=record.peak_memory_bytes,
             folder=folder,
-            left_out=record.left_out,
-            chance=math.log(record.loss_definition.candidates),
+            left_out=_left_out(record, metric),
+            chance=math.log(record.loss_definition.candidates) if metric is None or is_loss(metric) else 1.0,
         )
         for record, folder in zip(records, of_record, strict=True)
     ]
+
+
+def _left_out(record: RunRecord, metric: str | None) -> str | None:
+    if metric is None or metric in record.metrics or record.status != "finished":
+        return record.left_out
+    return f"it has no metric {metric}"
+
+
+def is_loss(metric: str) -> bool:
+    """Return whether a metric of a record is a loss, for which lower is better; others are from 0 to 1.
+
+    Args:
+        metric: Name of the metric, for example ``validation/arxiv/loss``.
+    """
+    return metric.rpartition("/")[2] == "loss"
+
+
+def _with_metric(records: Sequence[RunRecord], metric: str) -> list[RunRecord]:
+    """Return the records with the loss that a metric stands for; it is undefined where a record lacks the metric.
+
+    Raises:
+        RecordError: If no record has the metric, or if it is neither a loss nor from 0 to 1.
+    """
+    used = [record for record in records if record.left_out is None]
+    values = [record.metrics[metric] for record in used if metric in record.metrics]
+    if not values:
+        known = sorted({name for record in used for name in record.metrics if not name.endswith("_standard_error")})
+        raise RecordError(
+            f"No run has the metric {plain_text(metric)}. The runs have: {plain_text(', '.join(known), longest=None)}. "
+            "Name one of these."
+        )
+    outside = [value for value in values if not 0 <= value <= 1]
+    if outside and not is_loss(metric):
+        raise RecordError(
+            f"The metric {plain_text(metric)} has a value of {outside[0]:g}. Expected a loss, or a metric from 0 to 1 "
+            "for which higher is better. Name another metric."
+        )
+    found = []
+    for record in records:
+        value = record.metrics.get(metric, math.nan)
+        found.append(replace(record, loss=value if is_loss(metric) else 1 - value))
+    return found
 
 
 def _utilization(record: RunRecord) -> float | None:

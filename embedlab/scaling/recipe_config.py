@@ -40,7 +40,7 @@ class RecipeConfig:
     left_out: str | None
 
 
-def recipe_config(answer: Recipe, laws: Sequence[MethodLaw]) -> RecipeConfig:
+def recipe_config(answer: Recipe, laws: Sequence[MethodLaw], loss: str = "loss") -> RecipeConfig:
     """Return the file content for the best configuration of a recipe.
 
     The options come from the run of the method that is nearest in backbone, size and learning rate. This run may be
@@ -50,6 +50,7 @@ def recipe_config(answer: Recipe, laws: Sequence[MethodLaw]) -> RecipeConfig:
     Args:
         answer: Recipe for one budget.
         laws: Laws that the recipe was computed from.
+        loss: What the predicted loss is, in words, for example ``1 - validation/arxiv/ndcg@10``.
 
     Raises:
         ConfigError: If a run to copy options from comes from a table, which holds no configurations.
@@ -88,7 +89,7 @@ def recipe_config(answer: Recipe, laws: Sequence[MethodLaw]) -> RecipeConfig:
         f"embedlab fit --config {name}.yaml",
         "",
         f"{best.method} of {best.backbone} for {best.flops:g} FLOPs, {best.tokens:.3g} tokens.",
-        f"Predicted loss: {best.loss:.4g} (80 % interval: {low:.4g} to {high:.4g}).",
+        f"Predicted {loss}: {best.loss:.4g} (80 % interval: {low:.4g} to {high:.4g}).",
         f"The options come from the configuration of the run in {source.folder}.",
     ]
     line = _line(left_out, Path(str(source.folder))) if left_out else None

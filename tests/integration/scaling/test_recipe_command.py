@@ -168,6 +168,25 @@ def test_runs_that_have_hardly_learned_are_warned_of(capsys: pytest.CaptureFixtu
     assert "LoRA: 2 of 9 runs" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_recipe_is_chosen_by_a_metric(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    metric = "validation/a/ndcg@10"
+    for number, (size, tokens) in enumerate(product((10_000, 30_000, 90_000), (100_000, 400_000, 1_600_000))):
+        values = {"nonembedding_parameters": size, "tokens": tokens, "flops_algorithmic": 6 * size * tokens}
+        values["backbone"] = f"ladder:{size}"
+        error = 0.1 + 5 / size**0.4 + 20 / tokens**0.4
+        metrics = {metric: 1 - error, "validation/a/loss": 2.0 + number}  # by the loss, the first run is the best
+        write_record(record(number, metrics=metrics, learning_rate=1e-3, **values), tmp_path / "runs" / str(number))
+    options = ["--runs", str(tmp_path / "runs"), "--budget", "9e11", "--replicates", "10", "--metric", metric]
+    report = answered(capsys, *options)
+    (best, *_) = report["recipes"][0]["configurations"]
+    expected = 0.1 + 5 / 9e4**0.4 + 20 / (9e11 / 6 / 9e4) ** 0.4
+    assert report["loss"] == f"1 - {metric}" and best["loss"] == pytest.approx(expected, rel=0.02)
+    main(["recipe", *options])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"Predictions are of 1 - {metric}." in printed and "1 - ndcg@10" in printed
+    assert "--metric is for --runs" in error_of(capsys, ["recipe", "--table", "a", "--metric", "b", "--budget", "1e9"])
+
+
 def test_records_whose_losses_cannot_be_compared_give_no_recipe(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

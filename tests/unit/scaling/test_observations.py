@@ -47,6 +47,23 @@ def test_a_run_near_the_loss_of_a_guess_is_told_from_one_that_has_learnt() -> No
     assert not replace(rows[0], chance=None).is_near_chance
 
 
+def test_a_metric_takes_the_place_of_the_loss() -> None:
+    records = [
+        record(0, metrics={"validation/a/ndcg@10": 0.75, "validation/a/loss": 3.0}),
+        record(1),
+        record(2, status="failed"),
+    ]
+    rows = of_records(records, metric="validation/a/ndcg@10")
+    assert rows[0].loss == 0.25 and rows[0].chance == 1
+    assert [row.left_out for row in rows] == [None, "it has no metric validation/a/ndcg@10", "failed"]
+    (row, *_) = of_records(records, metric="validation/a/loss")
+    assert row.loss == 3 and row.chance == pytest.approx(math.log(256))
+    with pytest.raises(RecordError, match=r"metric b\. The runs have: validation/a/loss, validation/a/ndcg@10\. Name"):
+        of_records(records, metric="b")
+    with pytest.raises(RecordError, match=r"perplexity has a value of 20\. Expected a loss, or a metric from 0 to 1"):
+        of_records([record(0, metrics={"perplexity": 20.0})], metric="perplexity")
+
+
 def test_losses_of_different_definitions_are_not_mixed() -> None:
     other = record(1, loss_definition=replace(DEFINITION, temperature=0.02))
     with pytest.raises(RecordError, match=r"temperature 0.05 and 0.02 .*: 1 like run-0, 1 like run-1\)"):
