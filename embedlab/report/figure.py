@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+_STRETCH = 0.5  # most that bands may add on either side of an axis, as a share of the range of points and curves
 _DIGITS = 6  # significant digits of a coordinate, more than a screen can show
 # Colors of medium lightness: visible on white and on black, and different for most color-blind readers.
 _COLORS = ("#3572b0", "#d2692a", "#2c9c78", "#b0589f", "#a8871f", "#c4475a", "#5c64c9", "#6f8695")
@@ -105,6 +106,28 @@ class Figure:
     series: Sequence[Series] = field(default_factory=tuple)
     empty: str | None = None
 
+    @property
+    def y_limits(self) -> tuple[float, float] | None:
+        """Limits of the vertical axis where wide bands would otherwise stretch it until curves are flat; else None."""
+        drawn = [one for one in self.series if one.kind in (Kind.POINTS, Kind.LINE, Kind.DOTS)]
+        bands = [one for one in self.series if one.kind is Kind.BAND]
+        inner, outer = (
+            np.concatenate([np.zeros(0), *(np.asarray(values, dtype=float) for values in found)])
+            for found in ([one.y for one in drawn], [part for one in bands for part in (one.low, one.high)])
+        )
+        inner, outer = (values[np.isfinite(values) & ((values > 0) | (not self.y.is_log))] for values in (inner, outer))
+        if not len(inner) or not len(outer):
+            return None
+        if self.y.is_log:
+            inner, outer = np.log(inner), np.log(outer)
+        room = _STRETCH * (inner.max() - inner.min())
+        low, high = inner.min() - room, inner.max() + room
+        if room == 0 or (outer.min() >= low and outer.max() <= high):
+            return None
+        limits = max(low, min(outer.min(), inner.min())), min(high, max(outer.max(), inner.max()))
+        bottom, top = np.exp(limits) if self.y.is_log else limits
+        return float(bottom), float(top)
+
 
 def colors(count: int) -> list[str]:
     """Return different colors as hexadecimal codes, for example ``#3572b0``.
@@ -154,4 +177,6 @@ def as_dict(figure: Figure) -> dict[str, Any]:
     ]
     axes = {name: {"title": axis.title, "log": axis.is_log} for name, axis in (("x", figure.x), ("y", figure.y))}
     words = {name: getattr(figure, name) for name in ("key", "section", "title", "note", "empty")}
-    return {**words, **axes, "series": series}
+    if figure.y_limits is not None:
+        words["note"] += " Bands go on beyond the edge of the figure."
+    return {**words, **axes, "series": series, "yLimits": figure.y_limits}

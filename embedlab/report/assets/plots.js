@@ -109,7 +109,10 @@
       hoverlabel: { bgcolor: colors.paper, bordercolor: colors.rule, font: { color: colors.ink, size: 13 } },
       dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // on touch screens, dragging scrolls
       xaxis: axis(figure.x, figure.series.flatMap((one) => one.x), colors, narrow),
-      yaxis: axis(figure.y, figure.series.filter((one) => one.kind !== "span").flatMap((one) => one.y), colors, narrow),
+      yaxis: {
+        ...axis(figure.y, figure.series.filter((one) => one.kind !== "span").flatMap((one) => one.y), colors, narrow),
+        ...(figure.yLimits && { range: figure.y.log ? figure.yLimits.map(Math.log10) : figure.yLimits }),
+      },
       shapes: marks(figure, methods, colors),
     };
   }
