@@ -5,8 +5,9 @@ Both are measured on the budgets that were held out of fits. Inside the data onl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from scipy import optimize
@@ -16,6 +17,7 @@ _USUAL_GROWTH = 0.01  # per decade of FLOPs; a prior, as of the public tables th
 _PRIOR_RUNS = 0.5  # weight of the prior, in hold-outs
 _PRIOR_SPREAD = 0.7  # standard deviation of the prior, of the logarithms of both sizes
 _LEAST_NOISE = 5e-4
+_PRIOR_HOLD_OUTS = 1.0  # hold-outs without a correlation of the errors of methods, which count beside those of the runs
 _MOST_DEGREES, _FEWEST_DEGREES, _ADDED_DEGREES = 30.0, 3.0, 2.0
 RECENCY = 0.7
 """Weight of a hold-out over that of the hold-out with one budget level less.
@@ -36,12 +38,15 @@ class ErrorGrowth:
             with the number of runs, because runs of one hold-out share the error of the law.
         is_measured: Whether any budget could be held out. If not, the sizes come from the fitted runs and from what is
             usual.
+        shared: Correlation of the additional errors of all methods that were compared, from 0 to 1. What they share
+            cancels in a difference of two methods.
     """
 
     noise: float
     per_decade: float
     degrees: float
     is_measured: bool
+    shared: float = 0.0
 
     def at(self, decades: float) -> float:
         """Return the scale of all errors at a distance from the runs.
@@ -50,6 +55,30 @@ class ErrorGrowth:
             decades: Decimal logarithm of the FLOPs over those of the largest run; at most 0 inside the data.
         """
         return float(np.hypot(self.noise, self.per_decade * max(decades, 0.0)))
+
+
+def shared_error(errors_M: Sequence[Mapping[int, float]]) -> float:
+    """Return the correlation of the errors of several methods on the same held-out budgets, from 0 to 1.
+
+    Laws predict too low or too high losses for all methods if the reason lies in the data or in the backbones. The
+    correlation is uncentered, because errors are differences from 0, and is the smaller, the fewer hold-outs there are.
+
+    Args:
+        errors_M: Mean error of log loss of each method, by the number of held-out budget levels.
+    """
+    product = square = 0.0
+    numbers: set[int] = set()
+    for one, other in combinations(errors_M, 2):
+        for number in one.keys() & other.keys():
+            weight = RECENCY ** (number - 1)
+            product += weight * one[number] * other[number]
+            square += weight * (one[number] ** 2 + other[number] ** 2) / 2
+            numbers.add(number)
+    if square == 0:
+        return 0.0
+    weights = np.array([RECENCY ** (number - 1) for number in numbers])
+    effective = float(weights.sum() ** 2 / np.sum(weights**2))
+    return float(np.clip(product / square * effective / (effective + _PRIOR_HOLD_OUTS), 0.0, 1.0))
 
 
 def error_growth(residuals_P: np.ndarray, hold_outs: Sequence[tuple[np.ndarray, np.ndarray]]) -> ErrorGrowth:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
+from scipy.stats import rankdata
 from scipy.stats import t as student_t
 
 from embedlab.errors import ConfigError, plain_text
 from embedlab.scaling.bootstrap import NUM_REPLICATES, Interval, Replicates, bootstrap, weakly_identified
-from embedlab.scaling.error_growth import ErrorGrowth, error_growth
+from embedlab.scaling.error_growth import ErrorGrowth, error_growth, shared_error
 from embedlab.scaling.fitting import HUBER_DELTA, NUM_STARTS, Configurations, Fit, Runs
 from embedlab.scaling.isoflop import has_interior_optimum
 from embedlab.scaling.laws import Bounded, Chinchilla, Law, Multiplicative, Rectified, Repeated
@@ -312,16 +313,33 @@ class MethodLaw:
     def draws(self, name: str, num_draws: int) -> np.ndarray:
         """Return random draws of Student's t-distribution with the degrees of freedom of the errors: (R,).
 
-        The same name gives the same draws.
+        The same name gives the same draws. Errors of the laws of several methods have the correlation
+        ``ErrorGrowth.shared``.
 
         Args:
             name: Name of what is drawn: that of a backbone for its noise, or the empty text for the error of the law.
             num_draws: Number of draws (R).
         """
-        generator = np.random.default_rng([_SEED_OF_ERRORS, *self.method.encode(), 0, *name.encode()])
+        own_R = _normal([*self.method.encode(), 0, *name.encode()], num_draws)
+        if not name:
+            own_R = np.sqrt(self.growth.shared) * _normal([], num_draws) + np.sqrt(1 - self.growth.shared) * own_R
         # Equally spaced probabilities in random order give more exact quantiles than independent draws.
-        probability_R = (generator.permutation(num_draws) + 0.5) / num_draws
-        return np.asarray(student_t.ppf(probability_R, self.growth.degrees))
+        return np.asarray(student_t.ppf((rankdata(own_R) - 0.5) / num_draws, self.growth.degrees))
+
+
+def _normal(key: Sequence[int], num_draws: int) -> np.ndarray:
+    """Return draws of the normal distribution; of the same key, fewer draws are the first of more."""
+    return np.random.default_rng([_SEED_OF_ERRORS, *key]).standard_normal(num_draws)
+
+
+def with_shared_errors(laws: Sequence[MethodLaw]) -> list[MethodLaw]:
+    """Return laws of methods that are compared, with the correlation of their errors on held-out budgets.
+
+    Args:
+        laws: Laws of the methods.
+    """
+    shared = shared_error([{held.num_budgets: held.bias for held in law.hold_outs} for law in laws])
+    return [replace(law, growth=replace(law.growth, shared=shared)) for law in laws]
 
 
 Track = Callable[[Collection[str]], Iterable[str]]
@@ -526,4 +544,4 @@ def laws_of(
             refused[method] = str(error)
     if not found:
         raise ConfigError(" ".join(refused.values()))
-    return found, refused
+    return with_shared_errors(found), refused

@@ -19,7 +19,7 @@ from embedlab.scaling.bootstrap import REPLICATE_TOLERANCE, Replicates, random_w
 from embedlab.scaling.descent import least_huber
 from embedlab.scaling.fitting import NO_NOISE, SAME_BASIN, Fit, LogResiduals, Runs, refit
 from embedlab.scaling.members import FittedMember, Member, worths_of
-from embedlab.scaling.method_laws import LawPart, MethodLaw, errors_of_mean
+from embedlab.scaling.method_laws import LawPart, MethodLaw, errors_of_mean, with_shared_errors
 from embedlab.scaling.validation import HELD_OUT, NUM_STARTS, Choice, HoldOut, errors_of, without_largest
 
 _EXACT = 1e-15
@@ -63,7 +63,7 @@ def share_irreducible_loss(laws: Sequence[MethodLaw], *, num_replicates: int) ->
                 growth=of_mean[1],
             )
         )
-    return shared
+    return with_shared_errors(shared)
 
 
 def _with_worths(found: Fit, runs: Runs) -> FittedMember:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embedlab.scaling.error_growth import error_growth
+from embedlab.scaling.error_growth import error_growth, shared_error
 
 DECADES = np.tile(np.linspace(0.1, 1.5, 40), 6)
 
@@ -44,3 +44,12 @@ def test_more_hold_outs_make_the_tails_lighter_up_to_what_they_share() -> None:
 def test_without_a_hold_out_the_errors_are_wide_and_said_to_be_unmeasured() -> None:
     found = error_growth(np.full(10, 0.01), [])
     assert not found.is_measured and found.noise > 0.02 and found.per_decade > 0.02
+
+
+def test_errors_that_all_methods_have_are_shared_and_others_are_not() -> None:
+    errors = {1: 0.02, 2: 0.05, 3: 0.04, 4: 0.1}
+    alike = shared_error([errors, errors, {number: 1.1 * error for number, error in errors.items()}])
+    assert 0.7 < alike < 0.8, "four hold-outs do not show that everything is shared"
+    assert shared_error([errors, {number: -error for number, error in errors.items()}]) == 0
+    assert shared_error([errors]) == shared_error([errors, {}]) == shared_error([{1: 0.0}, {1: 0.0}]) == 0
+    assert shared_error([{1: 0.05}, {1: 0.05}]) == pytest.approx(0.5), "one hold-out shows even less"

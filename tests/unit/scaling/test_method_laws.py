@@ -10,7 +10,7 @@ import pytest
 from embedlab.scaling.bootstrap import quantiles
 from embedlab.scaling.fitting import Configurations, Runs
 from embedlab.scaling.laws import Bounded
-from embedlab.scaling.method_laws import law_of, members_to_try
+from embedlab.scaling.method_laws import law_of, laws_of, members_to_try
 from embedlab.scaling.observations import by_method, runs_of
 from helpers.near_chance import CHANCE, runs_near_chance
 from helpers.two_methods import runs
@@ -69,3 +69,22 @@ def test_a_bounded_law_is_tried_only_for_losses_near_those_of_a_guess() -> None:
     assert not {name for name in of(0.49 * CHANCE, 1) if "bounded" in name}
     assert {name for name in of(0.51 * CHANCE, 1) if "bounded" in name} == {"Chinchilla, bounded"}
     assert "Chinchilla, repeated, bounded" in of(0.9 * CHANCE, 2)
+
+
+def test_errors_that_methods_share_cancel_in_a_difference() -> None:
+    (full, lora) = (
+        replace(law, growth=replace(law.growth, per_decade=0.05, noise=1e-6, degrees=30.0))
+        for law in laws_of(by_method(runs()), num_replicates=5)[0]
+    )
+    at = Configurations(np.array([1.6e7]), np.array([1e20 / (6 * 1.6e7)]))
+
+    def widths(shared: float) -> tuple[float, float]:
+        alike = [replace(law, growth=replace(law.growth, shared=shared)) for law in (full, lora)]
+        one_RC, other_RC = (law.log_losses(at)[1] for law in alike)
+        return float(one_RC.std()), float((one_RC - other_RC).std())
+
+    (alone, apart), (of_one, together) = widths(0.0), widths(0.9)
+    assert of_one == pytest.approx(alone, rel=1e-6), "the error of one method is as large as before"
+    assert apart == pytest.approx(2**0.5 * alone, rel=0.1) and together < 0.4 * apart
+    few, many = (replace(full, growth=replace(full.growth, shared=0.9)).draws("", count) for count in (50, 1000))
+    assert np.corrcoef(few, many[:50])[0, 1] > 0.99, "methods with fewer replicates are paired, too"
