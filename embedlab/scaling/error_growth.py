@@ -81,7 +81,9 @@ def shared_error(errors_M: Sequence[Mapping[int, float]]) -> float:
     return float(np.clip(product / square * effective / (effective + _PRIOR_HOLD_OUTS), 0.0, 1.0))
 
 
-def error_growth(residuals_P: np.ndarray, hold_outs: Sequence[tuple[np.ndarray, np.ndarray]]) -> ErrorGrowth:
+def error_growth(
+    residuals_P: np.ndarray, hold_outs: Sequence[tuple[np.ndarray, np.ndarray]], num_fitted: int = 0
+) -> ErrorGrowth:
     """Return the error growth that hold-outs show.
 
     The scales maximize the likelihood of the errors, whose variance is the sum of the variances of noise and growth.
@@ -90,11 +92,14 @@ def error_growth(residuals_P: np.ndarray, hold_outs: Sequence[tuple[np.ndarray, 
         residuals_P: Residuals of log loss of the fitted runs.
         hold_outs: Decades beyond the fitted runs, and errors of log loss, of the runs of each hold-out; the hold-out
             with the fewest budget levels comes first.
+        num_fitted: Number of parameters that were fitted (K). A fit by absolute errors passes through about K runs, so
+            the K smallest residuals say nothing of the noise.
     """
-    noise = max(1.4826 * float(np.median(np.abs(residuals_P))), _LEAST_NOISE)
+    sizes_P = np.sort(np.abs(residuals_P))[min(num_fitted, len(residuals_P) - 1) :]
+    noise = max(1.4826 * float(np.median(sizes_P)), _LEAST_NOISE)
     usual = max(_USUAL_GROWTH, noise)
     if not hold_outs:
-        return ErrorGrowth(2 * noise, 2 * usual, _FEWEST_DEGREES, is_measured=False)
+        return ErrorGrowth(noise, 2 * usual, _FEWEST_DEGREES, is_measured=False)
     weights_H = RECENCY ** np.arange(len(hold_outs))
     weights_H /= weights_H.sum()
     effective = float(1 / np.sum(weights_H**2))

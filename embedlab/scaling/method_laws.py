@@ -510,7 +510,8 @@ def errors_of_mean(
     mean_P = sum(weight * one.log_loss(runs.configurations) for weight, one in zip(weights, fitted, strict=True))
     hold_outs = averaged(ranked)
     measured = [(np.array(held.decades), np.array(held.errors)) for held in hold_outs]
-    return hold_outs, error_growth(np.log(runs.loss_P) - mean_P, measured)
+    num_fitted = round(sum(weight * len(one.fit.theta_K) for weight, one in zip(weights, fitted, strict=True)))
+    return hold_outs, error_growth(np.log(runs.loss_P) - mean_P, measured, num_fitted)
 
 
 def laws_of(

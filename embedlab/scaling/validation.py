@@ -29,7 +29,7 @@ A hold-out needs few starting points: on every tested table, 9 or more of 16 led
 _FEWEST_LEVELS = 2  # of budget, that remain in a fit
 _LARGEST_ERROR = 0.2  # of log loss: larger errors are equally bad, so that no single run decides
 _BEST = 0.3  # log loss over the best run of a budget at which a run's say in the weights has fallen by a factor of e
-_SHARPNESS = 4.0  # power of the inverse error that weights members
+_SHARPNESS = 4.0  # largest power of the inverse error that weights members
 _LEAST_SHARE = 0.02  # weight below which a member is left out
 
 
@@ -196,9 +196,10 @@ def choices(members: Sequence[Member], runs: Runs, *, huber_delta: float | None 
     errors = [
         _error([of_member[n][i] for i in common], importance) if n in possible else np.inf for n in range(len(members))
     ]
+    num_runs = max((of_member[possible[0]][i].num_families for i in common), default=0)
     ranked = [
         Choice(member, tuple(one for one in found if one is not None), error, weight)
-        for member, found, error, weight in zip(members, of_member, errors, _weights(errors), strict=True)
+        for member, found, error, weight in zip(members, of_member, errors, _weights(errors, num_runs), strict=True)
     ]
     return sorted(ranked, key=lambda choice: -choice.weight)
 
@@ -228,12 +229,20 @@ def _error(hold_outs: Sequence[HoldOut | None], importance: Sequence[np.ndarray]
     return total / weights
 
 
-def _weights(errors: Sequence[float]) -> list[float]:
-    """Return the shares of members in predictions, which fall with a power of their errors."""
+def _weights(errors: Sequence[float], num_runs: int) -> list[float]:
+    """Return the shares of members in predictions, which fall with a power of their errors.
+
+    The power is at most the number of held-out runs, as in the likelihood of errors whose scale is unknown: a single
+    run hardly tells which member is better.
+
+    Args:
+        errors: Mean absolute error of each member on held-out runs.
+        num_runs: Number of held-out runs that share no noise.
+    """
     if not np.isfinite(errors).any():
         return [1.0, *[0.0] * (len(errors) - 1)]
     floor = max(min(errors), 1e-9)
-    shares = np.array([(max(error, 1e-9) / floor) ** -_SHARPNESS for error in errors])
+    shares = np.array([(max(error, 1e-9) / floor) ** -min(_SHARPNESS, num_runs) for error in errors])
     shares /= shares.sum()
     shares[shares < _LEAST_SHARE] = 0.0
     return [float(share) for share in shares / shares.sum()]

@@ -64,6 +64,18 @@ def test_too_few_budgets_leave_a_law_without_a_hold_out_and_the_preferred_one_wi
     assert first.member.law is law and (first.weight, second.weight) == (1.0, 0.0)
 
 
+@pytest.mark.parametrize(("num_held_out", "power"), [(1, 1), (5, 4)])
+def test_a_single_held_out_run_hardly_decides(num_held_out: int, power: int) -> None:
+    sizes_P = np.concatenate([np.tile(np.geomspace(1e6, 1.6e7, 5), 2), np.geomspace(1e6, 1.6e7, 5)[:num_held_out]])
+    flops_P = np.repeat([1e15, 4e15, 1.6e16], [5, 5, num_held_out])
+    tokens_P = flops_P / (6 * sizes_P)
+    noise_P = 0.01 * np.random.default_rng(0).standard_normal(len(sizes_P))
+    runs = Runs(sizes_P, tokens_P, (0.4 + 60 / sizes_P**0.35 + 400 / tokens_P**0.35) * np.exp(noise_P))
+    better, worse = choices([plain(Chinchilla()), plain(Chinchilla(tied=True))], runs)
+    assert [held.num_families for held in better.hold_outs] == [num_held_out] and better.error < worse.error
+    assert better.weight / worse.weight == pytest.approx((worse.error / better.error) ** power)
+
+
 def test_the_mean_of_two_laws_has_the_mean_of_their_errors() -> None:
     law, truth = TRUTHS[1]
     ranked = choices([plain(law), plain(Chinchilla())], made(law, truth, noise=0.02))
