@@ -74,7 +74,7 @@ def add_fitting(parser: ArgumentParser) -> None:
         "--replicates",
         type=int,
         default=NUM_REPLICATES,
-        help="Number of bootstrap replicates, which are fits to runs drawn with replacement. The intervals of the "
+        help="Number of bootstrap replicates, which are fits to runs with random weights. The intervals of the "
         "parameters of laws, of best sizes and of crossovers come from them; those of losses come from the errors on "
         "held-out budgets.",
     )

@@ -126,7 +126,7 @@ def _add_options(parser: ArgumentParser) -> None:
         "--replicates",
         type=int,
         default=NUM_REPLICATES,
-        help="Number of bootstrap replicates in the report, which are fits to runs drawn with replacement. The "
+        help="Number of bootstrap replicates in the report, which are fits to runs with random weights. The "
         "intervals of the parameters of laws, of best sizes and of crossovers come from them.",
     )
 

@@ -70,7 +70,7 @@ class Runs:
             with one seed), so the bootstrap draws them together. By default, each run is a family of its own.
         flops_P: Training cost in FLOPs; 6 N D by default.
         backbones: Name of the backbone of each run. By default, runs are told apart by model size alone.
-        chance: Loss of a model that chances uniformly among the candidates; None if it is unknown.
+        chance: Loss of a model that guesses uniformly among the candidates; None if it is unknown.
 
     Raises:
         ConfigError: If a number is not finite or not above 0.

@@ -126,8 +126,8 @@ class MethodLaw:
     def quantity(self, of: Callable[[np.ndarray], np.ndarray], at: Configurations) -> tuple[np.ndarray, np.ndarray]:
         """Return the estimate of what follows from predicted losses, and its values (R, ...) in the replicates.
 
-        All laws were fitted to the same draws of the runs, so a replicate is a weighted mean of laws like the
-        estimate.
+        In a replicate, all laws are fitted with the same random weights of the runs, so a replicate is a weighted mean
+        of laws like the estimate.
 
         Args:
             of: Function of the logarithms of predicted losses (C,) that returns the quantity, on a scale without
@@ -460,7 +460,7 @@ def _without_first(ranked: Sequence[Choice]) -> list[Choice]:
 def law_parts(
     fitted: Sequence[FittedMember], weights: Sequence[float], runs: Runs, *, num_replicates: int, seed: int
 ) -> tuple[LawPart, ...]:
-    """Return the laws of fitted members with bootstrap replicates. A replicate has the same draw of runs for all laws.
+    """Return the laws of fitted members with bootstrap replicates. In a replicate, all laws have the same random weights.
 
     The first law is the one whose parameters are reported: the law with the fewest parameters among those with at least
     half of the largest weight.
