@@ -460,7 +460,7 @@ def _without_first(ranked: Sequence[Choice]) -> list[Choice]:
 def law_parts(
     fitted: Sequence[FittedMember], weights: Sequence[float], runs: Runs, *, num_replicates: int, seed: int
 ) -> tuple[LawPart, ...]:
-    """Return the laws of fitted members with bootstrap replicates. In a replicate, all laws have the same random weights.
+    """Return the laws of fitted members with bootstrap replicates, in which all laws have the same random weights.
 
     The first law is the one whose parameters are reported: the law with the fewest parameters among those with at least
     half of the largest weight.
