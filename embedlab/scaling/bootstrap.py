@@ -2,9 +2,9 @@
 
 It is the Bayesian bootstrap (Rubin 1981): each replicate weights whole families with random weights, so runs that share
 noise stay together. No run is ever left out, so a replicate of few runs determines a law as well as the runs do.
-Intervals from few runs are too narrow by a factor of about sqrt(P / (P - K)) for P runs and K fitted parameters, so the
-distance of each replicate from the estimate is multiplied by this factor. Simulations in the tests check the coverage
-of the intervals. Names of arrays end in their axes:
+Intervals from few runs are too narrow by a factor that grows with K / P for P runs and K fitted parameters
+(``spread_of``), so the distance of each replicate from the estimate is multiplied by this factor. Simulations in the
+tests check the coverage of the intervals. Names of arrays end in their axes:
 
     R  bootstrap replicates      P  points, one per run      K  parameters
 """
@@ -101,7 +101,8 @@ def quantiles(values_R: np.ndarray, level: float) -> np.ndarray:
         values_R: Values (R, ...), one per replicate.
         level: Share of the values between the bounds.
     """
-    bounds: np.ndarray = np.quantile(values_R, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    # Of R values, the others leave a share of about 1 / R too much outside.
+    bounds: np.ndarray = np.quantile(values_R, [(1 - level) / 2, (1 + level) / 2], axis=0, method="weibull")
     return bounds
 
 
@@ -156,15 +157,27 @@ def random_weights(runs: Runs, num_replicates: int, seed: int) -> np.ndarray:
 
 
 def spread_of(estimate: Fit, runs: Runs, weights_P: np.ndarray | None = None) -> float:
-    """Return the factor sqrt(P / (P - K)) by which an interval from P runs and K fitted parameters is too narrow.
+    """Return the factor by which an interval from P runs and K fitted parameters is too narrow.
+
+    It is sqrt(P / (P - K)) for a fit by absolute errors and P / (P - K) for a fit by squares, whose residuals are
+    smaller at runs with much influence (the corrections HC1 and HC3 of MacKinnon and White 1985); between them for a
+    Huber loss, by the share of the residuals that it squares. Random weights of F families have a variance of
+    (F - 1) / (F + 1), where drawing with replacement has (F - 1) / F, so sqrt((F + 1) / F) is a factor, too.
 
     Args:
         estimate: Fit of the law to all runs.
         runs: Runs that the law was fitted to.
         weights_P: Weight of each run in the fit, in which case P is the effective number of runs.
     """
-    num_runs = _effective(runs, weights_P)
-    return float(np.sqrt(num_runs / max(1.0, num_runs - len(estimate.theta_K))))
+    num_runs, num_fitted = _effective(runs, weights_P), len(estimate.theta_K)
+    squared = 1.0
+    if estimate.huber_delta is not None:
+        # A fit by absolute errors passes through about K runs.
+        within = int(np.sum(np.abs(estimate.residuals(runs)) <= estimate.huber_delta))
+        squared = max(0, within - num_fitted) / max(1, len(runs) - num_fitted)
+    num_families = len(runs) if runs.family_P is None else len(np.unique(runs.family_P))
+    of_weights = ((num_families + 1) / num_families) ** 0.5
+    return float(of_weights * (num_runs / max(1.0, num_runs - num_fitted)) ** (0.5 + 0.5 * squared))
 
 
 def _effective(runs: Runs, weights_P: np.ndarray | None) -> float:

@@ -97,4 +97,4 @@ def test_intervals_of_90_percent_cover_the_truth_in_85_to_95_of_100_simulations(
         for name, quantity in quantities.items():
             covered[name] += truths[name] in replicates.interval(quantity)
     shares = {name: count / num_simulations for name, count in covered.items()}
-    assert all(0.85 <= share <= 0.95 for share in shares.values()), shares
+    assert all(0.85 <= share <= 0.95 for share in shares.values()), list(shares.items())

@@ -178,4 +178,4 @@ def test_a_90_percent_interval_of_the_crossover_covers_the_truth_in_85_to_95_of_
             law("patient", PATIENT, noise=0.003, seed=2 * seed + 1, num=200),
         ]
         covered += expected in crossover(*laws).interval_90
-    assert 0.85 <= covered / num_simulations <= 0.95
+    assert 0.85 <= covered / num_simulations <= 0.95, covered
