@@ -104,9 +104,9 @@
     return null;
   }
 
-  // Return a quantile of sorted values by linear interpolation, as numpy.quantile does.
+  // Return a quantile of sorted values as numpy.quantile does with the method "weibull".
   function quantile(sorted, share) {
-    const at = share * (sorted.length - 1);
+    const at = Math.min(Math.max(share * (sorted.length + 1) - 1, 0), sorted.length - 1);
     const below = Math.floor(at);
     const above = Math.min(below + 1, sorted.length - 1);
     return sorted[below] + (at - below) * (sorted[above] - sorted[below]);
