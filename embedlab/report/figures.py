@@ -130,7 +130,7 @@ def _best(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> list[Figure]:
         sizes_G, sizes_RG = np.exp(log_G), np.exp(log_RG)
         known_G = np.isfinite(log_G)
         low_G, high_G = np.exp(quantiles(log_RG, 0.8))[:, known_G]
-        tokens_RG = flops_G / law.smooth_flops_per_token(sizes_RG)
+        tokens_RG = flops_G / law.token_costs.smooth(sizes_RG)
         fewest_G, most_G = np.exp(quantiles(np.log(tokens_RG), 0.8))[:, known_G]
         x = flops_G[known_G]
         size_G = sizes_G[known_G]
@@ -138,14 +138,14 @@ def _best(laws: Sequence[MethodLaw], color: Mapping[str, int]) -> list[Figure]:
         of_size.append(shown(kind=Kind.BAND, x=x, low=low_G, high=high_G, strength=0.2))
         of_data.append(shown(kind=Kind.BAND, x=x, low=fewest_G, high=most_G, strength=0.2))
         of_size.append(shown(kind=Kind.LINE, x=x, y=size_G))
-        of_data.append(shown(kind=Kind.LINE, x=x, y=x / law.smooth_flops_per_token(size_G)))
+        of_data.append(shown(kind=Kind.LINE, x=x, y=x / law.token_costs.smooth(size_G)))
         inside = [profile for profile in isoflop_profiles(law.runs) if profile.is_interior]
         if inside:
             x = np.array([profile.flops for profile in inside])
             size_G = np.array([profile.optimal_parameters for profile in inside])
             crosses = partial(shown, kind=Kind.POINTS, x=x, symbol="x", texts=["isoFLOP minimum"] * len(x))
             of_size.append(crosses(y=size_G))
-            of_data.append(crosses(y=x / law.smooth_flops_per_token(size_G)))
+            of_data.append(crosses(y=x / law.token_costs.smooth(size_G)))
     if laws and of_size:
         largest = Series(label="largest run", kind=Kind.UPRIGHT, x=[max(law.largest_flops for law in laws)])
         of_size.insert(0, largest)
@@ -197,7 +197,7 @@ def _profiles(method: str, rows: Sequence[Observation], law: MethodLaw | None, c
         strength = 0.3 + 0.7 * (place + 1) / len(shown)
         size_C = np.geomspace(sizes_P.min() / 1.3, sizes_P.max() * 1.3, 60)
         if law is not None:
-            curve_C = law.fit.loss(size_C, flops / law.flops_per_token(size_C))
+            curve_C = law.fit.loss(size_C, flops / law.token_costs.interpolated(size_C))
             series.append(Series(label=label, kind=Kind.LINE, x=size_C, y=curve_C, color=color, strength=strength))
         parabola = parabolas.get(round(float(np.log(flops)), 6))
         if parabola is not None and parabola.is_interior:

@@ -94,7 +94,7 @@ def _method(
         "drawsOfRuns": [_encoded(law.draws(backbone, NUM_DRAWS)) for backbone, _ in suite],
         "largestFlops": law.largest_flops,
         "ratio": [min(ratios), max(ratios)],
-        "price": law.flops_per_token(sizes_C).tolist(),
+        "price": law.token_costs.interpolated(sizes_C).tolist(),
         "speed": speeds,
         "memory": [memory.get(backbone) for backbone, _ in suite],
         "rates": [rates.setdefault(rows, len(rates)) if rows else None for rows in rows_of_rates],

@@ -24,6 +24,7 @@ from embedlab.scaling.laws import Bounded, Chinchilla, Law, Multiplicative, Rect
 from embedlab.scaling.members import FittedMember, Member, Worths, fitted_members, log_loss, weighted_sum
 from embedlab.scaling.observations import Observation, runs_of
 from embedlab.scaling.outliers import Outlier, outliers_of
+from embedlab.scaling.token_costs import TokenCosts
 from embedlab.scaling.validation import Choice, HoldOut, averaged, choices
 
 FARTHEST = 10.0
@@ -34,7 +35,6 @@ NUM_DRAWS = 1000
 
 _SEED_OF_ERRORS = 1
 _MOST_SHARES = 5  # laws among which the replicates are divided at most, since bounds of intervals need enough of them
-_SAME_COST = 1e-3  # share by which costs may differ without being told apart
 _NEARLY = 0.5  # share of the largest weight from which a simpler law is the one that is reported
 _HIGH = 0.5  # loss as a share of that of a guess, below which a bound of losses hardly changes a law
 MANY_EPOCHS = 1.5  # epochs of at least one run, above which the effect of repeated data is fitted
@@ -186,59 +186,10 @@ class MethodLaw:
         """Training cost of the largest run, in FLOPs."""
         return max(row.flops for row in self.observations)
 
-    def flops_per_token(self, parameters_C: np.ndarray) -> np.ndarray:
-        """Return the training FLOPs per token at any model sizes: (C,).
-
-        The FLOPs per token and parameter are medians over the runs of each size. They are interpolated between sizes
-        on logarithmic scales, and constant beyond the sizes of the runs.
-
-        Args:
-            parameters_C: Model sizes, in parameters.
-        """
-        log_sizes_S, log_per_parameter_S = self._costs
-        # The cost per parameter hardly changes with size, so it can stay constant beyond the sizes of the runs.
-        return np.asarray(parameters_C * np.exp(np.interp(np.log(parameters_C), log_sizes_S, log_per_parameter_S)))
-
-    def smooth_flops_per_token(self, parameters_C: np.ndarray) -> np.ndarray:
-        """Return the training FLOPs per token of models of any size, without what is special to single backbones: (C,).
-
-        The FLOPs per token and parameter are a polynomial over the logarithm of size, and constant beyond the sizes of
-        the runs. Its degree, at most 2, has the least Bayesian information criterion (Schwarz 1978). Interpolated
-        costs have kinks, at which an optimum over all sizes would get stuck, above all if a table states nominal FLOPs.
-
-        Args:
-            parameters_C: Model sizes, in parameters.
-        """
-        log_sizes_S, _ = self._costs
-        log_C = np.clip(np.log(parameters_C), log_sizes_S[0], log_sizes_S[-1])
-        return np.asarray(parameters_C * np.exp(self._smooth_cost(log_C)))
-
     @cached_property
-    def _smooth_cost(self) -> np.polynomial.Polynomial:
-        """The logarithm of the FLOPs per token and parameter as a polynomial of the logarithm of size."""
-        log_sizes_S, log_per_parameter_S = self._costs
-        num_sizes = len(log_sizes_S)
-        if num_sizes == 1:
-            return np.polynomial.Polynomial(log_per_parameter_S)
-        curves = [
-            np.polynomial.Polynomial.fit(log_sizes_S, log_per_parameter_S, degree)
-            for degree in range(min(2, max(0, num_sizes - 2)) + 1)
-        ]
-
-        def criterion(curve: np.polynomial.Polynomial) -> float:
-            variance = max(float(np.mean((curve(log_sizes_S) - log_per_parameter_S) ** 2)), _SAME_COST**2)
-            return num_sizes * float(np.log(variance)) + len(curve.coef) * float(np.log(num_sizes))
-
-        return min(curves, key=criterion)
-
-    @cached_property
-    def _costs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Logarithms of the sizes of the runs, and of the median FLOPs per token and parameter at each size."""
-        by_size: dict[float, list[float]] = {}
-        for row in self.observations:
-            by_size.setdefault(row.parameters, []).append(row.flops / (row.tokens * row.parameters))
-        sizes = sorted(by_size)
-        return np.log(sizes), np.log([np.median(by_size[size]) for size in sizes])
+    def token_costs(self) -> TokenCosts:
+        """What a token costs at any model size."""
+        return TokenCosts(self.observations)
 
     def knows(self, parameters: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Return where the tokens per parameter are within ``FARTHEST`` times the range of the runs.
@@ -265,7 +216,7 @@ class MethodLaw:
             The estimates (G,), and the values in the bootstrap replicates with errors of the law added (R, G). A value
             is NaN at a budget for which no size has a trusted number of tokens per parameter.
         """
-        tokens_GC = flops_G[:, None] / self.flops_per_token(sizes_C)
+        tokens_GC = flops_G[:, None] / self.token_costs.interpolated(sizes_C)
         sizes_GC = np.broadcast_to(sizes_C, tokens_GC.shape)
         names = None if backbones is None else list(backbones) * len(flops_G)
         is_known_GC = self.knows(sizes_GC, tokens_GC)
@@ -304,7 +255,7 @@ class MethodLaw:
             law for all configurations, and a noise of its own for each.
         """
         estimate_C = self.log_loss(at)
-        growth_C = self.growth.per_decade * self.decades(at.tokens_C * self.flops_per_token(at.parameters_C))
+        growth_C = self.growth.per_decade * self.decades(at.tokens_C * self.token_costs.interpolated(at.parameters_C))
         names = [str(number) for number in range(len(at.tokens_C))] if at.backbones is None else at.backbones
         noise_RC = np.stack([self.draws(name, num_draws) for name in names], axis=1)
         log_RC = estimate_C + growth_C * self.draws("", num_draws)[:, None] + self.growth.noise * noise_RC

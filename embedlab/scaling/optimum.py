@@ -96,7 +96,7 @@ def optimum(law: MethodLaw, budget: float) -> Optimum | None:
     if np.isnan(log_G[0]):
         return None
     size, size_R = np.exp(log_G), np.exp(log_RG[:, 0])
-    tokens, tokens_R = (budget / law.smooth_flops_per_token(sizes) for sizes in (size, size_R))
+    tokens, tokens_R = (budget / law.token_costs.smooth(sizes) for sizes in (size, size_R))
 
     def interval(values_R: np.ndarray) -> Interval:
         return Interval(*np.exp(_interval_80(np.log(values_R))))
@@ -141,7 +141,7 @@ def optimum_growth(law: MethodLaw) -> OptimumGrowth | None:
 
     log_size_G, log_size_RG = log_G[is_known_G], log_RG[:, is_known_G]
     log_tokens_G, log_tokens_RG = (
-        log_flops_G - np.log(law.smooth_flops_per_token(np.exp(sizes))) for sizes in (log_size_G, log_size_RG)
+        log_flops_G - np.log(law.token_costs.smooth(np.exp(sizes))) for sizes in (log_size_G, log_size_RG)
     )
     return OptimumGrowth(
         method=law.method,
@@ -178,7 +178,7 @@ def best_sizes(law: MethodLaw, flops_G: np.ndarray) -> tuple[np.ndarray, np.ndar
     ends = np.log(min(sizes) / FARTHEST), np.log(max(sizes) * FARTHEST * beyond)
     log_C = np.linspace(*ends, max(_FEWEST_SIZES, 1 + int(np.ceil((ends[1] - ends[0]) / _STEP))))
     step = log_C[1] - log_C[0]
-    tokens_GC = flops_G[:, None] / law.smooth_flops_per_token(np.exp(log_C))
+    tokens_GC = flops_G[:, None] / law.token_costs.smooth(np.exp(log_C))
     sizes_GC = np.broadcast_to(np.exp(log_C), tokens_GC.shape)
     rows_G = np.arange(len(flops_G))
 

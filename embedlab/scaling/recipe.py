@@ -291,7 +291,7 @@ def _configuration(
 ) -> Configuration:
     serving = 2 * parameters * (constraints.serve_tokens or 0.0)
     flops = max(0.0, budget - serving)
-    tokens = flops / float(law.flops_per_token(np.array([parameters]))[0])
+    tokens = flops / float(law.token_costs.interpolated(np.array([parameters]))[0])
     nearest = sorted(
         law.observations, key=lambda row: (row.backbone != backbone, _distance(row.parameters, parameters))
     )
