@@ -99,7 +99,7 @@ def error_growth(
     noise = max(1.4826 * float(np.median(sizes_P)), _LEAST_NOISE)
     usual = max(_USUAL_GROWTH, noise)
     if not hold_outs:
-        return ErrorGrowth(noise, 2 * usual, _FEWEST_DEGREES, is_measured=False)
+        return ErrorGrowth(2 * noise, 2 * usual, _FEWEST_DEGREES, is_measured=False)
     weights_H = RECENCY ** np.arange(len(hold_outs))
     weights_H /= weights_H.sum()
     effective = float(1 / np.sum(weights_H**2))

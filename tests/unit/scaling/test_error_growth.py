@@ -43,7 +43,7 @@ def test_more_hold_outs_make_the_tails_lighter_up_to_what_they_share() -> None:
 
 def test_without_a_hold_out_the_errors_are_wide_and_said_to_be_unmeasured() -> None:
     found = error_growth(np.full(10, 0.01), [])
-    assert not found.is_measured and found.noise > 0.014 and found.per_decade > 0.028
+    assert not found.is_measured and found.noise > 0.02 and found.per_decade > 0.02
 
 
 def test_errors_that_all_methods_have_are_shared_and_others_are_not() -> None:
@@ -57,6 +57,6 @@ def test_errors_that_all_methods_have_are_shared_and_others_are_not() -> None:
 
 def test_runs_that_a_fit_passes_through_say_nothing_of_the_noise() -> None:
     few = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.03, -0.02, 0.04, -0.03])
-    assert error_growth(few, [], num_fitted=5).noise == pytest.approx(1.4826 * 0.03)
+    assert error_growth(few, [], num_fitted=5).noise == pytest.approx(2 * 1.4826 * 0.03)
     many = 0.01 * np.random.default_rng(0).standard_normal(10_000)
     assert error_growth(many, [], num_fitted=5).noise == pytest.approx(error_growth(many, []).noise, rel=1e-2)
