@@ -108,10 +108,12 @@ def recipe_command(parser: ArgumentParser, arguments: Sequence[str]) -> None:
             print(plain_text(note, longest=None), file=sys.stderr)
         return
     screen = console()
+    if loss != "loss":
+        line(screen, f"All losses are {plain_text(loss)}.")
     _print_laws(screen, laws, refused, observations)
     _print_some(screen, [one.words for one in pairs if one.is_told(len(laws))])
     for answer, optima in zip(answers, optima_of_answers, strict=True):
-        _print_recipe(screen, answer, optima, loss)
+        _print_recipe(screen, answer, optima)
     for note in notes:
         line(screen, note)
     for path in written:
@@ -337,14 +339,10 @@ def _weak(name: str, profile: Interval) -> str:
     return f"{name} is weakly identified: {bounds}"
 
 
-def _print_recipe(screen: Console, answer: Recipe, optima: Sequence[Optimum], loss: str) -> None:
+def _print_recipe(screen: Console, answer: Recipe, optima: Sequence[Optimum]) -> None:
     best = answer.best
     table = Table("method", "backbone", title=f"{answer.budget:g} FLOPs", title_justify="left")
-    _, minus, metric = loss.rpartition(" - ")
-    short = ("1 - " if minus else "") + metric.rpartition("/")[2]
-    if short != "loss" or metric != "loss":
-        line(screen, f"Predictions are of {plain_text(loss)}.")
-    for name in ("N", "tokens", plain_text(short), "80 % interval", "95 % interval", "P(best)"):
+    for name in ("N", "tokens", "loss", "80 % interval", "95 % interval", "P(best)"):
         table.add_column(name, justify="right")
     optional = {"pairs": "pairs", "epochs": "epochs", "learning rate": "learning_rate", "hours": "hours"}
     optional |= {"GiB": "memory_bytes"}
