@@ -177,6 +177,7 @@ def as_dict(figure: Figure) -> dict[str, Any]:
     ]
     axes = {name: {"title": axis.title, "log": axis.is_log} for name, axis in (("x", figure.x), ("y", figure.y))}
     words = {name: getattr(figure, name) for name in ("key", "section", "title", "note", "empty")}
-    if figure.y_limits is not None:
+    limits = figure.y_limits
+    if limits is not None:
         words["note"] += " Bands go on beyond the edge of the figure."
-    return {**words, **axes, "series": series, "yLimits": figure.y_limits}
+    return {**words, **axes, "series": series, "yLimits": limits}

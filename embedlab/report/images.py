@@ -51,8 +51,8 @@ def png(figure: Figure, colors: Sequence[str]) -> bytes:
         axes.set_ylabel(figure.y.title)
         _draw(axes, figure.series, colors)
         _scale(axes, figure.x, figure.y)
-        if figure.y_limits is not None:
-            axes.set_ylim(*figure.y_limits)
+        if (limits := figure.y_limits) is not None:
+            axes.set_ylim(*limits)
         axes.grid(True, which="major", color="#00000018", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     written = io.BytesIO()
