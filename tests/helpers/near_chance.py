@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from embedlab.scaling.observations import Observation
+from helpers.observations import observation
 
 CHANCE = math.log(256)
 
@@ -21,19 +22,5 @@ def runs_near_chance() -> list[Observation]:
             h = 300 / size**0.4 + 1.5e5 / tokens**0.7
             noise = 0.01 * generator.standard_normal()
             loss = (0.3 + (CHANCE - 0.3) * h / (1 + h)) * math.exp(noise)
-            name = f"{size:.3g} {budget:.3g}"
-            rows.append(
-                Observation(
-                    name=name,
-                    method="lora",
-                    backbone=f"{size:.3g}",
-                    parameters=size,
-                    tokens=tokens,
-                    loss=loss,
-                    flops=budget,
-                    unique_tokens=tokens,
-                    family=name,
-                    chance=CHANCE,
-                )
-            )
+            rows.append(observation("lora", size, budget, tokens, loss, chance=CHANCE))
     return rows

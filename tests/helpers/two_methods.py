@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from embedlab.scaling.observations import Observation
+from helpers.observations import observation
 
 SIZES = {"tiny": 1e6, "small": 4e6, "medium": 1.6e7, "large": 6.4e7, "huge": 2.56e8}
 # Full fine-tuning learns quickly to an end, LoRA slowly to a lower one and for less a token.
@@ -20,16 +21,13 @@ def true_loss(method: str, parameters: float, tokens: float) -> float:
 def runs(noise: float = 0.003) -> list[Observation]:
     generator = np.random.default_rng(0)
     return [
-        Observation(
-            name=f"{method}-{backbone}-{flops:g}",
-            method=method,
+        observation(
+            method,
+            parameters,
+            flops,
+            tokens := flops / (PRICES[method] * parameters),
+            true_loss(method, parameters, tokens) * float(np.exp(noise * generator.standard_normal())),
             backbone=backbone,
-            parameters=parameters,
-            tokens=(tokens := flops / (PRICES[method] * parameters)),
-            loss=true_loss(method, parameters, tokens) * float(np.exp(noise * generator.standard_normal())),
-            flops=flops,
-            unique_tokens=tokens,
-            family=f"{method}-{backbone}-{flops:g}",
             learning_rate=1e-3 if backbone in ("tiny", "small") else 3e-4,
             pairs=tokens / 80,
             seconds=flops / 1e13,
